@@ -1,0 +1,69 @@
+"""Ray for the length of one command: started in the process, or an existing cluster joined.
+
+Checks that a command's actors fit before any of them starts. It does not know what they do.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from segdatagen.errors import UsageError
+
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+"""Blocks are a few megabytes and few are in flight: a laptop keeps its memory for the models."""
+
+
+@contextlib.contextmanager
+def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Join the cluster at `address`, or start Ray in this process; leave or stop it at the end.
+
+    A Ray that is already initialised (tests) is used as it is. Raises UsageError if no cluster answers.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    try:
+        quiet_ray_data()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_ray_data() -> None:
+    """Leave the screen to our own progress: Ray Data keeps its logs in the session folder."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def require_resources(actors: int, cpus_per_actor: float, gpus_per_actor: float, other_cpus: float) -> None:
+    """Raise UsageError, naming the number that is too small, unless the actors fit beside the reads and writes."""
+    have = ray.cluster_resources()
+    needs = {"CPU": actors * cpus_per_actor + other_cpus, "GPU": actors * gpus_per_actor}
+    for resource, needed in needs.items():
+        available = have.get(resource, 0.0)
+        if needed > available + 1e-9:
+            per_actor = cpus_per_actor if resource == "CPU" else gpus_per_actor
+            extra = f" and {other_cpus:g} for reading and writing" if resource == "CPU" else ""
+            raise UsageError(
+                f"the run needs {needed:g} {resource} ({actors} actors of {per_actor:g}{extra}) but the cluster has "
+                f"{available:g}: lower execution.actors or execution.{resource.lower()}s_per_actor"
+            )

@@ -1,0 +1,156 @@
+"""Plan rows through chains on Ray Data, committed part by part while they stream.
+
+Actors hold a chain each and turn blocks of plan rows into sample rows; tasks put them; the driver sees one small row
+per part. Queues, back-pressure, spilling and restarts are the engine's. What never came back is found by subtracting
+the ledger from the plan, which is the caller's business.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy
+
+from segdatagen.errors import SegdatagenError
+from segdatagen.job import Execution
+from segdatagen.methods import Chain, failed_rows
+from segdatagen.samples import put_samples, split_parts
+from segdatagen.storage import Folder, StorageError
+
+WRITE_CPUS = 0.1
+"""Writing waits for storage."""
+AUTO_MICROBATCHES = 2
+"""A block is the unit of commit and of lost work: two forward batches unless that leaves actors idle."""
+MIN_BLOCKS_PER_ACTOR = 4
+
+ChainFactory = Callable[[], Chain]
+"""Builds a chain inside an actor. Travels to it by pickling, so it holds options, never weights."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Everything that one pass over plan rows needs."""
+
+    run_uri: str
+    factories: Mapping[str, ChainFactory]
+    execution: Execution
+    attempt: int
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """One committed part, as the driver hears of it."""
+
+    name: str
+    ok: int
+    rejected: int
+    failed: int
+    chain_seconds: float
+    finished: float
+    error: str | None = None
+
+
+class ChainActor:
+    """A process that holds the chains of all methods of a job, built when first needed."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._chains: dict[str, Chain] = {}
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Sample rows of a block of plan rows."""
+        made = []
+        for part in split_parts(block):
+            method = part["method"][0].as_py()
+            try:
+                made.append(self._chain(method).run(part, self._flow.attempt))
+            except (SegdatagenError, OSError, RuntimeError, ImportError) as error:
+                made.append(failed_rows(part, self._flow.attempt, f"{method} cannot start: {error}"))
+        return pa.concat_tables(made)
+
+    def _chain(self, method: str) -> Chain:
+        if method not in self._chains:
+            self._chains[method] = self._flow.factories[method]()
+        return self._chains[method]
+
+
+def rows_per_block(execution: Execution, num_rows: int) -> int:
+    """Rows of one block: as asked for, or two microbatches, fewer where that would leave actors without work."""
+    if execution.rows_per_block != "auto":
+        return execution.rows_per_block
+    even = num_rows // (execution.actors * MIN_BLOCKS_PER_ACTOR)
+    in_batches = max(1, even // execution.microbatch) * execution.microbatch
+    return min(AUTO_MICROBATCHES * execution.microbatch, in_batches)
+
+
+def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDone]:
+    """Run plan rows and yield each part once it is committed. A block whose worker died is silently missing.
+
+    Closing the iterator stops the flow; what was committed stays.
+    """
+    set_fault_policy()
+    run = Folder(flow.run_uri)
+    execution = flow.execution
+
+    def commit(block: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([_commit(run, part) for part in split_parts(block)], schema=_REPORT_SCHEMA)
+
+    dataset = ray.data.from_arrow(plan_rows).repartition(target_num_rows_per_block=block_rows)
+    dataset = dataset.map_batches(
+        ChainActor,
+        fn_constructor_args=(flow,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=execution.actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=execution.cpus_per_actor,
+        num_gpus=execution.gpus_per_actor or None,
+        max_restarts=-1,
+        max_task_retries=1,
+    )
+    committed = dataset.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS)
+    committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
+    for row in committed.iter_rows():
+        yield PartDone(**row)
+
+
+def set_fault_policy() -> None:
+    """A block whose worker died costs its rows for now, not the run (DESIGN.md section 6)."""
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1
+
+
+def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:
+    """Put a part and report it. Ray Data drops a block whose task raises, so a store that refuses is reported too."""
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(part["status"]).to_pylist()}
+    name, problem = "", None
+    try:
+        name = put_samples(run, part)
+    except StorageError as error:
+        problem = str(error)
+    return {
+        "name": name,
+        "ok": counts.get("ok", 0),
+        "rejected": counts.get("rejected", 0),
+        "failed": counts.get("failed", 0),
+        "chain_seconds": pc.sum(part["seconds"]).as_py() or 0.0,
+        "finished": time.time(),
+        "error": problem,
+    }
+
+
+_REPORT_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("ok", pa.int64()),
+        ("rejected", pa.int64()),
+        ("failed", pa.int64()),
+        ("chain_seconds", pa.float64()),
+        ("finished", pa.float64()),
+        ("error", pa.string()),
+    ]
+)

@@ -1,0 +1,108 @@
+"""What a data set on disk is to segdatagen: a list of items, and a way to read one of them.
+
+A reader says what is wrong with an item by raising BadItem; it never repairs, resizes or guesses. It does not know
+how sources are stored or that Ray exists.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from segdatagen.images import Mask
+from segdatagen.labels import UNKNOWN_CHANNEL, LabelSet
+
+Problem = Literal[
+    "unreadable mask",
+    "unreadable image",
+    "unknown id",
+    "unknown colour",
+    "size mismatch",
+    "colours where ids are expected",
+    "ids where colours are expected",
+    "image without mask",
+    "mask without image",
+]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled picture of a data set: its id, and the names of its files below the root."""
+
+    source_id: str
+    mask_name: str
+    image_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One panoptic segment: a thing instance, or all of one stuff class."""
+
+    id: int
+    class_id: int
+    area: int
+    bbox: tuple[int, int, int, int]
+    iscrowd: bool = False
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """What was read: a mask of class ids at native size, and whatever the data set has beside it."""
+
+    mask: Mask
+    image: bytes | None = None
+    caption: str | None = None
+    segment_map: np.ndarray | None = None
+    segments: tuple[Segment, ...] | None = None
+
+
+class BadItem(Exception):
+    """An item that cannot become a source: what is wrong, in which file, and values with their pixel counts."""
+
+    def __init__(self, problem: Problem, file_name: str, detail: str = "", counts: dict[str, int] | None = None):
+        super().__init__(problem, file_name, detail, counts)
+        self.problem: Problem = problem
+        self.file_name = file_name
+        self.detail = detail
+        self.counts = counts or {}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The items of a data set in order of `source_id`, and the files that belong to no item."""
+
+    items: tuple[Item, ...]
+    orphans: tuple[BadItem, ...] = field(default=())
+
+
+class Reader(Protocol):
+    """A data set of one format: see DESIGN.md, "how to add a data set"."""
+
+    label_set: LabelSet
+
+    def list_items(self) -> Listing:
+        """All items, without opening them. Raises UsageError if there are none."""
+        ...
+
+    def read(self, item: Item) -> RawSource:
+        """Read and check one item. Raises BadItem."""
+        ...
+
+
+def unknown_ids(mask: Mask, label_set: LabelSet) -> dict[str, int]:
+    """Ids that the label set does not have, with the pixels of each."""
+    counts = np.bincount(mask.ravel())
+    unknown = np.flatnonzero((counts > 0) & (label_set.channel_table()[: len(counts)] == UNKNOWN_CHANNEL))
+    return {str(value): int(counts[value]) for value in unknown}
+
+
+def narrow(mask: np.ndarray) -> Mask:
+    """Class ids as uint8 where they fit, else uint16."""
+    return mask.astype(np.uint8 if mask.size == 0 or int(mask.max()) <= 255 else np.uint16)
+
+
+def first_names(names: Sequence[str], limit: int = 20) -> str:
+    """File names for a message: the first ones, and how many more there are."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

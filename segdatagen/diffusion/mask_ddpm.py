@@ -1,0 +1,212 @@
+"""The mask-guided DDPM of paper 001: its noise schedule, its samplers, and masks in, images out.
+
+A sample depends on its mask, its own generator and the batch shape, never on its neighbours. All arithmetic outside the
+network is float32. This module does not know where weights or masks come from, nor what becomes of the images.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
+from segdatagen.errors import UsageError
+
+Noise = Callable[[Tensor, int], Tensor]
+"""Predicted noise `[B, 3, H, W]` for images `[B, 3, H, W]` at one step of the schedule."""
+
+
+class SamplerOptions(BaseModel):
+    """How images are drawn. `ancestral` is the paper's sampler and visits every step of the schedule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sampler: Literal["ancestral", "ddim", "dpm++2m"] = "ddim"
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=3.0, ge=0.0, description="0 and 1 are conditional only; the paper's is 3")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images uint8 `[N, H, W, 3]`; whether each was free of NaN and infinity `[N]`; the batch it was made in `[N]`."""
+
+    images: np.ndarray
+    finite: np.ndarray
+    microbatch: np.ndarray
+
+
+def cosine_betas(num_steps: int = 1000) -> Tensor:
+    """Noise variances beta_t, float64 `[num_steps]`: a half-cosine ramp from 1e-4 to 0.02.
+
+    The ramp is of beta itself, as in the authors' implementation, not of alpha-bar as in Nichol and Dhariwal (2021).
+    """
+    t = torch.arange(num_steps, dtype=torch.float64)
+    return 1e-4 + 0.0199 * (1 - torch.cos(math.pi * t / (num_steps - 1))) / 2
+
+
+def alpha_bars(betas: Tensor) -> Tensor:
+    """Cumulative products of `1 - beta`: the share of the image's variance that is left after each step."""
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def trailing_timesteps(num_diffusion_steps: int, steps: int) -> list[int]:
+    """`steps` steps of the schedule, evenly spaced, descending, the first of them the noisiest.
+
+    "Trailing" spacing of Lin et al. (2023), "Common Diffusion Noise Schedules and Sample Steps Are Flawed": sampling
+    starts from pure noise, so it has to visit the last step.
+    """
+    if steps > num_diffusion_steps:
+        raise UsageError(f"steps is {steps}, but the model has {num_diffusion_steps} diffusion steps: set fewer steps")
+    return [round(num_diffusion_steps * (steps - i) / steps) - 1 for i in range(steps)]
+
+
+def sample_ancestral(predict: Noise, x: Tensor, betas: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Algorithm 2 of Ho et al. (2020), "Denoising Diffusion Probabilistic Models", with sigma_t^2 = beta_t.
+
+    From noise `x [B, 3, H, W]` through all steps down to 0; predicted images are not clipped on the way. Each
+    sample's noise comes from its own CPU generator.
+    """
+    bars = alpha_bars(betas)
+    for t in reversed(range(len(betas))):
+        beta, bar = float(betas[t]), float(bars[t])
+        x = (x - beta / math.sqrt(1 - bar) * predict(x, t)) / math.sqrt(1 - beta)
+        if t > 0:
+            x = x + math.sqrt(beta) * draw_noise(generators, x.shape[1:], x.device)
+    return x
+
+
+def sample_ddim(predict: Noise, x: Tensor, betas: Tensor, steps: int) -> Tensor:
+    """Equation 12 of Song et al. (2021), "Denoising Diffusion Implicit Models", with eta = 0; nothing is clipped.
+
+    Ours, because `diffusers.DDIMScheduler` takes the next step as `t - T // steps`, which is not the next step that it
+    visits unless `steps` divides T.
+    """
+    bars = [float(bar) for bar in alpha_bars(betas)]
+    timesteps = trailing_timesteps(len(betas), steps)
+    for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        bar, next_bar = bars[t], bars[following] if following >= 0 else 1.0
+        noise = predict(x, t)
+        image = (x - math.sqrt(1 - bar) * noise) / math.sqrt(bar)
+        x = math.sqrt(next_bar) * image + math.sqrt(1 - next_bar) * noise
+    return x
+
+
+def sample_dpmpp_2m(predict: Noise, x: Tensor, betas: Tensor, steps: int) -> Tensor:
+    """Second-order multistep DPM-Solver++ of Lu et al. (2022), by diffusers; nothing is clipped."""
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=len(betas), trained_betas=betas.numpy(), final_sigmas_type="zero", lower_order_final=True
+    )
+    scheduler.set_timesteps(timesteps=trailing_timesteps(len(betas), steps))
+    for t in scheduler.timesteps.tolist():
+        x = scheduler.step(predict(x, t), t, x).prev_sample
+    return x
+
+
+@torch.inference_mode()
+def generate(
+    model: MaskUNet, masks: np.ndarray | Tensor, generators: Sequence[torch.Generator], options: SamplerOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """One image per mask, on the device and in the dtype of the model.
+
+    `masks` are channels, integers `[B, H, W]`, below 0 where ignored; `generators` are CPU generators, one per sample.
+    Returns images uint8 `[B, H, W, 3]` RGB and a bool `[B]`: False where the result held NaN or infinity (its image
+    then holds black in those places). Raises `UsageError` on sizes, channels or steps that the model cannot take.
+    """
+    if len(generators) != len(masks):
+        raise UsageError(f"{len(masks)} masks came with {len(generators)} generators: give one generator per mask")
+    device = model.outc.weight.device
+    channels = torch.as_tensor(masks, device=device)
+    betas = cosine_betas(model.config.diffusion_steps)
+    predict = guided_noise(model, channels, options.guidance)
+    x = draw_noise(generators, torch.Size((3, *channels.shape[1:])), device)
+    if options.sampler == "ancestral":
+        if options.steps != len(betas):
+            raise UsageError(f"the ancestral sampler visits every step: set steps to {len(betas)}, not {options.steps}")
+        x = sample_ancestral(predict, x, betas, generators)
+    elif options.sampler == "ddim":
+        x = sample_ddim(predict, x, betas, options.steps)
+    else:
+        x = sample_dpmpp_2m(predict, x, betas, options.steps)
+    finite = torch.isfinite(x).flatten(1).all(dim=1)
+    return to_pixels(x), finite.cpu().numpy()
+
+
+def guided_noise(model: MaskUNet, channels: Tensor, guidance: float) -> Noise:
+    """The model's noise prediction for masks of channels `[B, H, W]` with classifier-free guidance.
+
+    `unconditional + guidance * (conditional - unconditional)` (Ho and Salimans, 2022); 0 is conditional only, as in the
+    authors' implementation. Both halves run in one forward pass of 2B; the masks are convolved once.
+    """
+    dtype = model.outc.weight.dtype
+    features = model.mask_conv(one_hot(channels, model.config.num_classes).to(dtype))
+    if guidance in (0.0, 1.0):
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            steps = torch.full((len(x),), t, device=x.device)
+            noise: Tensor = model(x.to(dtype), steps, features)
+            return noise.float()
+
+        return predict
+    both_features = torch.cat([features, torch.zeros_like(features)])
+
+    def predict_guided(x: Tensor, t: int) -> Tensor:
+        steps = torch.full((2 * len(x),), t, device=x.device)
+        conditional, unconditional = model(torch.cat([x, x]).to(dtype), steps, both_features).float().chunk(2)
+        guided: Tensor = unconditional + guidance * (conditional - unconditional)
+        return guided
+
+    return predict_guided
+
+
+def generate_microbatched(
+    model: MaskUNet, masks: np.ndarray, seeds: Sequence[int], options: SamplerOptions, microbatch: int
+) -> Generated:
+    """`generate` for any number of masks `[N, H, W]`, in batches of exactly `microbatch`.
+
+    The last batch is padded with copies of its last row, because a result is bitwise the same only at the same batch
+    shape. When memory runs out the batch is halved, the seeds stay, and `Generated.microbatch` tells it per sample.
+    Raises `torch.OutOfMemoryError` when a batch of one does not fit.
+    """
+    num_samples = len(masks)
+    images = np.zeros((*masks.shape, 3), dtype=np.uint8)
+    finite = np.zeros(num_samples, dtype=bool)
+    used = np.zeros(num_samples, dtype=np.int32)
+    start = 0
+    while start < num_samples:
+        stop = min(start + microbatch, num_samples)
+        rows = np.minimum(np.arange(start, start + microbatch), stop - 1)
+        generators = [torch.Generator().manual_seed(int(seeds[row])) for row in rows]
+        try:
+            batch_images, batch_finite = generate(model, masks[rows], generators, options)
+        except torch.OutOfMemoryError:
+            if microbatch == 1:
+                raise
+            microbatch //= 2
+            continue
+        images[start:stop] = batch_images[: stop - start]
+        finite[start:stop] = batch_finite[: stop - start]
+        used[start:stop] = microbatch
+        start = stop
+    return Generated(images, finite, used)
+
+
+def draw_noise(generators: Sequence[torch.Generator], shape: torch.Size, device: torch.device) -> Tensor:
+    """Standard normal noise float32 `[len(generators), *shape]`, one row from each CPU generator."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+
+def from_pixels(images: Tensor) -> Tensor:
+    """Images uint8 `[B, H, W, 3]` -> float32 `[B, 3, H, W]` in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pixels(x: Tensor) -> np.ndarray:
+    """Images `[B, 3, H, W]`, clamped to [-1, 1], -> uint8 `[B, H, W, 3]`; NaN becomes 0."""
+    levels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().nan_to_num(nan=0.0)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,248 @@
+"""The driver of one attempt: rounds until the goals are met, and the passes that find lost rows.
+
+What is to do is always the plan minus the ledger; nothing else is remembered between attempts. It does not know what
+a method does, nor how parts travel.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segdatagen.balance import Presence
+from segdatagen.dataflow import ChainFactory, Flow, PartDone, rows_per_block, stream
+from segdatagen.errors import SegdatagenError
+from segdatagen.job import Job
+from segdatagen.lease import Holder, Lease
+from segdatagen.methods import failed_rows
+from segdatagen.planner import (
+    PlannedRound,
+    PlanRequest,
+    RoundSummary,
+    measured_cost,
+    next_variants,
+    plan_round,
+    put_round,
+    read_plan,
+    read_rounds,
+    state_of,
+)
+from segdatagen.run_folder import Attempt, Run, recipe_fingerprint
+from segdatagen.samples import STATUSES, Ledger, put_samples, read_ledger, split_parts
+from segdatagen.sources import SourceStore
+from segdatagen.storage import Folder
+from segdatagen.verify import verify_ledger, write_manifest
+
+PASSES_OF_ONE = 3
+"""After the flow, lost rows are run this often in blocks of one row before they are written as failed."""
+EARLY_ROWS = 100
+"""The failed fraction is judged as if at least this many rows were done, or all of them where there are fewer."""
+
+
+class Events(Protocol):
+    """What a run tells while it runs."""
+
+    def waiting(self, holder: Holder) -> None:
+        """Another process held the lease when the run began."""
+
+    def planned(self, summary: RoundSummary) -> None:
+        """A round was added to the plan."""
+
+    def working(self, num_done: int, num_planned: int) -> None:
+        """A flow begins; so many of the planned rows are done."""
+
+    def part(self, part: PartDone) -> None:
+        """A part was committed."""
+
+    def note(self, text: str) -> None:
+        """Anything else that the user should read."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How this attempt differs from a plain one."""
+
+    address: str | None = None
+    retry_failed: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: counts over the whole run, and whether the goals are met."""
+
+    counts: dict[str, int]
+    planned: int
+    goals_met: bool
+    complete: bool
+    already_complete: bool = False
+
+
+@dataclass(frozen=True)
+class Session:
+    """The inputs of a run, read and checked."""
+
+    job: Job
+    store: SourceStore
+    recipes: dict[str, dict[str, Any]]
+    presence: Presence
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plan settings as a round records them."""
+        goals = [goal.model_dump(mode="json") for goal in self.job.plan]
+        return {"goals": goals, "min_pixels": self.job.settings.min_pixels}
+
+    def next_round(self, run: Folder, ledger: Ledger, rounds: list[RoundSummary]) -> PlannedRound:
+        """What is still missing after what was accepted; no rows if nothing is."""
+        plan = read_plan(run, rounds, ["sample_id", "method", "source_id", "target_class"])
+        min_pixels = self.job.settings.min_pixels
+        state = state_of(run, self.presence, self.store.label_set, min_pixels, plan, ledger)
+        fingerprints = {method: recipe_fingerprint(recipe) for method, recipe in self.recipes.items()}
+        request = PlanRequest(self.job.plan, self.settings, fingerprints, self.job.seed, min_pixels)
+        cost = measured_cost(run, ledger, self.job.geometry)
+        return plan_round(request, self.store, state, len(rounds), next_variants(plan, self.presence), cost)
+
+
+@dataclass
+class Driver:
+    """One attempt at work. `seconds` is what the chains spent, over all actors."""
+
+    session: Session
+    run_: Run
+    lease: Lease
+    attempt: Attempt
+    options: RunOptions
+    events: Events
+    factories: Mapping[str, ChainFactory]
+    seconds: dict[str, float] = field(default_factory=lambda: {"chains": 0.0})
+
+    def run(self) -> Outcome:
+        """Rounds until the goals are met, cannot be met, or no more rounds are allowed. Raises SegdatagenError."""
+        folder, retry, left = self.run_.folder, self.options.retry_failed, self.options.limit
+        while True:
+            rounds, ledger = read_rounds(folder), self._ledger()
+            plan = read_plan(folder, rounds)
+            rows = without(plan, ledger.finished(retry_failed=retry))
+            retry = False
+            if rows.num_rows and left != 0:
+                rows = rows if left is None else stratified(rows, left)
+                left = None if left is None else left - rows.num_rows
+                self._make(rows, ledger, plan.num_rows)
+                continue
+            if rows.num_rows or left == 0:
+                return Outcome(ledger.counts, plan.num_rows, goals_met=False, complete=False)
+            planned = self.session.next_round(folder, ledger, rounds)
+            used = sum(summary.settings == self.session.settings for summary in rounds)
+            if planned.summary.num_rows and used < self.session.job.settings.max_rounds:
+                put_round(folder, planned)
+                self.events.planned(planned.summary)
+                continue
+            return self._finish(planned.summary, rounds, ledger)
+
+    def _make(self, rows: pa.Table, ledger: Ledger, num_planned: int) -> None:
+        """Run rows; those that do not come back run alone, and are written as failed after three passes."""
+        tally = Tally.of(ledger, rows, num_planned, self.session.job.execution.max_failed_fraction)
+        self.events.working(tally.num_done, num_planned)
+        block_rows = rows_per_block(self.session.job.execution, rows.num_rows)
+        for number in range(1 + PASSES_OF_ONE):
+            if number:
+                self.events.note(f"{rows.num_rows} samples did not come back: making them one by one, pass {number}")
+            self._flow(rows, 1 if number else block_rows, tally)
+            ledger = self._ledger()
+            rows = without(rows, ledger.sample_ids[ledger.attempt == self.attempt.number])
+            if not rows.num_rows:
+                return
+        for part in split_parts(rows):
+            put_samples(self.run_.folder, failed_rows(part, self.attempt.number, "worker died"))
+        tally.add("failed", rows.num_rows)
+        self._stop_if_too_many_failed(tally)
+
+    def _flow(self, rows: pa.Table, block_rows: int, tally: "Tally") -> None:
+        flow = Flow(self.run_.folder.uri, self.factories, self.session.job.execution, self.attempt.number)
+        with contextlib.closing(stream(flow, rows, block_rows)) as parts:
+            for part in parts:
+                self.lease.check()
+                if part.error:
+                    raise SegdatagenError(part.error)
+                self.seconds["chains"] += part.chain_seconds
+                for status in STATUSES:
+                    tally.add(status, getattr(part, status))
+                self.events.part(part)
+                self._stop_if_too_many_failed(tally)
+
+    def _finish(self, missing: RoundSummary, rounds: list[RoundSummary], ledger: Ledger) -> Outcome:
+        """Verify, write the manifest and `_SUCCESS`, and say what the goals still miss."""
+        if missing.num_rows:
+            self.events.note(f"the goals still miss {missing.num_rows} samples: raise max_rounds to go on")
+        if missing.unreachable:
+            self.events.note(f"no usable source shows {', '.join(missing.unreachable)}: these goals cannot be met")
+        verdict = verify_ledger(self.run_, ledger)
+        if verdict.problems:
+            raise SegdatagenError(f"{self.run_.folder.uri}: {'; '.join(verdict.problems)}")
+        met = not missing.num_rows and not missing.unreachable
+        write_manifest(self.run_, ledger, rounds, met)
+        return Outcome(verdict.counts, verdict.planned, met, complete=True)
+
+    def _ledger(self) -> Ledger:
+        ledger = read_ledger(self.run_.folder)
+        for sentence in ledger.unreadable:
+            self.events.note(f"{sentence}; its samples are made again")
+        return ledger
+
+    def _stop_if_too_many_failed(self, tally: "Tally") -> None:
+        if tally.too_many_failed():
+            uri = self.run_.folder.uri
+            raise SegdatagenError(
+                f"{uri}: {tally.counts['failed']} of {tally.num_done} samples failed, more than max_failed_fraction "
+                f"{tally.allowed:g}; `segdatagen status {uri}` shows why; what is done is kept"
+            )
+
+
+@dataclass
+class Tally:
+    """Outcomes of the whole run so far, without the rows that are being made again."""
+
+    counts: dict[str, int]
+    num_planned: int
+    allowed: float
+
+    @classmethod
+    def of(cls, ledger: Ledger, rows: pa.Table, num_planned: int, allowed: float) -> "Tally":
+        """The tally before `rows` are made."""
+        again = ledger.status_of(rows["sample_id"].to_numpy())
+        counts = {status: n - int((again == STATUSES.index(status)).sum()) for status, n in ledger.counts.items()}
+        return cls(counts, num_planned, allowed)
+
+    @property
+    def num_done(self) -> int:
+        """Rows with any outcome."""
+        return sum(self.counts.values())
+
+    def add(self, status: str, count: int) -> None:
+        """Count more rows."""
+        self.counts[status] += count
+
+    def too_many_failed(self) -> bool:
+        """Whether the failed fraction is past what is allowed."""
+        return self.counts["failed"] > self.allowed * max(self.num_done, min(self.num_planned, EARLY_ROWS))
+
+
+def without(plan: pa.Table, sample_ids: np.ndarray) -> pa.Table:
+    """Plan rows whose id is not among `sample_ids`, in the same order."""
+    return plan.filter(pa.array(~np.isin(plan["sample_id"].to_numpy(), sample_ids)))
+
+
+def stratified(rows: pa.Table, limit: int) -> pa.Table:
+    """The first `limit` rows, taken in turn from every (method, target class), in the order of the plan."""
+    keys = pc.binary_join_element_wise(rows["method"], pc.fill_null(rows["target_class"], ""), "/")
+    codes = keys.combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.lexsort((rows["sample_id"].to_numpy(), codes))
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+    return rows.take(np.sort(np.lexsort((codes, rank))[:limit]))

@@ -1,0 +1,17 @@
+"""The errors that a user is meant to read.
+
+One sentence each: what is wrong, where, and what to do. The command line prints the sentence and exits with
+`exit_status`; anything else that reaches it is a defect and keeps its traceback.
+"""
+
+
+class SegdatagenError(Exception):
+    """The work could not be done: what was committed stays valid."""
+
+    exit_status = 1
+
+
+class UsageError(SegdatagenError):
+    """Wrong use or wrong input, found before anything was written or any actor started."""
+
+    exit_status = 2

@@ -1,0 +1,103 @@
+"""Pixels to bytes and back: photographs, masks of class ids, and their hashes.
+
+Masks are lossless PNG, 8 bit or 16 bit past id 255, and are only ever resized with nearest neighbour. This module
+does not know label sets or where bytes are stored.
+"""
+
+import io
+from typing import Literal
+
+import cv2
+import numpy as np
+import PIL.Image
+import xxhash
+
+from segdatagen.errors import SegdatagenError
+
+Image = np.ndarray
+"""uint8 H x W x 3, RGB."""
+Mask = np.ndarray
+"""uint8 or uint16 H x W of class ids."""
+ImageFormat = Literal["jpeg95", "png"]
+
+
+class DecodeError(SegdatagenError):
+    """The bytes are not a whole image of the kind that was expected."""
+
+
+def encode_image(image: Image, image_format: ImageFormat = "jpeg95") -> bytes:
+    """Encode an RGB image as PNG, or as JPEG of quality 95 without chroma subsampling (4:4:4)."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    if image_format == "png":
+        return _encode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return _encode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95, *sampling])
+
+
+def decode_image(data: bytes) -> Image:
+    """Decode a JPEG or PNG photograph to RGB. Raises DecodeError on anything that is not a whole image.
+
+    Pillow, because OpenCV fills the missing rest of a truncated file with grey and reports success.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DecodeError(f"not a readable image ({error})") from error
+
+
+def decode_annotation(data: bytes) -> np.ndarray:
+    """Decode a mask file as a data set ships it: H x W ids (grey, 16 bit, palette index) or H x W x 3 colours.
+
+    Raises DecodeError on anything that is not a whole image of one of these kinds.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            if picture.mode in ("L", "P", "I;16", "I;16B"):
+                return np.asarray(picture)
+            if picture.mode in ("1", "I"):
+                return np.asarray(picture).astype(np.uint16)
+            if picture.mode in ("RGB", "RGBA"):
+                return np.asarray(picture.convert("RGB"))
+            mode = picture.mode
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DecodeError(f"not a readable image ({error})") from error
+    raise DecodeError(f"a mask is grey, palette or RGB, this file has mode {mode}")
+
+
+def encode_mask(mask: Mask) -> bytes:
+    """Encode class ids as PNG: 8 bit grey, or 16 bit for uint16 masks."""
+    if mask.dtype not in (np.uint8, np.uint16) or mask.ndim != 2:
+        raise ValueError(f"a mask is uint8 or uint16 of two dimensions, not {mask.dtype} of shape {mask.shape}")
+    return _encode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def decode_mask(data: bytes) -> Mask:
+    """Decode the PNG of class ids that `encode_mask` writes. Raises DecodeError on anything else."""
+    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if mask is None:
+        raise DecodeError("not a readable PNG")
+    if mask.ndim != 2:
+        raise DecodeError(f"a mask of class ids has one channel, this PNG has {mask.shape[2]}")
+    return mask
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """xxh3-128 of shape, type and pixels: equal for equal pixels whatever they were encoded with."""
+    digest = xxhash.xxh3_128(f"{pixels.dtype}{pixels.shape}".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def class_pixels(mask: Mask) -> tuple[np.ndarray, np.ndarray]:
+    """Ids that occur in a mask, ascending, and the pixels of each: two int64 arrays of one length."""
+    counts = np.bincount(mask.ravel())
+    ids = np.flatnonzero(counts)
+    return ids, counts[ids]
+
+
+def _encode(suffix: str, pixels: np.ndarray, options: list[int]) -> bytes:
+    succeeded, encoded = cv2.imencode(suffix, pixels, options)
+    if not succeeded:
+        raise ValueError(f"cannot encode {pixels.dtype} of shape {pixels.shape} as {suffix}")
+    return encoded.tobytes()

@@ -1,0 +1,161 @@
+"""Ingest: read and check every item of a data set on Ray, and leave a source store.
+
+A shard is one Ray task: it reads its items, checks each, and puts one part. The store appears with `source.json`, or
+not at all. It does not know formats, nor what the sources are for.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from segdatagen.cluster import connect
+from segdatagen.datasets import BadItem, Item, Reader
+from segdatagen.datasets.reader import first_names
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.sources import (
+    INFO_NAME,
+    LABELS_NAME,
+    ROW_GROUP_SIZE,
+    SHARD_SIZE,
+    PartInfo,
+    SourceInfo,
+    SourceStore,
+    fingerprint_of,
+    open_store,
+    part_table,
+    source_row,
+)
+from segdatagen.storage import Folder
+from segdatagen.tables import to_parquet
+
+Progress = Callable[[int, int], None]
+"""Called with sources done and sources in all."""
+
+
+@dataclass(frozen=True)
+class IngestRequest:
+    """What to ingest: `data_format`, `root` and `split` name the data, `out` is the URI of the store."""
+
+    data_format: str
+    root: str
+    split: str
+    out: str
+    skip_bad: bool = False
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What one task reports: its part, unless no item was good, and what was wrong with the others."""
+
+    part: PartInfo | None
+    num_items: int
+    bad: tuple[BadItem, ...]
+
+
+def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[SourceStore, bool]:
+    """Build the store and open it; the flag says whether it was there already, unchanged.
+
+    Raises UsageError if items are bad (unless `skip_bad`), if there are none, or if another store is at the address;
+    nothing is left behind then.
+    """
+    listing = reader.list_items()
+    if listing.orphans and not request.skip_bad:
+        raise UsageError(describe_bad(request.root, listing.orphans, len(listing.items) + len(listing.orphans)))
+    folder = Folder(request.out)
+    folder.require_writable()
+    existing = open_store(request.out) if folder.exists(INFO_NAME) else None
+    shards = [listing.items[start : start + SHARD_SIZE] for start in range(0, len(listing.items), SHARD_SIZE)]
+    keep = existing is None
+    results = _run_shards(shards, reader, request, keep, progress)
+    bad = [*listing.orphans, *(item for result in results for item in result.bad)]
+    parts = tuple(result.part for result in results if result.part is not None)
+    if (bad and not request.skip_bad) or not parts:
+        if keep:
+            folder.delete(entry.name for entry in folder.entries(".parquet"))
+        raise UsageError(describe_bad(request.root, bad, len(listing.items) + len(listing.orphans)))
+    fingerprint = fingerprint_of(parts, reader.label_set)
+    if existing is not None:
+        if existing.info.fingerprint != fingerprint:
+            raise UsageError(f"{request.out}: another source store is here (fingerprint {existing.info.fingerprint}, this data set has {fingerprint}): choose another --out")
+        return existing, True
+    stray = {entry.name for entry in folder.entries(".parquet")} - {part.name for part in parts}
+    folder.delete(stray)
+    info = SourceInfo(
+        fingerprint=fingerprint,
+        num_sources=sum(part.num_rows for part in parts),
+        data_format=request.data_format,
+        root=request.root,
+        split=request.split,
+        label_set=reader.label_set.name,
+        parts=parts,
+        skipped=tuple(f"{item.file_name}: {item.problem}" for item in bad),
+    )
+    folder.put(LABELS_NAME, reader.label_set.to_yaml().encode())
+    folder.put(INFO_NAME, info.model_dump_json(indent=1).encode())
+    return open_store(request.out), False
+
+
+def ingest_shard(items: Sequence[Item], name: str, reader: Reader, request: IngestRequest, keep: bool) -> ShardResult:
+    """Read, check and, if `keep`, store one part. Runs without Ray as well."""
+    rows: list[dict[str, object]] = []
+    bad: list[BadItem] = []
+    for item in items:
+        try:
+            rows.append(source_row(item, reader.read(item), request.split, reader.label_set))
+        except BadItem as problem:
+            bad.append(problem)
+    if not rows:
+        return ShardResult(None, len(items), tuple(bad))
+    table, digest = part_table(rows)
+    data = to_parquet(table, ROW_GROUP_SIZE)
+    if keep:
+        Folder(request.out).put(name, data)
+    return ShardResult(PartInfo(name=name, num_rows=len(rows), size=len(data), digest=digest), len(items), tuple(bad))
+
+
+def describe_bad(root: str, bad: Sequence[BadItem], num_items: int) -> str:
+    """One line: each problem with values, pixel counts and the first 20 files."""
+    if not bad:
+        return f"{root}: no sources here"
+    groups: dict[str, list[BadItem]] = defaultdict(list)
+    for item in bad:
+        groups[item.problem].append(item)
+    sentences = []
+    for problem, items in groups.items():
+        counts: Counter[str] = Counter()
+        for item in items:
+            counts.update(item.counts)
+        values = ", ".join(f"{value}: {pixels} pixels" for value, pixels in counts.most_common(20))
+        details = "; ".join(dict.fromkeys(item.detail for item in items[:3] if item.detail))
+        extra = " ".join(f"[{text}]" for text in (values, details) if text)
+        names = first_names([item.file_name for item in items])
+        sentences.append(f"{problem} in {len(items)} ({names}) {extra}".rstrip())
+    return f"{root}: {len(bad)} of {num_items} files are bad: {'. '.join(sentences)}. Correct them or give --skip-bad"
+
+
+def _run_shards(
+    shards: Sequence[Sequence[Item]], reader: Reader, request: IngestRequest, keep: bool, progress: Progress
+) -> list[ShardResult]:
+    """All shards, in order; Ray Data streams them, so that what is in flight stays bounded."""
+    numbers = list(range(len(shards)))
+    total = sum(len(shard) for shard in shards)
+
+    def work(row: dict[str, Any]) -> dict[str, Any]:
+        number = int(row["item"])
+        return {"number": number, "result": ingest_shard(shards[number], f"part-{number:05d}.parquet", reader, request, keep)}
+
+    found: dict[int, ShardResult] = {}
+    done = 0
+    with connect(request.address):
+        try:
+            for row in ray.data.from_items(numbers, override_num_blocks=len(numbers)).map(work).iter_rows():
+                found[int(row["number"])] = row["result"]
+                done += row["result"].num_items
+                progress(done, total)
+        except ray.exceptions.RayTaskError as error:
+            raise SegdatagenError(f"{request.root}: reading failed ({error.cause})") from error
+    return [found[number] for number in numbers]

@@ -1,0 +1,184 @@
+"""A job file: what to make from which sources, where it goes, and how it is executed.
+
+Parsed and checked as a whole, so that a mistake costs one line and no GPU. The content recipe (what a sample is), the
+plan (which samples are made) and the execution (where) are told apart here and nowhere else. Knows nothing of Ray.
+"""
+
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from segdatagen.errors import UsageError
+from segdatagen.geometry import Geometry
+from segdatagen.goals import Balance, Quotas, Uniform
+from segdatagen.images import ImageFormat
+from segdatagen.storage import read_any
+
+Sampler = Literal["ancestral", "ddim", "dpm++2m"]
+DType = Literal["float32", "bfloat16", "float16"]
+Goal = Uniform | Balance | Quotas
+STRATEGIES: dict[str, type[Goal]] = {"uniform": Uniform, "balance": Balance, "quotas": Quotas}
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MaskDDPMOptions(_Part):
+    """The mask-guided DDPM of paper 001."""
+
+    weights: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
+    sampler: Sampler = "ddim"
+    steps: int = Field(default=50, ge=1, le=1000)
+    guidance: float = Field(default=3.0, ge=0, description="0: conditional only")
+    dtype: DType = "float32"
+
+
+class Methods(_Part):
+    """The methods of a job and their content options, by name."""
+
+    mask_ddpm: MaskDDPMOptions | None = None
+
+    def named(self) -> dict[str, MaskDDPMOptions]:
+        """The methods that the job asks for."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+class PlanSettings(_Part):
+    """What holds for all goals of the plan."""
+
+    max_rounds: int = Field(default=3, ge=1)
+    min_pixels: int = Field(default=1, ge=1, description="pixels from which a class counts as present")
+    allow_splits: tuple[str, ...] = Field(default=(), description="evaluation splits that may be generated from")
+
+
+class Output(_Part):
+    """Where runs lie and how images are stored."""
+
+    root: str = Field(min_length=1)
+    image_format: ImageFormat = "jpeg95"
+
+
+class Execution(_Part):
+    """Where and in what portions a run is executed: free to change between attempts."""
+
+    placement: Literal["fused"] = "fused"
+    actors: int = Field(default=1, ge=1)
+    cpus_per_actor: float = Field(default=1.0, gt=0)
+    gpus_per_actor: float = Field(default=0.0, ge=0)
+    torch_threads: int = Field(default=1, ge=1)
+    microbatch: int = Field(default=8, ge=1, description="rows in one forward pass of the network")
+    rows_per_block: int | Literal["auto"] = "auto"
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+
+    @field_validator("rows_per_block")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or auto")
+        return value
+
+
+class Job(_Part):
+    """A whole job file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    sources: str = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+    geometry: Geometry
+    methods: Methods
+    plan: tuple[Goal, ...] = Field(min_length=1)
+    settings: PlanSettings = PlanSettings()
+    output: Output
+    execution: Execution = Execution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_plan(cls, data: Any) -> Any:
+        """Tell the goals of the `plan` list from its settings, and pick each goal's model by its strategy."""
+        if not isinstance(data, dict) or not isinstance(data.get("plan"), list):
+            return data
+        goals: list[Any] = []
+        settings: dict[str, Any] = {}
+        for entry in data["plan"]:
+            if isinstance(entry, dict) and "strategy" in entry:
+                kind = STRATEGIES.get(str(entry["strategy"]))
+                if kind is None:
+                    raise ValueError(f"unknown strategy {entry['strategy']!r}: choose one of {', '.join(STRATEGIES)}")
+                goals.append(kind.model_validate(entry))
+            elif isinstance(entry, dict) and "method" not in entry:
+                settings |= entry
+            else:
+                raise ValueError(f"plan: each entry has a method and a strategy, or settings, not {entry!r}")
+        return {**data, "plan": tuple(goals), "settings": settings}
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> "Job":
+        known = self.methods.named()
+        if not known:
+            raise ValueError(f"methods: name at least one of {', '.join(Methods.model_fields)}")
+        for goal in self.plan:
+            if goal.method not in known:
+                raise ValueError(f"plan: method {goal.method!r} is not among the job's methods ({', '.join(known)})")
+        return self
+
+    @property
+    def uri(self) -> str:
+        """Address of the run."""
+        return f"{self.output.root.rstrip('/')}/{self.name}/{self.version}"
+
+    def shared_recipe(self) -> dict[str, Any]:
+        """What decides every sample, whatever its method: sources come as a fingerprint, beside it."""
+        return {
+            "seed": self.seed,
+            "geometry": self.geometry.model_dump(mode="json"),
+            "image_format": self.output.image_format,
+        }
+
+
+def load_job(uri: str) -> Job:
+    """Read a job file from a path or URI. Raises UsageError that names the field, the value and what is allowed."""
+    return parse_model(Job, uri)
+
+
+def parse_model(model: type[Model], uri: str) -> Model:
+    """Read a YAML file into a model. Raises UsageError in one line."""
+    try:
+        text = read_any(uri).decode()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UsageError(f"{uri}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{uri}: not a text file ({error})") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{uri}: broken YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{uri}: expected a mapping of fields, found {type(data).__name__}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{uri}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """The problems of a pydantic error in one line: field, what is wrong, value."""
+    sentences = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"{field}: unknown key")
+        elif problem["type"] == "value_error":
+            sentences.append(f"{field}: {problem['ctx']['error']}".removeprefix(": "))
+        elif problem["type"] == "missing":
+            sentences.append(f"{field}: missing")
+        else:
+            sentences.append(f"{field}: {problem['msg']}, not {problem['input']!r}")
+    return "; ".join(" ".join(sentence.split()) for sentence in sentences)

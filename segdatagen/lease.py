@@ -1,0 +1,150 @@
+"""One live driver per run: a small object that its holder renews, and that others may take once it stands still.
+
+Whether a lease stands still is observed, never computed from clocks of two hosts. It does not know what the holder
+does.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from segdatagen.errors import SegdatagenError
+from segdatagen.storage import Folder
+
+LEASE_NAME = "lease.json"
+DURATION = 30.0
+"""Seconds without renewal after which a lease may be taken over."""
+RENEWAL = 10.0
+"""Seconds between two renewals."""
+
+
+class LeaseError(SegdatagenError):
+    """Somebody else runs this run."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the lease. `started` tells a process from a later one of the same number."""
+
+    host: str
+    pid: int
+    started: str
+    token: str
+    renewals: int = 0
+
+    def is_dead_here(self) -> bool:
+        """True if the holder ran on this host and is gone."""
+        return self.host == host_name() and process_start(self.pid) != self.started
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Lease:
+    """The lease of a run as a context: taken on entry, renewed by a thread, given back on exit.
+
+    Raises LeaseError on entry if another process holds and renews it. `check` raises once it was lost.
+    """
+
+    def __init__(self, run: Folder, waiting: Callable[[Holder], None], duration: float = DURATION) -> None:
+        self._run = run
+        self._waiting = waiting
+        self._duration = duration
+        self._holder = Holder(host_name(), os.getpid(), process_start(os.getpid()), uuid.uuid4().hex)
+        self._stopped = threading.Event()
+        self._lost_to: str | None = None
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        while True:
+            found = self._run.read_versioned(LEASE_NAME)
+            if found is not None:
+                self._await_free(*found)
+            if self._put(self._holder, found[1] if found else None):
+                break
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+        if self._lost_to is None:
+            self._run.delete([LEASE_NAME])
+
+    def check(self) -> None:
+        """Raise LeaseError if another process took the lease over."""
+        if self._lost_to is not None:
+            raise LeaseError(f"{self._run.uri}: the lease was taken over by {self._lost_to}; this process stops")
+
+    def _await_free(self, data: bytes, version: str) -> None:
+        """Return once nobody renews this version of the lease. Raises LeaseError if its holder does."""
+        holder = parse_holder(data)
+        if holder is None or holder.is_dead_here():
+            return
+        self._waiting(holder)
+        deadline = time.monotonic() + self._duration
+        while time.monotonic() < deadline:
+            time.sleep(min(0.5, self._duration / 10))
+            found = self._run.read_versioned(LEASE_NAME)
+            if found is None or holder.is_dead_here():
+                return
+            if found[1] != version:
+                now = parse_holder(found[0])
+                raise LeaseError(f"{self._run.uri}: is being run by {now}; wait for it or stop it first")
+
+    def _put(self, holder: Holder, version: str | None) -> bool:
+        return self._run.put_if_unchanged(LEASE_NAME, json.dumps(asdict(holder)).encode(), version)
+
+    def _renew(self) -> None:
+        """Renew until stopped. A storage that does not answer is asked again for as long as the lease is ours."""
+        last_renewal = time.monotonic()
+        while not self._stopped.wait(self._duration * RENEWAL / DURATION):
+            try:
+                found = self._run.read_versioned(LEASE_NAME)
+                current = parse_holder(found[0]) if found else None
+                if found is None or current is None or current.token != self._holder.token:
+                    self._lost_to = str(current) if current else "somebody who removed it"
+                    return
+                if self._put(replace(current, renewals=current.renewals + 1), found[1]):
+                    last_renewal = time.monotonic()
+            except (OSError, SegdatagenError) as error:
+                if time.monotonic() - last_renewal > self._duration:
+                    self._lost_to = f"nobody, but storage has not answered since ({error})"
+                    return
+
+
+def parse_holder(data: bytes) -> Holder | None:
+    """The holder that a lease names; None if it cannot be read, which frees it."""
+    try:
+        return Holder(**json.loads(data))
+    except (ValueError, TypeError):
+        return None
+
+
+def read_holder(run: Folder) -> Holder | None:
+    """Who holds the lease of a run now, or held it when it died; None if nobody does."""
+    found = run.read_versioned(LEASE_NAME)
+    return parse_holder(found[0]) if found else None
+
+
+def host_name() -> str:
+    """Name of this host; containers of one machine have their own."""
+    return socket.gethostname()
+
+
+def process_start(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, empty if there is none: tells a reused number apart."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,275 @@
+"""Rounds of a plan: goals minus what was accepted, as rows with ids and seeds, and the summary that seals a round.
+
+A round exists once its summary does. Rows are sorted by source, method and variant. This module does not know how
+samples are made, and reads of the samples only what was accepted.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from segdatagen.balance import Presence, cir, entropy
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.geometry import Geometry
+from segdatagen.goals import NO_TARGET, Balance, PlannedCopies, PlanRows, Quotas, State, Uniform, expand, missing_rows
+from segdatagen.labels import LabelSet
+from segdatagen.records import PLAN_SCHEMA, derive_seed, sample_ids_of
+from segdatagen.samples import STATUSES, Ledger
+from segdatagen.sources import SourceStore, transformed_counts
+from segdatagen.storage import Folder
+from segdatagen.tables import READ_THREADS, put_table, read_part, read_parts
+
+ROWS_PER_PART = 131_072
+EVALUATION_SPLIT = re.compile(r"val|test", re.IGNORECASE)
+
+
+class ClassSummary(BaseModel):
+    """One class in a round: images that show it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    real: int
+    accepted: int
+    planned: int
+    wanted: int
+    total: int
+    share_before: float
+    share_after: float
+
+
+class RoundSummary(BaseModel):
+    """`summary.json` of a round: what was asked for, what the round adds, and the balance before and after."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    round: int
+    settings: dict[str, Any]
+    num_rows: int
+    rows_per_method: dict[str, int]
+    classes: tuple[ClassSummary, ...]
+    entropy_before: float
+    entropy_after: float
+    cir_before: float
+    cir_after: float
+    unreachable: tuple[str, ...]
+    seconds_per_sample: float | None
+    estimated_seconds: float | None
+    estimated_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedRound:
+    """A round that is not stored yet."""
+
+    rows: pa.Table
+    summary: RoundSummary
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a round is planned from. `fingerprints` names the content recipe of each method."""
+
+    goals: Sequence[Uniform | Balance | Quotas]
+    settings: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    seed: int
+    min_pixels: int
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Measured where anything was measured: seconds and bytes of one sample."""
+
+    seconds_per_sample: float | None
+    bytes_per_sample: float
+
+
+def refuse_evaluation_splits(store: SourceStore, allowed: Sequence[str]) -> None:
+    """Raise UsageError if sources come from a validation or test split that the job does not allow by name."""
+    splits = pc.unique(store.index["split"]).to_pylist()
+    refused = [split for split in splits if EVALUATION_SPLIT.search(split) and split not in allowed]
+    if refused:
+        raise UsageError(
+            f"{store.folder.uri}: split {', '.join(refused)} is for evaluation and what is generated from it spoils "
+            f"the figures; if you mean it, add `allow_splits: [{', '.join(refused)}]` to the settings of the plan"
+        )
+
+
+def presence_of(store: SourceStore, geometry: Geometry, min_pixels: int) -> Presence:
+    """Which classes each source shows with at least `min_pixels` pixels after the geometry; background never counts."""
+    source, channel = np.nonzero(transformed_counts(store, geometry) >= min_pixels)
+    labels = store.label_set
+    background = [channel for channel, id_ in enumerate(labels.ids) if id_ in labels.background_ids]
+    return Presence.from_pairs(store.index["source_id"].to_pylist(), labels.names, source, channel, background)
+
+
+def plan_round(
+    request: PlanRequest, store: SourceStore, state: State, number: int, next_variant: Mapping[str, np.ndarray], cost: CostModel
+) -> PlannedRound:
+    """The rows that the goals still miss. No rows: the goals are met, or cannot be."""
+    planned = missing_rows(request.goals, state, request.seed)
+    rows = _rows_table(expand(planned, next_variant), planned, request, store, number)
+    return PlannedRound(rows, _summarise(request, planned, state, number, cost))
+
+
+def put_round(run: Folder, planned: PlannedRound) -> None:
+    """Store rows, then the summary that makes the round exist."""
+    folder = run.child(_folder(planned.summary.round))
+    folder.delete([entry.name for entry in folder.entries()])
+    for part, start in enumerate(range(0, planned.rows.num_rows, ROWS_PER_PART)):
+        put_table(folder, f"part-{part:05d}.parquet", planned.rows.slice(start, ROWS_PER_PART))
+    folder.put("summary.json", planned.summary.model_dump_json(indent=1).encode())
+
+
+def read_rounds(run: Folder) -> list[RoundSummary]:
+    """Summaries of the rounds that exist, in order."""
+    found = [entry.name for entry in run.child("plan").entries("/summary.json")]
+    return sorted(
+        (RoundSummary.model_validate_json(run.read(f"plan/{name}")) for name in found), key=lambda summary: summary.round
+    )
+
+
+def read_plan(run: Folder, rounds: Sequence[RoundSummary], columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of the rounds, in order. Raises UnreadablePart: a plan that lost rows is not a plan."""
+    tables = []
+    for summary in rounds:
+        folder = run.child(_folder(summary.round))
+        parts = [read_part(folder, entry.name, columns) for entry in folder.entries(".parquet")]
+        if sum(part.num_rows for part in parts) != summary.num_rows:
+            raise SegdatagenError(f"{folder.uri}: the plan lost rows: its summary says {summary.num_rows}")
+        tables += parts
+    return pa.concat_tables(tables) if tables else PLAN_SCHEMA.empty_table().select(columns or PLAN_SCHEMA.names)
+
+
+def state_of(
+    run: Folder, presence: Presence, labels: LabelSet, min_pixels: int, plan: pa.Table, ledger: Ledger
+) -> State:
+    """What exists: accepted samples per source and class, sources that only ever fail, and how far each cycle went."""
+    sources = pc.index_in(plan["source_id"], pa.array(presence.source_ids)).to_numpy().astype(np.int64)
+    methods = plan["method"].to_numpy(zero_copy_only=False)
+    status = ledger.status_of(plan["sample_id"].to_numpy())
+    ok = status == STATUSES.index("ok")
+    failed = status == STATUSES.index("failed")
+    num_sources = presence.num_sources
+    accepted = {m: np.bincount(sources[ok & (methods == m)], minlength=num_sources) for m in np.unique(methods)}
+    ever_failed = np.bincount(sources[failed], minlength=num_sources) > 0
+    never_ok = np.bincount(sources[ok], minlength=num_sources) == 0
+    targets = pc.index_in(plan["target_class"], pa.array(presence.class_names)).drop_null().to_numpy()
+    return State(
+        presence=presence,
+        accepted_per_source=accepted,
+        accepted_class_counts=_accepted_classes(run, presence, labels, min_pixels, ledger),
+        available=~(ever_failed & never_ok),
+        planned_for_class=np.bincount(targets, minlength=presence.num_classes).astype(np.int64),
+    )
+
+
+def next_variants(plan: pa.Table, presence: Presence) -> dict[str, np.ndarray]:
+    """The first free variant number of every source, per method: int64 [S]."""
+    sources = pc.index_in(plan["source_id"], pa.array(presence.source_ids)).to_numpy().astype(np.int64)
+    methods = plan["method"].to_numpy(zero_copy_only=False)
+    return {m: np.bincount(sources[methods == m], minlength=presence.num_sources) for m in np.unique(methods)}
+
+
+def measured_cost(run: Folder, ledger: Ledger, geometry: Geometry) -> CostModel:
+    """Seconds and bytes per sample of this run so far; without any, bytes are guessed from the size of the images."""
+    if not ledger.num_rows:
+        return CostModel(None, 0.4 * geometry.size[0] * geometry.size[1])
+    recent = [part.name for part in ledger.parts[-32:]]
+    tables, _ = read_parts(run, recent, ["seconds", "status"])
+    seconds = pa.concat_tables(tables).filter(pc.field("status") == "ok")["seconds"] if tables else pa.array([])
+    mean = pc.mean(seconds).as_py() if len(seconds) else None
+    return CostModel(mean, sum(part.size for part in ledger.parts) / ledger.num_rows)
+
+
+def _accepted_classes(run: Folder, presence: Presence, labels: LabelSet, min_pixels: int, ledger: Ledger) -> np.ndarray:
+    """Accepted samples per class, by the masks that came out: int64 [C]."""
+    chosen = np.flatnonzero(ledger.status == STATUSES.index("ok"))
+    chosen = chosen[np.argsort(ledger.part[chosen], kind="stable")]
+    bounds = np.searchsorted(ledger.part[chosen], np.arange(len(ledger.parts) + 1))
+
+    def count_part(number: int) -> np.ndarray:
+        rows = ledger.row[chosen[bounds[number] : bounds[number + 1]]]
+        if not len(rows):
+            return np.zeros(labels.num_classes, np.int64)
+        table = read_part(run, ledger.parts[number].name, ["class_ids", "class_pixels"]).take(rows)
+        large = pc.greater_equal(pc.list_flatten(table["class_pixels"]), min_pixels).combine_chunks().to_numpy(False)
+        channels = labels.channel_table()[pc.list_flatten(table["class_ids"]).to_numpy()[large]]
+        return np.bincount(channels, minlength=labels.num_classes)
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        counts = sum(pool.map(count_part, range(len(ledger.parts))), np.zeros(labels.num_classes, np.int64))
+    return np.where(presence.counted, counts, 0)
+
+
+def _rows_table(rows: PlanRows, planned: PlannedCopies, request: PlanRequest, store: SourceStore, number: int) -> pa.Table:
+    index = store.index
+    source_ids = index["source_id"].combine_chunks().take(pa.array(rows.source_index))
+    ids = np.empty(len(rows.variant), np.int64)
+    for place, method in enumerate(planned.methods):
+        own = np.flatnonzero(rows.method_index == place)
+        names = source_ids.take(pa.array(own)).to_pylist()
+        ids[own] = sample_ids_of(request.fingerprints[method], method, names, rows.variant[own].tolist())
+    if len(np.unique(ids)) != len(ids):
+        raise SegdatagenError("two samples of the plan have the same id: give the job another seed")
+    seeds = np.fromiter((derive_seed(request.seed, sample_id) for sample_id in ids.tolist()), np.int64, len(ids))
+    names = pa.array([*store.label_set.names, None], pa.string())
+    target = np.where(rows.target_channel == NO_TARGET, store.label_set.num_classes, rows.target_channel)
+    columns = {
+        "sample_id": ids,
+        "round": np.full(len(ids), number, np.int32),
+        "method": pa.array(planned.methods, pa.string()).take(pa.array(rows.method_index)),
+        "source_id": source_ids,
+        "source_file": index["source_file"].combine_chunks().take(pa.array(rows.source_index)),
+        "source_row": index["source_row"].combine_chunks().take(pa.array(rows.source_index)),
+        "variant": rows.variant.astype(np.int32),
+        "seed": seeds,
+        "target_class": names.take(pa.array(target)),
+    }
+    return pa.table(columns, schema=PLAN_SCHEMA)
+
+
+def _summarise(request: PlanRequest, planned: PlannedCopies, state: State, number: int, cost: CostModel) -> RoundSummary:
+    presence = state.presence
+    before, after = state.class_counts, state.class_counts + planned.planned_class_counts
+    classes = tuple(
+        ClassSummary(
+            name=name,
+            real=int(presence.counts[channel]),
+            accepted=int(state.accepted_class_counts[channel]),
+            planned=int(planned.planned_class_counts[channel]),
+            wanted=int(planned.wanted[channel]),
+            total=int(after[channel]),
+            share_before=float(before[channel] / max(1, before.sum())),
+            share_after=float(after[channel] / max(1, after.sum())),
+        )
+        for channel, name in enumerate(presence.class_names)
+        if presence.counted[channel]
+    )
+    per_method = np.bincount(planned.method_index, weights=planned.copies, minlength=len(planned.methods))
+    seconds = cost.seconds_per_sample
+    return RoundSummary(
+        round=number,
+        settings=dict(request.settings),
+        num_rows=planned.num_rows,
+        rows_per_method={method: int(rows) for method, rows in zip(planned.methods, per_method, strict=True)},
+        classes=classes,
+        entropy_before=entropy(before),
+        entropy_after=entropy(after),
+        cir_before=cir(before),
+        cir_after=cir(after),
+        unreachable=tuple(sorted({name for goal in planned.goals for name in goal.unreachable})),
+        seconds_per_sample=seconds,
+        estimated_seconds=None if seconds is None else seconds * planned.num_rows,
+        estimated_bytes=round(cost.bytes_per_sample * planned.num_rows),
+    )
+
+
+def _folder(number: int) -> str:
+    return f"plan/round={number:02d}"

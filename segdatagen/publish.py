@@ -1,0 +1,144 @@
+"""Publish: the samples that are good, each once, in large shards that open as they lie.
+
+An index names the shards that count; the newest one is the truth. Shards that no index names are removed, so that
+reading all of `data/` never meets a sample twice. It does not know how samples are made.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from segdatagen.records import FORMAT_VERSION, SAMPLE_SCHEMA
+from segdatagen.run_folder import Run, now
+from segdatagen.samples import STATUSES, Ledger, read_ledger
+from segdatagen.storage import Folder
+from segdatagen.tables import put_table, read_part
+
+DATA = "data"
+TARGET_BYTES = 384 * 2**20
+MIN_BYTES = 256 * 2**20
+"""Shards of 256 to 512 MB; only the last one may be smaller, and is written again when samples are added."""
+ROW_GROUP_ROWS = 256
+
+
+class Shard(BaseModel):
+    """One published file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    num_rows: int
+    size: int
+
+
+class Index(BaseModel):
+    """`data/index-<n>.json`: the shards that count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: str = FORMAT_VERSION
+    number: int
+    written: str
+    num_rows: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of one part that go into a shard."""
+
+    part: str
+    rows: np.ndarray
+    num_bytes: int
+
+
+def publish(run: Run, progress: Callable[[int, int], None]) -> Index:
+    """Bring `data/` up to date with the ledger; returns its index. Safe to run again, and to kill at any instant."""
+    ledger = read_ledger(run.folder)
+    wanted = ledger.ids_with("ok")
+    data = run.folder.child(DATA)
+    newest = read_index(run.folder)
+    kept = _keep(data, newest.shards if newest else (), wanted)
+    missing = np.setdiff1d(wanted, _ids(kept))
+    if len(missing):
+        kept = [(shard, ids) for shard, ids in kept if shard.size >= MIN_BYTES]
+        missing = np.setdiff1d(wanted, _ids(kept))
+    shards = [shard for shard, _ in kept]
+    if newest is None or len(shards) < len(newest.shards):
+        newest = _put_index(data, newest.number + 1 if newest else 0, shards)
+    data.delete({entry.name for entry in data.entries(".parquet")} - {shard.name for shard in shards})
+    if not len(missing):
+        return newest
+    for plan in pack(slices_of(ledger, missing), TARGET_BYTES):
+        shards.append(_put_shard(run.folder, data, plan))
+        progress(sum(shard.num_rows for shard in shards), len(wanted))
+    return _put_index(data, newest.number + 1, shards)
+
+
+def read_index(run: Folder) -> Index | None:
+    """The newest index of a run; None before the first publish."""
+    names = [entry.name for entry in run.child(DATA).entries(".json") if entry.name.startswith("index-")]
+    if not names:
+        return None
+    newest = max(names, key=lambda name: int(name.removeprefix("index-").removesuffix(".json")))
+    return Index.model_validate_json(run.child(DATA).read(newest))
+
+
+def slices_of(ledger: Ledger, ids: np.ndarray) -> list[Slice]:
+    """Where the rows of these ids lie, part by part, with their share of the part's bytes."""
+    chosen = np.flatnonzero(np.isin(ledger.sample_ids, ids) & (ledger.status == STATUSES.index("ok")))
+    chosen = chosen[np.lexsort((ledger.row[chosen], ledger.part[chosen]))]
+    parts, starts = np.unique(ledger.part[chosen], return_index=True)
+    rows_in_part = np.bincount(ledger.part, minlength=len(ledger.parts))
+    slices = []
+    for number, rows in zip(parts, np.split(ledger.row[chosen], starts[1:]), strict=True):
+        part = ledger.parts[number]
+        slices.append(Slice(part.name, rows, part.size * len(rows) // max(len(rows), int(rows_in_part[number]))))
+    return slices
+
+
+def pack(slices: Sequence[Slice], target_bytes: int) -> list[list[Slice]]:
+    """Slices in order, in groups that reach `target_bytes` as soon as they can."""
+    groups: list[list[Slice]] = []
+    filled = target_bytes
+    for piece in slices:
+        if filled >= target_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(piece)
+        filled += piece.num_bytes
+    return groups
+
+
+def _keep(data: Folder, shards: Sequence[Shard], wanted: np.ndarray) -> list[tuple[Shard, np.ndarray]]:
+    """Shards that hold only what is wanted, with their ids. A shard that is gone is not kept."""
+    present = {entry.name: entry.size for entry in data.entries(".parquet")}
+    kept = []
+    for shard in shards:
+        if present.get(shard.name) == shard.size:
+            ids = read_part(data, shard.name, ["sample_id"])["sample_id"].to_numpy()
+            if np.isin(ids, wanted).all():
+                kept.append((shard, ids))
+    return kept
+
+
+def _ids(kept: Sequence[tuple[Shard, np.ndarray]]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *(ids for _, ids in kept)])
+
+
+def _put_shard(run: Folder, data: Folder, slices: Sequence[Slice]) -> Shard:
+    table = pa.concat_tables([read_part(run, piece.part, SAMPLE_SCHEMA.names).take(piece.rows) for piece in slices])
+    digest = hashlib.blake2b(table["sample_id"].combine_chunks().to_numpy().tobytes(), digest_size=8).hexdigest()
+    name = f"{digest}.parquet"
+    size = put_table(data, name, table.cast(SAMPLE_SCHEMA), ROW_GROUP_ROWS)
+    return Shard(name=name, num_rows=table.num_rows, size=size)
+
+
+def _put_index(data: Folder, number: int, shards: Sequence[Shard]) -> Index:
+    rows = sum(shard.num_rows for shard in shards)
+    index = Index(number=number, written=now(), num_rows=rows, shards=tuple(shards))
+    data.put(f"index-{number}.json", json.dumps(index.model_dump(mode="json"), indent=1).encode())
+    return index

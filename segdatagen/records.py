@@ -1,0 +1,118 @@
+"""The rows that segdatagen stores: one Arrow schema per table, the identity of a sample, and its seeds.
+
+Every table is plain Parquet that opens without segdatagen. Images and masks are encoded bytes, never tensors. This
+module does not know where tables lie or how a sample is made.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+FORMAT_VERSION = "1"
+
+Status = Literal["ok", "rejected", "failed"]
+"""`ok`: to be trained on. `rejected`: made, but a filter refused it. `failed`: could not be made."""
+
+_METADATA = {b"format_version": FORMAT_VERSION.encode()}
+
+SEGMENTS = pa.list_(
+    pa.struct(
+        [
+            pa.field("id", pa.int32()),  # value in `segment_map`
+            pa.field("class_id", pa.int32()),
+            pa.field("area", pa.int64()),  # pixels
+            pa.field("bbox", pa.list_(pa.int32())),  # x, y, width, height in pixels
+            pa.field("iscrowd", pa.bool_()),
+        ]
+    )
+)
+
+SOURCE_SCHEMA = pa.schema(
+    [
+        pa.field("source_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image", pa.large_binary()),  # the file as it was found: JPEG or PNG
+        pa.field("mask", pa.large_binary(), nullable=False),  # PNG of class ids at native size
+        pa.field("segment_map", pa.large_binary()),  # 16-bit PNG of segment ids, 0 = none
+        pa.field("segments", SEGMENTS),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("class_ids", pa.list_(pa.int32()), nullable=False),  # classes in the mask, without ignore ids
+        pa.field("class_pixels", pa.list_(pa.int64()), nullable=False),  # pixels of each of `class_ids`
+        pa.field("caption", pa.string()),
+    ],
+    metadata=_METADATA,
+)
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("round", pa.int32(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("source_id", pa.string(), nullable=False),
+        pa.field("source_file", pa.string(), nullable=False),  # name of the part in the source store
+        pa.field("source_row", pa.int32(), nullable=False),  # row in that part
+        pa.field("variant", pa.int32(), nullable=False),  # counts on per (source, method) across rounds
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("target_class", pa.string()),  # the class that asked for it, where one did
+    ],
+    metadata=_METADATA,
+)
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("source_id", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("round", pa.int32(), nullable=False),
+        pa.field("variant", pa.int32(), nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),  # which attempt of the run made it
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),  # why it is not `ok`
+        pa.field("image", pa.large_binary()),
+        pa.field("mask", pa.large_binary()),  # PNG of class ids
+        pa.field("segment_map", pa.large_binary()),
+        pa.field("segments", SEGMENTS),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("class_ids", pa.list_(pa.int32())),
+        pa.field("class_pixels", pa.list_(pa.int64())),
+        pa.field("caption", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("microbatch", pa.int32()),  # batch shape that the network really saw
+        pa.field("image_hash", pa.string()),  # xxh3-128 of the stored bytes
+        pa.field("mask_hash", pa.string()),
+        pa.field("seconds", pa.float32()),  # time of the sample's share in its batch
+    ],
+    metadata=_METADATA,
+)
+
+
+def _digest63(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def sample_id_of(content_fingerprint: str, source_id: str, method: str, variant: int) -> int:
+    """Identity of a sample: 63 bits of blake2b over what decides it (DESIGN.md section 6)."""
+    return _digest63(f"{content_fingerprint}\x1f{source_id}\x1f{method}\x1f{variant}")
+
+
+def derive_seed(seed: int, *scope: int | str) -> int:
+    """A 63-bit seed from a parent seed and what it is for, independent of order, batch and clock."""
+    return _digest63("\x1f".join(map(str, (seed, *scope))))
+
+
+def sample_ids_of(content_fingerprint: str, method: str, source_ids: Iterable[str], variants: Iterable[int]) -> np.ndarray:
+    """`sample_id_of` for many rows: int64 [N]."""
+    ids = (sample_id_of(content_fingerprint, source, method, v) for source, v in zip(source_ids, variants, strict=True))
+    return np.fromiter(ids, np.int64)
+
+
+def bytes_hash(data: bytes) -> str:
+    """xxh3-128 of stored bytes, hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(data)

@@ -1,0 +1,113 @@
+"""A job is planned or run: everything is checked first, then Ray, lease and attempt frame the driver's work.
+
+Knows the order in which things begin and end, so that wrong input leaves nothing behind. It does not know rounds,
+methods or parts.
+"""
+
+from collections.abc import Mapping
+
+from segdatagen.cluster import connect, require_resources
+from segdatagen.dataflow import WRITE_CPUS, ChainFactory
+from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.job import Job
+from segdatagen.lease import Lease
+from segdatagen.methods import METHODS, Chain, check_weights, content_recipes, method_contexts
+from segdatagen.planner import (
+    PlannedRound,
+    RoundSummary,
+    presence_of,
+    put_round,
+    read_plan,
+    read_rounds,
+    refuse_evaluation_splits,
+)
+from segdatagen.run_folder import begin_attempt, check_same_content, end_attempt, write_run
+from segdatagen.samples import read_ledger
+from segdatagen.sources import open_store
+from segdatagen.storage import Folder
+from segdatagen.verify import read_manifest
+
+
+def prepare(job: Job) -> Session:
+    """Check everything that can be checked without writing. Raises UsageError."""
+    store = open_store(job.sources)
+    refuse_evaluation_splits(store, job.settings.allow_splits)
+    if job.geometry.fit == "pad" and not store.label_set.ignore_ids:
+        raise UsageError(f"geometry.fit: pad needs a label set with an ignore id, {store.label_set.name} has none")
+    for context in method_contexts(job, store.label_set).values():
+        check_weights(context)
+    recipes = content_recipes(job, store)
+    Folder(job.uri).require_writable()
+    check_same_content(job.uri, recipes)
+    return Session(job, store, recipes, presence_of(store, job.geometry, job.settings.min_pixels))
+
+
+def chain_factories(session: Session) -> dict[str, ChainFactory]:
+    """How an actor builds the chain of each method."""
+
+    def factory(method: str) -> ChainFactory:
+        context = method_contexts(session.job, session.store.label_set)[method]
+        return lambda: Chain(METHODS[method](context))
+
+    return {method: factory(method) for method in session.job.methods.named()}
+
+
+def plan_job(job: Job, events: Events, *, dry_run: bool) -> tuple[RoundSummary, bool]:
+    """The round that a run would work on next, and whether it is new.
+
+    A round that is not finished yet stands; only then the next one is planned and, unless it is a dry run or empty,
+    stored.
+    """
+    session = prepare(job)
+    folder = Folder(job.uri)
+    if dry_run:
+        planned = _next_or_unfinished(session, folder)
+    else:
+        with Lease(folder, events.waiting):
+            write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+            planned = _next_or_unfinished(session, folder)
+            if isinstance(planned, PlannedRound) and planned.summary.num_rows:
+                put_round(folder, planned)
+    return (planned.summary, True) if isinstance(planned, PlannedRound) else (planned, False)
+
+
+def run_job(
+    job: Job, options: RunOptions, events: Events, factories: Mapping[str, ChainFactory] | None = None
+) -> Outcome:
+    """Run a job to its end, or on from the point where it stopped last time.
+
+    `factories` replace the chains of methods (tests put faulty stages into them). Raises UsageError before anything is
+    written, SegdatagenError when the run stops; what was committed stays.
+    """
+    session = prepare(job)
+    folder = Folder(job.uri)
+    manifest = read_manifest(folder)
+    if manifest and manifest["settings"] == session.settings and not options.retry_failed:
+        planned = sum(manifest["counts"].values())
+        return Outcome(manifest["counts"], planned, manifest["goals_met"], complete=True, already_complete=True)
+    execution = job.execution
+    with connect(options.address):
+        require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, WRITE_CPUS)
+        with Lease(folder, events.waiting) as lease:
+            run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+            attempt = begin_attempt(folder, execution.model_dump(mode="json"))
+            driver = Driver(session, run, lease, attempt, options, events, factories or chain_factories(session))
+            outcome_text = "stopped"
+            try:
+                outcome = driver.run()
+                outcome_text = "complete" if outcome.complete else "limit reached"
+            except SegdatagenError as error:
+                outcome_text = f"stopped: {error}"
+                raise
+            finally:
+                end_attempt(folder, attempt, outcome_text, driver.seconds)
+            return outcome
+
+
+def _next_or_unfinished(session: Session, folder: Folder) -> PlannedRound | RoundSummary:
+    ledger, rounds = read_ledger(folder), read_rounds(folder)
+    planned = read_plan(folder, rounds, ["sample_id"])["sample_id"].to_numpy()
+    if (ledger.status_of(planned) < 0).any():
+        return rounds[-1]
+    return session.next_round(folder, ledger, rounds)

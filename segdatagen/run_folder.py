@@ -1,0 +1,168 @@
+"""The folder of a run: `run.json`, the attempts, and what makes two runs the same run.
+
+A run is its address and its content recipes. Another recipe at the same address is refused with the difference;
+another quota, method or execution is not. It does not know how plans or samples are stored.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.labels import LabelSet
+from segdatagen.records import FORMAT_VERSION
+from segdatagen.storage import Folder
+
+RUN_NAME = "run.json"
+SUCCESS_NAME = "_SUCCESS"
+MANIFEST_NAME = "manifest.json"
+RECORDED_PACKAGES = ("segdatagen", "ray", "torch", "diffusers", "transformers", "pyarrow", "numpy", "opencv-python-headless")
+
+
+class RunInfo(BaseModel):
+    """`run.json`: the job as it was written, the recipe of every method, and the label set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: str = FORMAT_VERSION
+    job: dict[str, Any]
+    recipes: dict[str, dict[str, Any]]
+    fingerprints: dict[str, str]
+    label_set: str
+
+
+class Attempt(BaseModel):
+    """`attempts/<n>.json`: where, with what and how far one attempt went."""
+
+    model_config = ConfigDict(extra="forbid")
+    number: int
+    started: str
+    ended: str | None = None
+    outcome: str | None = None
+    execution: dict[str, Any]
+    packages: dict[str, str]
+    hardware: dict[str, Any]
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run."""
+
+    folder: Folder
+    info: RunInfo
+    label_set: LabelSet
+
+
+def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:
+    """128 bits of blake2b over a content recipe in canonical form."""
+    return hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def open_run(uri: str) -> Run:
+    """Open an existing run. Raises UsageError if there is none or it has another format version."""
+    folder = Folder(uri)
+    try:
+        info = RunInfo.model_validate_json(folder.read(RUN_NAME))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{uri}: not a run folder ({RUN_NAME} is missing)") from None
+    except ValidationError as error:
+        raise UsageError(f"{folder.uri_of(RUN_NAME)}: not a run of format {FORMAT_VERSION} ({error.errors()[0]['msg']})") from error
+    return Run(folder, info, LabelSet.from_yaml(info.label_set, folder.uri_of(RUN_NAME)))
+
+
+def check_same_content(uri: str, recipes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UsageError, with the difference, if the run at this address was made by another recipe. Writes nothing."""
+    if not Folder(uri).exists(RUN_NAME):
+        return
+    stored = open_run(uri).info.recipes
+    changes = []
+    for method in sorted(stored.keys() & recipes.keys()):
+        before, after = _flat(stored[method]), _flat(recipes[method])
+        changes += [
+            f"{method}.{key}: {before.get(key)!r} -> {after.get(key)!r}"
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key)
+        ]
+    if changes:
+        raise UsageError(
+            f"{uri}: made by another recipe ({'; '.join(changes)}): give the job another version, or undo the change"
+        )
+
+
+def write_run(uri: str, job: dict[str, Any], recipes: Mapping[str, Mapping[str, Any]], label_set: LabelSet) -> Run:
+    """Create `run.json`, or bring it up to date with a raised quota or an added method."""
+    known = open_run(uri).info.recipes if Folder(uri).exists(RUN_NAME) else {}
+    merged = {**known, **{method: dict(recipe) for method, recipe in recipes.items()}}
+    info = RunInfo(
+        job=job,
+        recipes=merged,
+        fingerprints={method: recipe_fingerprint(recipe) for method, recipe in merged.items()},
+        label_set=label_set.to_yaml(),
+    )
+    Folder(uri).put(RUN_NAME, info.model_dump_json(indent=1).encode())
+    return open_run(uri)
+
+
+def begin_attempt(run: Folder, execution: dict[str, Any]) -> Attempt:
+    """Number and record a new attempt."""
+    number = max((attempt.number for attempt in read_attempts(run)), default=0) + 1
+    attempt = Attempt(
+        number=number, started=now(), execution=execution, packages=_packages(), hardware=_hardware()
+    )
+    put_attempt(run, attempt)
+    return attempt
+
+
+def end_attempt(run: Folder, attempt: Attempt, outcome: str, seconds: dict[str, float]) -> None:
+    """Record how an attempt ended."""
+    put_attempt(run, attempt.model_copy(update={"ended": now(), "outcome": outcome, "seconds": seconds}))
+
+
+def put_attempt(run: Folder, attempt: Attempt) -> None:
+    """Store an attempt, replacing what was known of it."""
+    run.put(f"attempts/{attempt.number:04d}.json", attempt.model_dump_json(indent=1).encode())
+
+
+def read_attempts(run: Folder) -> list[Attempt]:
+    """All attempts of a run, in order."""
+    folder = run.child("attempts")
+    try:
+        return [Attempt.model_validate_json(folder.read(entry.name)) for entry in folder.entries(".json")]
+    except ValidationError as error:
+        raise SegdatagenError(f"{folder.uri}: an attempt cannot be read ({error.errors()[0]['msg']})") from error
+
+
+def now() -> str:
+    """UTC time in ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found | {"python": platform.python_version()}
+
+
+def _hardware() -> dict[str, Any]:
+    return {"host": platform.node(), "machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

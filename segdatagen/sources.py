@@ -1,0 +1,222 @@
+"""The source store: real masks, with their images where there are any, as sorted Parquet parts.
+
+`source.json` is written last: without it the store does not exist. Reading by (file, row) touches only the row
+groups that hold the rows. This module does not know formats of data sets, plans or models.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segdatagen.datasets.reader import Item, RawSource
+from segdatagen.errors import UsageError
+from segdatagen.geometry import Geometry
+from segdatagen.images import DecodeError, class_pixels, decode_image, decode_mask, encode_mask, pixel_hash
+from segdatagen.labels import LabelSet
+from segdatagen.records import FORMAT_VERSION, SOURCE_SCHEMA
+from segdatagen.storage import Folder
+from segdatagen.tables import UnreadablePart, read_part
+
+SHARD_SIZE = 256
+"""Sources per part."""
+ROW_GROUP_SIZE = 8
+"""A sample needs one row: reading it costs a group."""
+INFO_NAME = "source.json"
+LABELS_NAME = "labels.yaml"
+
+
+class PartInfo(BaseModel):
+    """One part of a store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    num_rows: int
+    size: int
+    digest: str
+
+
+class SourceInfo(BaseModel):
+    """`source.json`: where a store came from, what it holds and what was left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: str = FORMAT_VERSION
+    fingerprint: str
+    num_sources: int
+    data_format: str
+    root: str
+    split: str
+    label_set: str
+    parts: tuple[PartInfo, ...]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceStore:
+    """An ingested data set."""
+
+    folder: Folder
+    info: SourceInfo
+    label_set: LabelSet
+
+    @cached_property
+    def index(self) -> pa.Table:
+        """Every column but the pixels, in order of `source_id`, with `source_file` and `source_row`."""
+        columns = ["source_id", "split", "height", "width", "class_ids", "class_pixels"]
+        with ThreadPoolExecutor(8) as pool:
+            tables = list(pool.map(lambda part: read_part(self.folder, part.name, columns), self.info.parts))
+        placed = [
+            table.append_column("source_file", pa.array([part.name] * table.num_rows)).append_column(
+                "source_row", pa.array(np.arange(table.num_rows, dtype=np.int32))
+            )
+            for part, table in zip(self.info.parts, tables, strict=True)
+        ]
+        return pa.concat_tables(placed)
+
+    def read_rows(self, file_name: str, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Some rows of one part, in the order asked for. Raises UnreadablePart."""
+        groups = sorted({row // ROW_GROUP_SIZE for row in rows})
+        position = {group: place for place, group in enumerate(groups)}
+        try:
+            with self.folder.open(file_name) as file:
+                table = pq.ParquetFile(file).read_row_groups(groups, columns=list(columns), use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise UnreadablePart(f"{self.folder.uri_of(file_name)}: not readable ({error})") from error
+        return table.take([position[row // ROW_GROUP_SIZE] * ROW_GROUP_SIZE + row % ROW_GROUP_SIZE for row in rows])
+
+
+def open_store(uri: str) -> SourceStore:
+    """Open a store. Raises UsageError where there is none, or one of another format version."""
+    folder = Folder(uri)
+    try:
+        info = SourceInfo.model_validate_json(folder.read(INFO_NAME))
+        labels = LabelSet.from_yaml(folder.read(LABELS_NAME).decode(), folder.uri_of(LABELS_NAME))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{uri}: no source store here ({INFO_NAME} is missing): run `segdatagen ingest` first") from None
+    except ValidationError as error:
+        raise UsageError(f"{folder.uri_of(INFO_NAME)}: not a source store of format {FORMAT_VERSION} ({error.errors()[0]['msg']})") from error
+    return SourceStore(folder, info, labels)
+
+
+def source_row(item: Item, raw: RawSource, split: str, label_set: LabelSet) -> dict[str, object]:
+    """One row of the store from what a reader returned."""
+    ids, pixels = class_pixels(raw.mask)
+    counted = ~np.isin(ids, label_set.ignore_ids)
+    segments = None
+    if raw.segments is not None:
+        segments = [{**vars(s), "bbox": list(s.bbox)} for s in raw.segments]
+    return {
+        "source_id": item.source_id,
+        "split": split,
+        "image": raw.image,
+        "mask": encode_mask(raw.mask),
+        "segment_map": None if raw.segment_map is None else encode_mask(raw.segment_map.astype(np.uint16)),
+        "segments": segments,
+        "height": raw.mask.shape[0],
+        "width": raw.mask.shape[1],
+        "class_ids": ids[counted].tolist(),
+        "class_pixels": pixels[counted].tolist(),
+        "caption": raw.caption,
+        "digest": _row_digest(item.source_id, raw),
+    }
+
+
+def part_table(rows: Iterable[dict[str, object]]) -> tuple[pa.Table, str]:
+    """The Arrow table of a part, and the digest of its content whatever it is encoded with."""
+    listed = list(rows)
+    digest = hashlib.blake2b("".join(str(row["digest"]) for row in listed).encode(), digest_size=16).hexdigest()
+    columns = {name: [row[name] for row in listed] for name in SOURCE_SCHEMA.names}
+    return pa.table(columns, schema=SOURCE_SCHEMA), digest
+
+
+def fingerprint_of(parts: Iterable[PartInfo], label_set: LabelSet) -> str:
+    """What tells two stores apart: label set, ids, mask pixels, image files and captions, in order."""
+    text = label_set.fingerprint() + "".join(part.digest for part in parts)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int = 4) -> np.ndarray:
+    """Pixels per class of every source after `geometry`: int64 [S, C], in order of `source_id` and of channels.
+
+    Stored counts serve where the geometry keeps the size; other masks are decoded and transformed. A mask that no
+    longer decodes keeps its stored counts: it is planned, and then fails where everybody sees it.
+    """
+    counts = np.zeros((store.info.num_sources, store.label_set.num_classes), np.int64)
+    starts = np.concatenate([[0], np.cumsum([part.num_rows for part in store.info.parts])])
+
+    def count_part(number: int) -> None:
+        part, start = store.info.parts[number], int(starts[number])
+        section = store.index.slice(start, part.num_rows)
+        own = counts[start : start + part.num_rows]
+        own[:] = _stored_counts(section, store.label_set)
+        sizes = zip(section["height"].to_pylist(), section["width"].to_pylist(), strict=True)
+        if not all(geometry.keeps(height, width) for height, width in sizes):
+            masks = read_part(store.folder, part.name, ["mask"])["mask"].to_pylist()
+            for row, data in enumerate(masks):
+                with contextlib.suppress(DecodeError):
+                    own[row] = _mask_counts(geometry.apply_mask(decode_mask(data), ignore_id_of(store.label_set)), store.label_set)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(count_part, range(len(store.info.parts))))
+    return counts
+
+
+def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, LabelSet]:
+    """A whole store in memory, for training: images uint8 [N, H, W, 3], channels int16 [N, H, W], label set.
+
+    Ignored pixels have channel -1. Raises UsageError where the store has masks without images.
+    """
+    store = open_store(uri)
+    table = store.label_set.channel_table()
+    width, height = geometry.size
+    images = np.empty((store.info.num_sources, height, width, 3), np.uint8)
+    channels = np.empty((store.info.num_sources, height, width), np.int16)
+    place = 0
+    for part in store.info.parts:
+        rows = read_part(store.folder, part.name, ["source_id", "image", "mask"])
+        for row in rows.to_pylist():
+            if row["image"] is None:
+                raise UsageError(f"{uri}: source {row['source_id']} has no image: training needs images and masks")
+            images[place] = geometry.apply_image(decode_image(row["image"]))
+            channels[place] = table[geometry.apply_mask(decode_mask(row["mask"]), ignore_id_of(store.label_set))]
+            place += 1
+    return images, channels, store.label_set
+
+
+def ignore_id_of(label_set: LabelSet) -> int:
+    """The id that fills what a geometry adds: the first ignore id, or 0 where nothing is ever filled."""
+    return label_set.ignore_ids[0] if label_set.ignore_ids else 0
+
+
+def _stored_counts(section: pa.Table, label_set: LabelSet) -> np.ndarray:
+    lists = section["class_ids"].combine_chunks()
+    counts = np.zeros((section.num_rows, label_set.num_classes), np.int64)
+    channels = label_set.channel_table()[pc.list_flatten(lists).to_numpy()]
+    counts[pc.list_parent_indices(lists).to_numpy(), channels] = pc.list_flatten(section["class_pixels"]).to_numpy()
+    return counts
+
+
+def _mask_counts(mask: np.ndarray, label_set: LabelSet) -> np.ndarray:
+    ids, pixels = class_pixels(mask)
+    channels = label_set.channel_table()[ids]
+    counts = np.zeros(label_set.num_classes, np.int64)
+    counts[channels[channels >= 0]] = pixels[channels >= 0]
+    return counts
+
+
+def _row_digest(source_id: str, raw: RawSource) -> str:
+    digest = hashlib.blake2b(source_id.encode(), digest_size=16)
+    digest.update(pixel_hash(raw.mask.astype(np.uint16)).encode())
+    digest.update(raw.image or b"")
+    digest.update((raw.caption or "").encode())
+    if raw.segment_map is not None:
+        digest.update(pixel_hash(raw.segment_map.astype(np.uint16)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Stages: a batch of rows in, columns out. They know nothing of Ray, of storage or of quotas."""

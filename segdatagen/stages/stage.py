@@ -1,0 +1,36 @@
+"""What a stage is, and how it speaks of rows that it cannot make.
+
+A stage is built once per process, loads its model then, and returns exactly the columns that it names, for the same
+rows in the same order. It does not know which method it serves.
+"""
+
+from typing import Literal, Protocol
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+"""Columns of one length; encoded images and lists are object arrays."""
+
+
+class Stage(Protocol):
+    """One step of a method.
+
+    A stage that cannot make a row writes why into `reason` (None: the row is good) if `reason` is among its `writes`;
+    `verdict` is the status that such a row gets. A stage that raises fails the rows that make it raise.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    verdict: Literal["failed", "rejected"]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Columns `reads` in, columns `writes` out."""
+        ...
+
+
+def objects(values: list[object]) -> np.ndarray:
+    """A one-dimensional object array, also where all values are lists of one length."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array

@@ -1,0 +1,246 @@
+"""Folders on a disk or in an object store, and the four things that the rest relies on.
+
+An object is put whole or not at all; a small object can be put only if nobody changed it meanwhile; a listing is
+never cached; what is deleted stays deleted. The only module that touches fsspec. It does not know what the bytes
+mean.
+"""
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.asyn import sync
+from fsspec.implementations.local import LocalFileSystem
+
+from segdatagen.errors import SegdatagenError, UsageError
+
+CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
+
+class StorageError(SegdatagenError):
+    """The store refused: no space, no permission, no such bucket."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing: its name relative to the folder, and its size in bytes."""
+
+    name: str
+    size: int
+
+
+class Folder:
+    """A folder named by a URI: `/data/x`, `file:///data/x` or `s3://bucket/x`.
+
+    Names are relative, with `/` between parts. Objects whose last part starts with a dot are not listed: they are
+    what a killed process left of a `put`.
+    """
+
+    def __init__(self, uri: str) -> None:
+        protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+        if protocol not in ("file", "s3"):
+            raise UsageError(f"{uri}: {protocol}:// is not supported, use a path or s3://bucket/folder")
+        options = {"use_listings_cache": False} if protocol == "s3" else {}
+        self.uri = uri.rstrip("/")
+        self._filesystem, self._root = fsspec.url_to_fs(self.uri, **options)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.uri!r})"
+
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
+        return Folder, (self.uri,)
+
+    @property
+    def is_local(self) -> bool:
+        """True for a folder on a mounted file system."""
+        return isinstance(self._filesystem, LocalFileSystem)
+
+    def child(self, name: str) -> "Folder":
+        """The folder `name` inside this one."""
+        return Folder(f"{self.uri}/{name}")
+
+    def uri_of(self, name: str) -> str:
+        """Where an object lies, for messages."""
+        return f"{self.uri}/{name}"
+
+    def exists(self, name: str = "") -> bool:
+        """True if the object, or any object below that name, exists."""
+        return bool(self._filesystem.exists(self._path(name)))
+
+    def read(self, name: str) -> bytes:
+        """All bytes of an object. Raises FileNotFoundError."""
+        return cast(bytes, self._filesystem.cat_file(self._path(name)))
+
+    def open(self, name: str) -> BinaryIO:
+        """An object opened for random access reading."""
+        if self.is_local:
+            return open(self._path(name), "rb")
+        return cast(BinaryIO, self._filesystem.open(self._path(name), "rb", cache_type="readahead"))
+
+    def entries(self, suffix: str = "") -> list[Entry]:
+        """Every object below this folder whose name ends in `suffix`, sorted by name. Empty if there is no folder."""
+        if self.is_local:
+            found = list(_scan(self._root, ""))
+        else:
+            try:
+                details = self._filesystem.find(self._root, detail=True)
+            except FileNotFoundError:
+                return []
+            skip = len(self._root) + 1
+            found = [Entry(path[skip:], info["size"]) for path, info in details.items() if len(path) > skip]
+        visible = (e for e in found if e.name.endswith(suffix) and not e.name.rsplit("/", 1)[-1].startswith("."))
+        return sorted(visible, key=lambda entry: entry.name)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store an object whole or not at all, replacing one of that name.
+
+        One request on an object store; temporary file, fsync and rename on a disk. Raises StorageError.
+        """
+        path = self._path(name)
+        try:
+            if self.is_local:
+                _replace_file(path, data)
+            else:
+                self._filesystem.pipe_file(path, data)
+        except OSError as error:
+            raise _explain(error, self.uri_of(name)) from error
+
+    def read_versioned(self, name: str) -> tuple[bytes, str] | None:
+        """Bytes and version of a small object, or None if there is none. For `put_if_unchanged`."""
+        try:
+            if self.is_local:
+                data = self.read(name)
+                return data, hashlib.blake2b(data, digest_size=16).hexdigest()
+            bucket, key, _ = self._filesystem.split_path(self._path(name))
+            response = self._call("get_object", Bucket=bucket, Key=key)
+            return sync(self._filesystem.loop, response["Body"].read), response["ETag"]
+        except FileNotFoundError:
+            return None
+
+    def put_if_unchanged(self, name: str, data: bytes, version: str | None) -> bool:
+        """Put a small object only if its version is still `version` (None: only if it does not exist).
+
+        Atomic between processes and hosts: a conditional request on S3, a file lock on a disk. Returns whether it
+        was put. Raises StorageError.
+        """
+        try:
+            if self.is_local:
+                return self._put_locked(name, data, version)
+            bucket, key, _ = self._filesystem.split_path(self._path(name))
+            condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+            self._call("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if any(code in f"{error} {error.__cause__}" for code in CONDITION_FAILED):
+                return False
+            raise _explain(error, self.uri_of(name)) from error
+        return True
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects; those that are already gone are no error."""
+        for name in names:
+            try:
+                self._filesystem.rm_file(self._path(name))
+            except FileNotFoundError:
+                continue
+            if self.is_local:
+                self._prune(Path(self._path(name)).parent)
+
+    def require_writable(self) -> None:
+        """Raise UsageError if nothing can be put here. Writes nothing."""
+        if not self.is_local:
+            bucket = self._root.split("/", 1)[0]
+            if not self._filesystem.exists(bucket):
+                raise UsageError(f"{self.uri}: bucket {bucket} does not exist or cannot be read: create it first")
+            return
+        ancestor = Path(self._root)
+        while not ancestor.exists() and ancestor != ancestor.parent and not _under_file(ancestor):
+            ancestor = ancestor.parent
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+            raise UsageError(f"{self.uri}: cannot write here, {ancestor} is not a writable folder")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        return self._filesystem.call_s3(method, **arguments)
+
+    def _put_locked(self, name: str, data: bytes, version: str | None) -> bool:
+        path = Path(self._path(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.parent / f".{path.name}.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            current = self.read_versioned(name)
+            if (current[1] if current else None) != version:
+                return False
+            _replace_file(str(path), data)
+            return True
+
+    def _prune(self, parent: Path) -> None:
+        """Remove folders that became empty, up to and including this one."""
+        root = Path(self._root)
+        while parent == root or root in parent.parents:
+            try:
+                parent.rmdir()
+            except OSError:
+                return
+            parent = parent.parent
+
+
+def read_any(uri: str) -> bytes:
+    """All bytes of the object at a URI. Raises FileNotFoundError."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    return Folder(parent or ".").read(name)
+
+
+def _scan(root: str, prefix: str) -> Iterable[Entry]:
+    try:
+        with os.scandir(root) as found:
+            for item in found:
+                if item.is_dir():
+                    yield from _scan(item.path, f"{prefix}{item.name}/")
+                else:
+                    yield Entry(prefix + item.name, item.stat().st_size)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _replace_file(path: str, data: bytes) -> None:
+    parent, name = os.path.split(path)
+    os.makedirs(parent, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=parent)
+    try:
+        with io.FileIO(descriptor, "wb") as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            os.fchmod(descriptor, 0o644)
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    folder = os.open(parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _under_file(path: Path) -> bool:
+    return any(parent.is_file() for parent in path.parents)
+
+
+def _explain(error: OSError, uri: str) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{uri}: no space left, free some and run the same command again")
+    return StorageError(f"{uri}: cannot be written ({error.strerror or error})")

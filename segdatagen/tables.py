@@ -1,0 +1,82 @@
+"""Arrow tables to Parquet bytes and back, a whole part at a time.
+
+A part is built in memory and stored by one `put`, so that half a table never exists. This module does not know
+which columns a table has.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segdatagen.errors import SegdatagenError
+from segdatagen.storage import Folder
+
+READ_THREADS = 16
+"""Parts are small and many: reading them waits for storage, not for the processor."""
+
+
+class UnreadablePart(SegdatagenError):
+    """A file that should be a Parquet part is not one."""
+
+
+def to_parquet(table: pa.Table, row_group_size: int | None = None, compression: str = "zstd") -> bytes:
+    """The bytes of one Parquet file. Encoded images do not compress, so their columns are stored as they are."""
+    binary = {field.name for field in table.schema if pa.types.is_large_binary(field.type)}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=row_group_size or max(1, table.num_rows),
+        compression={name: "none" if name in binary else compression for name in table.column_names},
+        use_dictionary=[name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)],
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def put_table(folder: Folder, name: str, table: pa.Table, row_group_size: int | None = None) -> int:
+    """Store a table as one Parquet object; returns its size in bytes."""
+    data = to_parquet(table, row_group_size)
+    folder.put(name, data)
+    return len(data)
+
+
+def read_part(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part, or some columns of it. Raises UnreadablePart."""
+    try:
+        with folder.open(name) as file:
+            return pq.ParquetFile(file).read(columns=list(columns) if columns else None, use_threads=False)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UnreadablePart(f"{folder.uri_of(name)}: not a readable Parquet file ({_first_line(error)})") from error
+
+
+def read_row_groups(folder: Folder, name: str, groups: Sequence[int]) -> pa.Table:
+    """Read some row groups of a part. Raises UnreadablePart."""
+    try:
+        with folder.open(name) as file:
+            return pq.ParquetFile(file).read_row_groups(list(groups), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadablePart(f"{folder.uri_of(name)}: not a readable Parquet file ({_first_line(error)})") from error
+
+
+def read_parts(folder: Folder, names: Iterable[str], columns: Sequence[str]) -> tuple[list[pa.Table], list[str]]:
+    """Read the same columns of many parts at once.
+
+    Returns the tables of the readable parts, in the order of `names`, and one sentence per unreadable one.
+    """
+
+    def attempt(name: str) -> pa.Table | str:
+        try:
+            return read_part(folder, name, columns)
+        except UnreadablePart as error:
+            return str(error)
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        results = list(pool.map(attempt, names))
+    return [r for r in results if not isinstance(r, str)], [r for r in results if isinstance(r, str)]
+
+
+def _first_line(error: Any) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

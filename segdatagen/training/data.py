@@ -1,0 +1,105 @@
+"""A data set in memory, and the batch of any step of a training.
+
+Order and randomness have no state: rows, flips and noise of a step follow from (seed, step, row) alone, so that a
+resumed training, and one on more workers, sees what an uninterrupted one sees. Knows nothing of networks.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segdatagen.errors import UsageError
+from segdatagen.labels import LabelSet
+from segdatagen.records import derive_seed
+
+
+@dataclass(frozen=True)
+class TrainingArrays:
+    """Images uint8 `[N, H, W, 3]` RGB, mask channels int16 `[N, H, W]` (below 0: ignored), and their label set."""
+
+    images: np.ndarray
+    channels: np.ndarray
+    label_set: LabelSet
+
+    def __post_init__(self) -> None:
+        if not len(self.images):
+            raise UsageError("the source store holds no images: there is nothing to train on")
+        if self.images.shape[:3] != self.channels.shape:
+            raise UsageError(f"images {self.images.shape} and masks {self.channels.shape} do not belong together")
+
+    def fingerprint(self) -> str:
+        """Hash of all pixels and the label set, 32 hex digits."""
+        digest = hashlib.blake2b(self.label_set.fingerprint().encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.channels).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which worker this is, and of how many."""
+
+    rank: int = 0
+    num_workers: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's rows of a step: images uint8 `[B, H, W, 3]`, channels int64 `[B, H, W]`, and where chance comes from.
+
+    `chance` is the same on all workers of the step; `row_chance` holds one CPU generator per row.
+    """
+
+    images: Tensor
+    channels: Tensor
+    chance: torch.Generator
+    row_chance: list[torch.Generator]
+
+
+def sources_of_step(num_sources: int, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Indices int64 `[batch_size]` of the images of a step: each epoch is one permutation, and no row is dropped."""
+    places = step * batch_size + np.arange(batch_size)
+    epochs = places // num_sources
+    found = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        found[chosen] = _permutation(num_sources, seed, int(epoch))[places[chosen] % num_sources]
+    return found
+
+
+def batch_of_step(
+    arrays: TrainingArrays, seed: int, step: int, batch_size: int, flip: bool, share: Share, device: torch.device
+) -> Batch:
+    """This worker's share of the batch of `step`, counted from 0. Raises `UsageError` unless the shares are equal."""
+    if batch_size % share.num_workers:
+        raise UsageError(f"batch_size {batch_size} is not a multiple of num_workers {share.num_workers}")
+    length = batch_size // share.num_workers
+    rows = range(share.rank * length, (share.rank + 1) * length)
+    sources = sources_of_step(len(arrays.images), seed, step, batch_size)[rows.start : rows.stop]
+    row_chance = [generator_for(seed, "row", step, row) for row in rows]
+    images, channels = arrays.images[sources], arrays.channels[sources]
+    if flip:
+        for place, generator in enumerate(row_chance):
+            if float(torch.rand((), generator=generator)) < 0.5:
+                images[place] = images[place, :, ::-1]
+                channels[place] = channels[place, :, ::-1]
+    return Batch(
+        torch.from_numpy(images).to(device),
+        torch.from_numpy(channels).to(device, torch.int64),
+        generator_for(seed, "step", step),
+        row_chance,
+    )
+
+
+def generator_for(seed: int, *scope: int | str) -> torch.Generator:
+    """A CPU generator that depends on the seed and on what it is for, and on nothing else."""
+    return torch.Generator().manual_seed(derive_seed(seed, "train", *scope))
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(num_sources: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(num_sources)

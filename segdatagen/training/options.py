@@ -1,0 +1,50 @@
+"""What every kind of training can be told. Each kind adds its own options beside its network.
+
+Options say what is trained and how it is executed; they do not know where a process runs or what a network is.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from segdatagen.geometry import Geometry
+from segdatagen.weights import StoreDtype
+
+
+class TrainingOptions(BaseModel):
+    """The YAML of `segdatagen train`, without what only one kind knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fixed: ClassVar[tuple[str, ...]] = ("size", "fit", "seed", "batch_size", "flip")
+    """Fields that a resumed training cannot change: they decide the network or the order of the data."""
+
+    sources: str = Field(min_length=1, description="URI of a source store")
+    out: str = Field(min_length=1, description="URI of the folder that receives weights, checkpoints, logs and pictures")
+    size: tuple[int, int] = Field(description="width, height in pixels, multiples of 8")
+    fit: Literal["crop", "pad", "resize"] = "resize"
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="of all workers together")
+    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate_schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="cosine: falls to 0 at the last step"
+    )
+    warmup_steps: int = Field(default=0, ge=0)
+    ema_decay: float = Field(default=0.995, ge=0, lt=1)
+    ema_start: int = Field(default=2000, ge=0, description="steps during which the average is a plain copy")
+    flip: bool = Field(default=True, description="mirror images and masks left to right, half of the time")
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["fp32", "bf16", "auto"] = Field(default="auto", description="auto: bf16 on a GPU, else fp32")
+    channels_last: bool = True
+    checkpoint_every: int = Field(default=500, ge=1)
+    sample_every: int = Field(default=1000, ge=1)
+    num_workers: int = Field(default=1, ge=1)
+    use_gpu: bool = False
+    max_hours: float | None = Field(default=None, gt=0, description="stop cleanly; the same command goes on")
+    torch_threads: int | None = Field(default=None, ge=1, description="per worker; unset: as torch chooses")
+    store_dtype: StoreDtype = Field(default="float32", description="of the final weights")
+
+    @property
+    def geometry(self) -> Geometry:
+        """How sources are fitted to the size of the training images."""
+        return Geometry(size=self.size, fit=self.fit)

@@ -1,0 +1,111 @@
+"""Verify: what lies in a run against its plan, and the manifest that says it was whole.
+
+Reads plans, ledgers and, for a deep look, one part at a time; it writes the manifest and nothing else. It does not
+know how samples are made, nor how parts are spread over a cluster.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segdatagen.images import DecodeError, decode_image, decode_mask
+from segdatagen.planner import RoundSummary, read_plan, read_rounds
+from segdatagen.records import FORMAT_VERSION, bytes_hash
+from segdatagen.run_folder import MANIFEST_NAME, SUCCESS_NAME, Run, now
+from segdatagen.samples import SAMPLES, Ledger, read_ledger
+from segdatagen.storage import Entry, Folder
+from segdatagen.tables import UnreadablePart, read_part
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a look at a run found. `problems` is empty where plan and ledger agree."""
+
+    planned: int
+    counts: dict[str, int]
+    duplicates: int
+    problems: tuple[str, ...]
+
+
+def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
+    """Compare ids of plan and ledger; every footer is read on the way."""
+    rounds = read_rounds(run.folder)
+    planned = read_plan(run.folder, rounds, ["sample_id"])["sample_id"].to_numpy()
+    found = ledger or read_ledger(run.folder)
+    problems = list(found.unreadable)
+    missing = np.setdiff1d(planned, found.sample_ids)
+    unknown = np.setdiff1d(found.sample_ids, planned)
+    if not rounds:
+        problems.append("nothing is planned yet")
+    if len(missing):
+        problems.append(f"{len(missing)} of {len(planned)} planned samples are missing: run the job again")
+    if len(unknown):
+        problems.append(f"{len(unknown)} samples are in no plan, the first is {unknown[0]}")
+    return Verdict(len(planned), found.counts, found.num_rows - len(found.sample_ids), tuple(problems))
+
+
+def check_part(run: Folder, name: str) -> list[str]:
+    """Decode every image and mask of a part and compare sizes and hashes; returns one sentence per problem."""
+    try:
+        rows = read_part(run, name, ["sample_id", "status", "image", "mask", "height", "width", "image_hash", "mask_hash"])
+    except UnreadablePart as error:
+        return [str(error)]
+    return [
+        f"{name}: sample {row['sample_id']}: {problem}"
+        for row in rows.to_pylist()
+        if row["status"] != "failed"
+        for problem in _row_problems(row)
+    ]
+
+
+def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], goals_met: bool) -> None:
+    """`manifest.json`, then `_SUCCESS`: the run is whole."""
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "written": now(),
+        "fingerprints": run.info.fingerprints,
+        "settings": rounds[-1].settings if rounds else {},
+        "goals_met": goals_met,
+        "rounds": len(rounds),
+        "counts": ledger.counts,
+        "parts": {part.name: part.size for part in ledger.parts},
+    }
+    run.folder.put(MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+    run.folder.put(SUCCESS_NAME, b"")
+
+
+def read_manifest(run: Folder) -> dict[str, Any] | None:
+    """The manifest of a run that ended whole and whose parts are still those of the manifest; None otherwise."""
+    if not run.exists(SUCCESS_NAME):
+        return None
+    manifest: dict[str, Any] = json.loads(run.read(MANIFEST_NAME))
+    parts = {f"{SAMPLES}/{entry.name}": entry.size for entry in run.child(SAMPLES).entries(".parquet")}
+    return manifest if manifest["parts"] == parts else None
+
+
+def part_entries(run: Folder) -> list[Entry]:
+    """All parts of a run."""
+    return [Entry(f"{SAMPLES}/{entry.name}", entry.size) for entry in run.child(SAMPLES).entries(".parquet")]
+
+
+def _row_problems(row: dict[str, Any]) -> list[str]:
+    problems = []
+    size = (row["height"], row["width"])
+    for column, decode in (("image", decode_image), ("mask", decode_mask)):
+        data = row[column]
+        if data is None:
+            problems.append(f"has no {column}")
+            continue
+        if bytes_hash(data) != row[f"{column}_hash"]:
+            problems.append(f"its {column} is not what was written")
+        try:
+            shape = decode(data).shape[:2]
+            if shape != size:
+                problems.append(f"its {column} is {shape[1]} x {shape[0]}, not {size[1]} x {size[0]}")
+        except DecodeError as error:
+            problems.append(f"its {column} cannot be decoded ({error})")
+    return problems
+

@@ -1,0 +1,169 @@
+"""Weights of models: where a weights URI lies on this machine, and what a weights folder holds.
+
+A folder of the mask-guided DDPM is `config.json` (a `MaskDDPMWeights`) beside `model.safetensors`; tensors may be
+stored as float16 and are loaded as float32. Nothing is unpickled. torch is imported when tensors are read, not before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segdatagen.errors import UsageError
+from segdatagen.storage import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from segdatagen.diffusion.mask_unet import MaskUNet, MaskUNetConfig
+
+CONFIG_NAME = "config.json"
+TENSORS_NAME = "model.safetensors"
+BUILTIN_PATH = Path(__file__).parent / "builtin"
+
+StoreDtype = Literal["float32", "float16"]
+
+
+class MaskDDPMWeights(BaseModel):
+    """What `config.json` of a mask-guided DDPM says: the network, what it was trained on, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["mask_ddpm"] = "mask_ddpm"
+    network: dict[str, int | bool]
+    label_set: str
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    """Width and height of the training images."""
+    training: dict[str, Any] = {}
+
+    def network_config(self) -> MaskUNetConfig:
+        """The architecture, as the options of `MaskUNet`."""
+        from segdatagen.diffusion.mask_unet import MaskUNetConfig
+
+        return MaskUNetConfig.model_validate(self.network)
+
+
+def builtin_names() -> list[str]:
+    """Names of the weights that are shipped with the package."""
+    return sorted(path.parent.name for path in BUILTIN_PATH.glob(f"*/{CONFIG_NAME}"))
+
+
+def local_weights(uri: str) -> Path:
+    """The local folder or file that `builtin:NAME` or a path stands for.
+
+    Raises `UsageError` where it does not exist, naming what does.
+    """
+    if uri.startswith("builtin:"):
+        name = uri.removeprefix("builtin:")
+        if name not in builtin_names():
+            raise UsageError(f"there are no weights {uri}: the shipped ones are {', '.join(builtin_names()) or 'none'}")
+        return BUILTIN_PATH / name
+    if "://" in uri and not uri.startswith("file://"):
+        raise UsageError(f"weights {uri} are not on this machine: use builtin:NAME or a path")
+    path = Path(uri.removeprefix("file://")).expanduser()
+    if not path.exists():
+        parent = next(parent for parent in path.absolute().parents if parent.is_dir())
+        beside = ", ".join(sorted(entry.name for entry in parent.iterdir())[:10]) or "nothing"
+        raise UsageError(f"there are no weights at {uri}: {parent} holds {beside}")
+    return path
+
+
+def fingerprint_of(uri: str) -> str:
+    """Hash of the weights that `uri` stands for: names and bytes of all files but the model card, 32 hex digits."""
+    path = local_weights(uri)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        name = file.name if path.is_file() else file.relative_to(path).as_posix()
+        if name == "README.md" or any(part.startswith(".") for part in name.split("/")):
+            continue
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "blake2b").digest()
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; floats become float32. Raises `UsageError` on a missing or broken file."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"the weights {path} cannot be read ({error}): fetch or train them again") from error
+    return {
+        name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+    }
+
+
+def read_config(folder: Path) -> MaskDDPMWeights:
+    """`config.json` of a weights folder. Raises `UsageError` where it is none of a mask-guided DDPM."""
+    path = folder / CONFIG_NAME
+    try:
+        config = MaskDDPMWeights.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        config.network_config()
+    except OSError as error:
+        raise UsageError(f"{folder} is no weights folder: it holds no readable {CONFIG_NAME} ({error})") from error
+    except (ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} does not describe a mask-guided DDPM: {reason}") from error
+    return config
+
+
+def load_mask_ddpm(uri: str, num_classes: int) -> tuple[MaskUNet, MaskDDPMWeights]:
+    """The network of the weights at `uri`, float32, on the CPU, for inference, and its `config.json`.
+
+    Raises `UsageError` where the weights are missing, broken, or made for another number of classes.
+    """
+    import torch
+
+    from segdatagen.diffusion.mask_unet import MaskUNet
+
+    folder = local_weights(uri)
+    config = read_config(folder)
+    network = config.network_config()
+    if network.num_classes != num_classes:
+        raise UsageError(
+            f"the weights {uri} were trained on the {network.num_classes} classes of {config.label_set}, "
+            f"but the label set of this job has {num_classes}: use weights of the same label set"
+        )
+    with torch.device("meta"):
+        model = MaskUNet(network)
+    fill(model, read_tensors(folder / TENSORS_NAME), uri)
+    return model.eval(), config
+
+
+def fill(model: MaskUNet, tensors: Mapping[str, Tensor], uri: str) -> None:
+    """Make `tensors` the weights of `model`. Raises `UsageError` unless names and shapes are exactly the model's."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise UsageError(
+            f"the weights {uri} do not fit their {CONFIG_NAME}: {len(wrong)} tensors are missing, unexpected or of "
+            f"another shape, {wrong[0]} first (expected {expected.get(wrong[0])}, found {found.get(wrong[0])})"
+        )
+    model.load_state_dict(tensors, assign=True)
+
+
+def save_mask_ddpm(
+    uri: str, config: MaskDDPMWeights, tensors: Mapping[str, Tensor], store_dtype: StoreDtype = "float32"
+) -> None:
+    """Write a weights folder; `config.json` comes last, so that a folder that has one is whole."""
+    import torch
+    from safetensors.torch import save
+
+    folder = Folder(uri)
+    dtype = getattr(torch, store_dtype)
+    stored = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in tensors.items()}
+    folder.put(TENSORS_NAME, save(stored, metadata={"format": "pt"}))
+    folder.put(CONFIG_NAME, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())

@@ -1,0 +1,293 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from segdatagen.errors import UsageError
+from segdatagen.labels import (
+    LabelClass,
+    LabelSet,
+    from_colormap,
+    load_label_set,
+    problems_of,
+    shipped_label_sets,
+)
+
+SHARED = Path(os.environ.get("SEGDATAGEN_SHARED", Path(__file__).parents[2] / "shared"))
+
+GOOD = """
+name: tiny
+version: "1"
+ignore_ids: [255]
+background_ids: [0]
+classes:
+  - {id: 0, name: ground, prompt: ground, aliases: [floor], colour: [0, 0, 0], kind: stuff}
+  - {id: 7, name: traffic sign, prompt: traffic sign, aliases: [], colour: [255, 0, 0], kind: thing}
+  - {id: 300, name: car, prompt: red car, aliases: [auto, vehicle], colour: [0, 0, 255], kind: thing}
+"""
+
+
+def shared_file(name: str) -> Path:
+    path = SHARED / name
+    if not path.is_file():
+        pytest.skip(f"needs {path}: set SEGDATAGEN_SHARED to the folder of shared inputs")
+    return path
+
+
+def label_sets() -> st.SearchStrategy[LabelSet]:
+    word = st.text(min_size=1, max_size=8).map(str.strip).filter(lambda text: text and len(text.splitlines()) == 1)
+
+    @st.composite
+    def draw_set(draw: st.DrawFn) -> LabelSet:
+        num_classes = draw(st.integers(1, 6))
+        ids = draw(st.lists(st.integers(0, 65535), min_size=num_classes + 1, max_size=num_classes + 1, unique=True))
+        colours = st.tuples(*[st.integers(0, 255)] * 3)
+        words = draw(st.lists(word, min_size=2 * num_classes, max_size=2 * num_classes, unique_by=str.casefold))
+        palette = draw(st.lists(colours, min_size=num_classes, max_size=num_classes, unique=True))
+        classes = tuple(
+            LabelClass(
+                id=ids[i],
+                name=words[2 * i],
+                prompt=draw(word),
+                aliases=(words[2 * i + 1],),
+                colour=palette[i],
+                kind=draw(st.sampled_from(["thing", "stuff"])),
+            )
+            for i in range(num_classes)
+        )
+        return LabelSet(
+            name=draw(word), version=draw(word), classes=classes, ignore_ids=(ids[-1],), background_ids=(ids[0],)
+        )
+
+    return draw_set()
+
+
+def test_channel_is_the_position_and_not_the_id() -> None:
+    labels = LabelSet.from_yaml(GOOD)
+    assert labels.num_classes == 3
+    assert labels.names == ("ground", "traffic sign", "car")
+    assert labels.ids.dtype == np.int64
+    assert labels.ids.tolist() == [0, 7, 300]
+    assert labels.colours.dtype == np.uint8
+    assert labels.colours.tolist() == [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+    assert [labels.channel_of(name) for name in labels.names] == [0, 1, 2]
+
+
+def test_channel_table_tells_classes_from_ignored_and_unknown_ids() -> None:
+    table = LabelSet.from_yaml(GOOD).channel_table()
+    assert table.dtype == np.int16
+    assert table.shape == (65536,)
+    assert {id_: int(table[id_]) for id_ in (0, 7, 300, 255)} == {0: 0, 7: 1, 300: 2, 255: -1}
+    assert (table == -2).sum() == 65536 - 4
+
+
+def test_a_class_is_found_by_name_and_alias_in_any_case() -> None:
+    labels = LabelSet.from_yaml(GOOD)
+    assert labels.channel_of("Floor") == 0
+    assert labels.channel_of("Traffic Sign") == 1
+    assert labels.channel_of("VEHICLE") == 2
+
+
+def test_an_unknown_class_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"tiny has no class 'traffic sing'.*one of: traffic sign\?"):
+        LabelSet.from_yaml(GOOD).channel_of("traffic sing")
+
+
+@given(label_sets())
+@settings(deadline=None, max_examples=60)
+def test_yaml_round_trip_keeps_set_and_fingerprint(labels: LabelSet) -> None:
+    again = LabelSet.from_yaml(labels.to_yaml())
+    assert again == labels
+    assert again.fingerprint() == labels.fingerprint()
+
+
+def test_fingerprint_ignores_layout_and_comments_but_no_content() -> None:
+    labels = LabelSet.from_yaml(GOOD)
+    fingerprint = labels.fingerprint()
+    assert len(fingerprint) == 16
+    assert LabelSet.from_yaml("# a comment\n" + GOOD.replace(", aliases: []", "")).fingerprint() == fingerprint
+    edits = [
+        ("red car", "blue car"),
+        ("[255, 0, 0]", "[254, 0, 0]"),
+        ("[auto, vehicle]", "[vehicle, auto]"),
+        ("kind: stuff", "kind: thing"),
+        ('version: "1"', 'version: "2"'),
+        ("background_ids: [0]", "background_ids: []"),
+        ("ignore_ids: [255]", "ignore_ids: []"),
+    ]
+    others = {LabelSet.from_yaml(GOOD.replace(old, new)).fingerprint() for old, new in edits}
+    assert len(others - {fingerprint}) == len(edits)
+
+
+def test_order_of_classes_is_content() -> None:
+    labels = LabelSet.from_yaml(GOOD)
+    turned = labels.model_copy(update={"classes": labels.classes[::-1]})
+    assert turned.fingerprint() != labels.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("id: 7", "id: 0", "class 'traffic sign': id 0 is already that of 'ground'"),
+        ("id: 7", "id: 65536", "class 'traffic sign': id is 65536; allowed is an integer from 0 to 65535"),
+        ("id: 7", "id: -1", "class 'traffic sign': id is -1"),
+        ("id: 7", "id: 7.0", "class 'traffic sign': id is 7.0"),
+        ("id: 7", "id: true", "class 'traffic sign': id is True"),
+        ("id: 7, ", "", "class 'traffic sign': id is missing"),
+        ("name: car", "name: GROUND", "class 'GROUND': 'GROUND' is already a name or alias of 'ground'"),
+        ("[auto, vehicle]", "[floor]", "class 'car': 'floor' is already a name or alias of 'ground'"),
+        ("[auto, vehicle]", "[Car]", "class 'car': 'Car' is already a name or alias of 'car'"),
+        ("name: car", "name: no", "class number 3: name is False; allowed is text"),
+        ("red car", "' red'", "class 'car': prompt is ' red'; allowed is text on one line"),
+        ("[255, 0, 0]", "[0, 0, 0]", "class 'traffic sign': colour [0, 0, 0] is already that of 'ground'"),
+        ("[255, 0, 0]", "[256, 0, 0]", "class 'traffic sign': colour is [256, 0, 0]; allowed is three integers"),
+        ("[255, 0, 0]", "[1, 2]", "class 'traffic sign': colour is [1, 2]; allowed is three integers from 0 to 255"),
+        ("kind: stuff", "kind: staff", "class 'ground': kind is 'staff'; allowed is thing or stuff"),
+        ("kind: stuff", "kind: stuff, color: 3", "class 'ground': color is an unknown key; allowed are id, name"),
+        ("ignore_ids: [255]", "ignore_ids: [7]", "ignore_ids: 7 is the id of class 'traffic sign'"),
+        ("background_ids: [0]", "background_ids: [1]", "background_ids: 1 is no class id; allowed are 0, 7, 300"),
+        ('version: "1"', "version: 1", "version is 1; allowed is text on one line"),
+        ("name: tiny", "nam: tiny", "nam is an unknown key; allowed are name, version"),
+    ],
+)
+def test_each_problem_is_named_with_its_class_and_what_is_allowed(old: str, new: str, problem: str) -> None:
+    assert GOOD.count(old) == 1
+    text = GOOD.replace(old, new)
+    assert any(found.startswith(problem) for found in problems_of(text)), problems_of(text)
+    with pytest.raises(UsageError, match=r"^label set: "):
+        LabelSet.from_yaml(text)
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    text = GOOD.replace("id: 7", "id: 255").replace("[0, 0, 255]", "[255, 0, 0]").replace("kind: stuff", "kind: staff")
+    problems = problems_of(text.replace('version: "1"', "version: 1"))
+    assert len(problems) == 4
+    assert [any(word in problem for problem in problems) for word in ("staff", "version", "colour", "ignore_ids")] == [
+        True
+    ] * 4
+
+
+def test_a_class_that_cannot_be_read_is_not_taken_for_a_missing_background() -> None:
+    assert len(problems_of(GOOD.replace("kind: stuff", "kind: staff"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: tiny\nclasses: [1, 2\nversion: 3\n", "broken YAML at line 3"),
+        ("name: tiny\nname: other\n", "broken YAML at line 2, column 1: key 'name' stands twice"),
+        ("name: \x00", "broken YAML: unacceptable character"),
+        ("", "expected a mapping with the keys name, version"),
+        ("- 3", "expected a mapping"),
+        ("name: a\nversion: b\nclasses: []", "classes is []; allowed is a list of at least one class"),
+        ("name: a\nversion: b\nclasses: {a: 1}", "classes is {'a': 1}; allowed is a list of at least one class"),
+        ("name: a\nversion: b\nclasses: [3]", "class number 1: 3 is no class; allowed is a mapping with the keys id"),
+        ("1: 2\nname: a\nversion: b\nclasses: []", "1 is an unknown key"),
+    ],
+)
+def test_what_is_no_label_set_at_all_is_one_sentence(text: str, problem: str) -> None:
+    problems = problems_of(text)
+    assert any(found.startswith(problem) for found in problems), problems
+    assert not any("\n" in found for found in problems)
+
+
+def test_a_good_set_has_no_problems() -> None:
+    assert problems_of(GOOD) == []
+
+
+def test_built_directly_a_contradiction_is_refused_too() -> None:
+    labels = LabelSet.from_yaml(GOOD)
+    with pytest.raises(ValidationError, match="ignore_ids: 7 is the id"):
+        LabelSet(name="a", version="1", classes=labels.classes, ignore_ids=(7,))
+
+
+def test_a_label_set_is_frozen_and_hashable() -> None:
+    labels = LabelSet.from_yaml(GOOD)
+    with pytest.raises(ValidationError):
+        labels.name = "other"  # type: ignore[misc]
+    assert hash(labels) == hash(LabelSet.from_yaml(GOOD))
+
+
+def test_load_reads_a_path_and_names_it_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    assert load_label_set(str(path)) == LabelSet.from_yaml(GOOD)
+    path.write_text(GOOD.replace("id: 7", "id: 0"))
+    with pytest.raises(UsageError, match=r"mine\.yaml: class 'traffic sign': id 0"):
+        load_label_set(str(path))
+    path.write_bytes(b"name: \xff")
+    with pytest.raises(UsageError, match=r"mine\.yaml cannot be read as UTF-8"):
+        load_label_set(str(path))
+
+
+def test_load_of_an_unknown_name_lists_the_shipped_sets() -> None:
+    with pytest.raises(UsageError, match=r"'camvd' is neither .*camvid, colourbook_bdd.*voc"):
+        load_label_set("camvd")
+
+
+@pytest.mark.parametrize("name", shipped_label_sets())
+def test_shipped_sets_are_good_and_named_for_their_file(name: str) -> None:
+    labels = load_label_set(name)
+    assert labels.name == name
+    assert LabelSet.from_yaml(labels.to_yaml()) == labels
+
+
+@pytest.mark.parametrize("name", ["camvid", "voc"])
+def test_shipped_sets_hold_the_published_facts(name: str) -> None:
+    facts = json.loads(shared_file(f"data/labels/{name}.json").read_text())
+    labels = load_label_set(name)
+    assert labels.ids.tolist() == [row["id"] for row in facts["classes"]]
+    assert list(labels.names) == [row["name"] for row in facts["classes"]]
+    assert labels.colours.tolist() == [row["color"] for row in facts["classes"]]
+    assert labels.ignore_ids == (facts["ignore_id"],)
+
+
+def test_voc_background_never_counts_for_balance() -> None:
+    assert load_label_set("voc").background_ids == (0,)
+    assert load_label_set("camvid").background_ids == ()
+
+
+def test_colourbook_colours_follow_the_formula() -> None:
+    labels = load_label_set("colourbook_bdd")
+    formula = [[(123 * i + 7) % 256, (456 * i + 8) % 256, (789 * i + 9) % 256] for i in range(19)]
+    assert labels.colours.tolist() == formula
+    assert labels.ids.tolist() == list(range(19))
+    assert (labels.ignore_ids, labels.background_ids) == ((), (0,))
+
+
+def test_colourbook_is_the_colormap_of_the_published_pairs() -> None:
+    mapping = json.loads(shared_file("data/samples/colourbook_bdd/colormap.json").read_text())
+    ours, read = load_label_set("colourbook_bdd"), from_colormap("colormap", mapping)
+    assert ours.names == read.names
+    assert np.array_equal(ours.ids, read.ids)
+    assert np.array_equal(ours.colours, read.colours)
+    assert ours.background_ids == read.background_ids
+
+
+def test_from_colormap_takes_the_order_for_channel_and_id() -> None:
+    labels = from_colormap("mine", {"traffic_light": [1, 2, 3], "Background": [0, 0, 0]})
+    assert labels.names == ("traffic_light", "Background")
+    assert labels.classes[0].prompt == "traffic light"
+    assert labels.ids.tolist() == [0, 1]
+    assert labels.colours.tolist() == [[1, 2, 3], [0, 0, 0]]
+    assert labels.background_ids == (1,)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "problem"),
+    [
+        ({}, "classes is"),
+        ({"a": [1, 2]}, "class 'a': colour is"),
+        ({"a": [1, 2, 300]}, "class 'a': colour is"),
+        ({"a": [1, 2, 3], "b": [1, 2, 3]}, "class 'b': colour"),
+        ({"a": 3}, "class 'a': colour is 3"),
+    ],
+)
+def test_from_colormap_refuses_what_is_no_colour_map(mapping: dict[str, list[int]], problem: str) -> None:
+    with pytest.raises(UsageError, match=f"^colour map mine: {problem}"):
+        from_colormap("mine", mapping)
