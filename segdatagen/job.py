@@ -104,7 +104,7 @@ class Job(_Part):
         if not isinstance(data, dict) or not isinstance(data.get("plan"), list):
             return data
         goals: list[Any] = []
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = dict(data.get("settings", {}))
         for entry in data["plan"]:
             if isinstance(entry, dict) and "strategy" in entry:
                 kind = STRATEGIES.get(str(entry["strategy"]))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import UsageError
 from segdatagen.storage import Folder
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from segdatagen.diffusion.mask_unet import MaskUNet, MaskUNetConfig
+    from segdatagen.diffusion.mask_unet import MaskUNet
 
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
@@ -36,18 +37,12 @@ class MaskDDPMWeights(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["mask_ddpm"] = "mask_ddpm"
-    network: dict[str, int | bool]
+    network: MaskUNetConfig
     label_set: str
     classes: tuple[str, ...]
     size: tuple[int, int]
     """Width and height of the training images."""
     training: dict[str, Any] = {}
-
-    def network_config(self) -> MaskUNetConfig:
-        """The architecture, as the options of `MaskUNet`."""
-        from segdatagen.diffusion.mask_unet import MaskUNetConfig
-
-        return MaskUNetConfig.model_validate(self.network)
 
 
 def builtin_names() -> list[str]:
@@ -99,7 +94,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"the weights {path} cannot be read ({error}): fetch or train them again") from error
+        raise _unreadable(path, error) from error
     return {
         name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
     }
@@ -109,14 +104,30 @@ def read_config(folder: Path) -> MaskDDPMWeights:
     """`config.json` of a weights folder. Raises `UsageError` where it is none of a mask-guided DDPM."""
     path = folder / CONFIG_NAME
     try:
-        config = MaskDDPMWeights.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        config.network_config()
+        return MaskDDPMWeights.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"{folder} is no weights folder: it holds no readable {CONFIG_NAME} ({error})") from error
     except (ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} does not describe a mask-guided DDPM: {reason}") from error
-    return config
+
+
+def check_mask_ddpm(uri: str, num_classes: int) -> None:
+    """Raise `UsageError` where `load_mask_ddpm` would for a reason that shows without reading tensors.
+
+    Missing weights, a broken header, a truncated file and another number of classes are found in milliseconds and
+    without torch.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = local_weights(uri)
+    _require_classes(read_config(folder), num_classes, uri)
+    path = folder / TENSORS_NAME
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
 
 
 def load_mask_ddpm(uri: str, num_classes: int) -> tuple[MaskUNet, MaskDDPMWeights]:
@@ -130,14 +141,9 @@ def load_mask_ddpm(uri: str, num_classes: int) -> tuple[MaskUNet, MaskDDPMWeight
 
     folder = local_weights(uri)
     config = read_config(folder)
-    network = config.network_config()
-    if network.num_classes != num_classes:
-        raise UsageError(
-            f"the weights {uri} were trained on the {network.num_classes} classes of {config.label_set}, "
-            f"but the label set of this job has {num_classes}: use weights of the same label set"
-        )
+    _require_classes(config, num_classes, uri)
     with torch.device("meta"):
-        model = MaskUNet(network)
+        model = MaskUNet(config.network)
     fill(model, read_tensors(folder / TENSORS_NAME), uri)
     return model.eval(), config
 
@@ -167,3 +173,15 @@ def save_mask_ddpm(
     stored = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in tensors.items()}
     folder.put(TENSORS_NAME, save(stored, metadata={"format": "pt"}))
     folder.put(CONFIG_NAME, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())
+
+
+def _require_classes(config: MaskDDPMWeights, num_classes: int, uri: str) -> None:
+    if config.network.num_classes != num_classes:
+        raise UsageError(
+            f"the weights {uri} were trained on the {config.network.num_classes} classes of {config.label_set}, "
+            f"but the label set of this job has {num_classes}: use weights of the same label set"
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"the weights {path} cannot be read ({error}): fetch or train them again")

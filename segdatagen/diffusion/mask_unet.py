@@ -6,24 +6,12 @@ This module knows tensors only; noise schedules, samplers and files are elsewher
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that every torch code base uses)
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import UsageError
 
 SIZE_MULTIPLE = 8  # three halvings; the skip connections need them to be exact
-
-
-class MaskUNetConfig(BaseModel):
-    """Architecture of a `MaskUNet`. The defaults are the paper's: 90,816,131 parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_classes: int = Field(default=19, ge=1)
-    hidden: int = Field(default=128, ge=2, multiple_of=2)
-    time_embedding: int = Field(default=256, ge=2, multiple_of=2)
-    attention: bool = True
-    diffusion_steps: int = Field(default=1000, ge=2, description="steps of the schedule that the weights are made for")
 
 
 class DoubleConv(nn.Module):

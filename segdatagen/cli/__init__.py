@@ -1,0 +1,50 @@
+"""The command line: parses, calls the library, prints. All that a command does is one call.
+
+Each module holds the commands of one subject. What takes time to import is imported by the command that needs it, so
+that `segdatagen --help` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from segdatagen.cli import data, models, runs
+from segdatagen.errors import SegdatagenError
+
+app = typer.Typer(
+    name="segdatagen",
+    help="Turn a labelled segmentation data set into a larger, better balanced one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data.register(app)
+runs.register(app)
+models.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="segdatagen", standalone_mode=False)
+    except SegdatagenError as error:
+        return _refuse(str(error), error.exit_status)
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except typer.Abort:
+        return _refuse("stopped; what was committed is kept, the same command goes on from there", 130)
+    except KeyboardInterrupt:
+        return _refuse("stopped; what was committed is kept, the same command goes on from there", 130)
+    except TyperException as error:
+        return _refuse(error.format_message(), 2)
+    return result if isinstance(result, int) else 0
+
+
+def _refuse(sentence: str, status: int) -> int:
+    print(f"segdatagen: {' '.join(sentence.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,155 @@
+"""Commands about real data: ingest, labels, balance.
+
+They parse words and print results; what they print is computed by the library.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segdatagen.errors import UsageError
+
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; unset: Ray starts in this process.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(ingest)
+    app.command()(balance)
+    labels = typer.Typer(help="Show and check label sets.", no_args_is_help=True)
+    labels.command("list")(labels_list)
+    labels.command("show")(labels_show)
+    labels.command("validate")(labels_validate)
+    app.add_typer(labels, name="labels")
+
+
+def ingest(
+    data_format: Annotated[str, typer.Argument(metavar="FORMAT", help="camvid, colormap, id_masks, masks or scenes")],
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder of the data; scenes: COUNT@WIDTHxHEIGHT")],
+    split: Annotated[str, typer.Option(help="Which split it is, for example train.")],
+    out: Annotated[str, typer.Option(help="Folder of the source store: a path or s3://bucket/folder.")],
+    labels: Annotated[str | None, typer.Option(help="A shipped label set or a YAML file.")] = None,
+    snap_colours: Annotated[
+        float | None, typer.Option(metavar="DIST", help="Take painted colours up to this RGB distance as the nearest class.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave bad files out and list them in source.json.")] = False,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Read and check a data set on Ray and write a source store. Safe to run again.
+
+    Example: segdatagen ingest camvid data/camvid --split train --out s3://bucket/sources/camvid-train
+    """
+    from segdatagen.cli import screen
+    from segdatagen.datasets import Options, open_reader
+    from segdatagen.ingest import IngestRequest
+    from segdatagen.ingest import ingest as ingest_sources
+
+    reader = open_reader(data_format, root, split, Options(labels, snap_colours))
+    request = IngestRequest(data_format, root, split, out, skip_bad, address)
+    with screen.meter("ingest", silent=as_json) as progress:
+        store, unchanged = ingest_sources(request, reader, progress)
+    if as_json:
+        screen.print_json(store.info.model_dump(mode="json") | {"unchanged": unchanged})
+        return
+    state = "already there, unchanged" if unchanged else "written"
+    screen.say(f"{out}: {store.info.num_sources} sources in {len(store.info.parts)} parts, {state}")
+    for problem in store.info.skipped:
+        screen.say(f"left out: {problem}")
+
+
+def balance(
+    stats: Annotated[str, typer.Argument(metavar="STATS.json", help="Pixels per class and image.")],
+    n_balance: Annotated[list[str], typer.Option(help="Images per class to reach, or auto. May be given often.")],
+    ratio: Annotated[float, typer.Option(help="With auto: generated images per real image.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Decides between sources that are equally good.")] = 0,
+    min_pixels: Annotated[int, typer.Option(help="Pixels from which a class counts as present.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """The arithmetic of class balance alone, on a file of class statistics.
+
+    Example: segdatagen balance class_pixels.json --n-balance 100 --n-balance 311 --json
+    """
+    from segdatagen.balance_report import balance_report, parse_n_balance, parse_stats
+    from segdatagen.cli import screen
+    from segdatagen.storage import read_any
+
+    try:
+        text = read_any(stats)
+    except OSError:
+        raise UsageError(f"{stats}: no such file") from None
+    report = balance_report(parse_stats(text), [parse_n_balance(value) for value in n_balance], seed, min_pixels, ratio)
+    if as_json:
+        screen.print_json(report)
+        return
+    real = report["real"]
+    rows = [["real", "", real["entropy"], real["cir"]]]
+    rows += [[f"N = {plan['n_balance']}", plan["generated"], plan["entropy"], plan["cir"]] for plan in report["plans"]]
+    screen.table(["images", "generated", "entropy", "CIR"], rows)
+    classes = [
+        [name, count, *(plan["counts"][name] for plan in report["plans"])] for name, count in real["counts"].items()
+    ]
+    screen.table(["class", "real", *(f"N = {plan['n_balance']}" for plan in report["plans"])], classes)
+    for plan in report["plans"]:
+        if plan.get("unreachable"):
+            screen.say(f"N = {plan['n_balance']}: no source shows enough of {', '.join(plan['unreachable'])}")
+
+
+def labels_list(as_json: Json = False) -> None:
+    """The shipped label sets.
+
+    Example: segdatagen labels list
+    """
+    from segdatagen.cli import screen
+    from segdatagen.labels import load_label_set, shipped_label_sets
+
+    sets = [load_label_set(name) for name in shipped_label_sets()]
+    if as_json:
+        screen.print_json([{"name": s.name, "version": s.version, "num_classes": s.num_classes} for s in sets])
+    else:
+        rows = [[s.name, s.version, s.num_classes, ", ".join(s.names)] for s in sets]
+        screen.table(["label set", "version", "classes", "names"], rows)
+
+
+def labels_show(
+    name: Annotated[str, typer.Argument(metavar="LABELS", help="A shipped label set or a YAML file.")],
+    picture: Annotated[Path | None, typer.Option(help="Write the colour book to this PNG file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The classes of a label set, and a picture of its colours.
+
+    Example: segdatagen labels show camvid --picture camvid.png
+    """
+    from segdatagen.cli import screen
+    from segdatagen.colours import colour_book
+    from segdatagen.images import encode_image
+    from segdatagen.labels import load_label_set
+    from segdatagen.storage import Folder
+
+    label_set = load_label_set(name)
+    if picture is not None:
+        folder = Folder(str(picture.parent))
+        folder.require_writable()
+        folder.put(picture.name, encode_image(colour_book(label_set), "png"))
+    if as_json:
+        screen.print_json(label_set.model_dump(mode="json"))
+        return
+    rows = [[c.id, c.name, c.prompt, c.kind, "#{:02x}{:02x}{:02x}".format(*c.colour)] for c in label_set.classes]
+    screen.table(["id", "name", "prompt", "kind", "colour"], rows, f"{label_set.name}, version {label_set.version}")
+    screen.say(f"ignored ids: {', '.join(map(str, label_set.ignore_ids)) or 'none'}")
+
+
+def labels_validate(
+    path: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped label set.")],
+) -> None:
+    """Check a label set; every problem is named.
+
+    Example: segdatagen labels validate my_labels.yaml
+    """
+    from segdatagen.cli import screen
+    from segdatagen.labels import load_label_set
+
+    label_set = load_label_set(path)
+    screen.say(f"{path}: {label_set.name}, version {label_set.version}, {label_set.num_classes} classes, no problem")

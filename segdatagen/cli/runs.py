@@ -1,0 +1,207 @@
+"""Commands about runs: plan, run, status, verify, publish, regenerate.
+
+They parse words and print results; the work is the library's.
+"""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from segdatagen.cli.data import Address, Json
+from segdatagen.errors import SegdatagenError
+
+JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="A job file: a path or s3:// URI.")]
+RunUri = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: <root>/<name>/<version>.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (plan, run, status, verify, publish, regenerate):
+        app.command()(command)
+
+
+def plan(
+    job: JobFile,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show which images a job would make, and store the next round.
+
+    Example: segdatagen plan jobs/camvid_mask_ddpm/job.yaml --dry-run
+    """
+    from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import RunScreen, print_round
+    from segdatagen.job import load_job
+    from segdatagen.run import plan_job
+
+    loaded = load_job(job)
+    summary, is_new = plan_job(loaded, RunScreen(silent=as_json), dry_run=dry_run)
+    if as_json:
+        screen.print_json(summary.model_dump(mode="json") | {"new": is_new, "stored": not dry_run})
+        return
+    print_round(summary)
+    if not is_new:
+        screen.say(f"{loaded.uri}: this round is planned and not finished yet: `segdatagen run` goes on with it")
+    elif not summary.num_rows:
+        screen.say(f"{loaded.uri}: nothing is missing")
+    elif dry_run:
+        screen.say("dry run: nothing was written")
+    else:
+        screen.say(f"{loaded.uri}: planned; `segdatagen run {job}` makes it")
+
+
+def run(
+    job: JobFile,
+    address: Address = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Make failed samples again.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Make a stratified first N of what is missing, and keep them.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a job to its end, or on from where it stopped: the same command, any number of times.
+
+    Example: segdatagen run jobs/camvid_mask_ddpm/job.yaml --address auto
+    """
+    from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import RunScreen
+    from segdatagen.driver import RunOptions
+    from segdatagen.job import load_job
+    from segdatagen.run import run_job
+
+    loaded = load_job(job)
+    shown = RunScreen(silent=as_json)
+    try:
+        outcome = run_job(loaded, RunOptions(address, retry_failed, limit), shown)
+    finally:
+        shown.close()
+    if as_json:
+        screen.print_json(asdict(outcome) | {"uri": loaded.uri})
+        return
+    counts = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
+    if outcome.already_complete:
+        screen.say(f"{loaded.uri}: complete before, nothing to do ({counts})")
+    elif outcome.complete:
+        met = "goals met" if outcome.goals_met else "goals not met"
+        screen.say(f"{loaded.uri}: complete, {met}: {counts}; next: segdatagen publish {loaded.uri}")
+    else:
+        screen.say(f"{loaded.uri}: stopped at the limit: {counts} of {outcome.planned}; run again without --limit")
+
+
+def status(run: RunUri, as_json: Json = False) -> None:
+    """How far a run is, what failed and why, and who holds it.
+
+    Example: segdatagen status s3://bucket/runs/camvid-balanced/v1
+    """
+    from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import print_round
+    from segdatagen.run_folder import open_run
+    from segdatagen.status import status_of
+
+    found = status_of(open_run(run))
+    if as_json:
+        screen.print_json(found.model_dump(mode="json"))
+        return
+    for summary in found.rounds[-1:]:
+        print_round(summary)
+    counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
+    state = "complete" if found.complete else "not complete"
+    screen.say(f"{run}: {state}, round {len(found.rounds)}, {counts}, {found.missing} of {found.planned} to do")
+    for reason, count in found.reasons.items():
+        screen.say(f"{count} x {reason}")
+    for sentence in found.unreadable:
+        screen.say(sentence)
+    for attempt in found.attempts:
+        ended = f"{attempt.ended}: {attempt.outcome}" if attempt.ended else "no end was recorded"
+        screen.say(f"attempt {attempt.number}: {attempt.started} to {ended}")
+    screen.say(f"held by {found.held_by}" if found.held_by else "nobody runs it now")
+    screen.say("not published" if found.published is None else f"{found.published} samples published")
+
+
+def verify(
+    run: RunUri,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every image and mask, and compare hashes.")] = False,
+    fraction: Annotated[float, typer.Option(help="With --deep: which part of the files.")] = 1.0,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what lies in a run with its plan. Exit status 1 if anything is wrong.
+
+    Example: segdatagen verify s3://bucket/runs/camvid-balanced/v1 --deep --fraction 0.1
+    """
+    from segdatagen.cli import screen
+    from segdatagen.run_folder import open_run
+    from segdatagen.verify import verify_ledger
+
+    opened = open_run(run)
+    verdict = verify_ledger(opened)
+    problems, checked = verdict.problems, 0
+    if deep:
+        from segdatagen.deep_verify import verify_parts
+
+        with screen.meter("verify", silent=as_json) as progress:
+            checked, found = verify_parts(opened, fraction, address, progress)
+        problems += found
+    if as_json:
+        screen.print_json(asdict(verdict) | {"problems": problems, "parts_decoded": checked})
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in verdict.counts.items())
+        decoded = f", {checked} files decoded" if deep else ""
+        screen.say(f"{run}: {verdict.planned} planned, {counts}, {verdict.duplicates} made twice{decoded}")
+        for sentence in problems:
+            screen.say(sentence)
+    if problems:
+        raise SegdatagenError(f"{run}: {len(problems)} problems")
+
+
+def publish(run: RunUri, as_json: Json = False) -> None:
+    """Write the good samples, each once, to data/ in large shards. Safe to run again.
+
+    Example: segdatagen publish s3://bucket/runs/camvid-balanced/v1
+    """
+    from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import RunScreen
+    from segdatagen.lease import Lease
+    from segdatagen.publish import publish as publish_run
+    from segdatagen.run_folder import open_run
+
+    opened = open_run(run)
+    events = RunScreen(silent=as_json)
+    with Lease(opened.folder, events.waiting), screen.meter("publish", silent=as_json) as progress:
+        index = publish_run(opened, progress)
+    if as_json:
+        screen.print_json(index.model_dump(mode="json"))
+        return
+    size = screen.as_bytes(sum(shard.size for shard in index.shards))
+    screen.say(f"{run}/data: {index.num_rows} samples in {len(index.shards)} shards, {size}, index {index.number}")
+
+
+def regenerate(
+    run: RunUri,
+    sample_id: Annotated[int, typer.Argument(metavar="ID", help="The sample_id of the row.")],
+    out: Annotated[str, typer.Option(help="Folder that receives image and mask.")],
+    as_json: Json = False,
+) -> None:
+    """Make one sample again and compare it with the stored one.
+
+    Example: segdatagen regenerate out/runs/demo/v1 1234567890 --out out/again
+    """
+    from segdatagen.cli import screen
+    from segdatagen.regenerate import regenerate as make_again
+    from segdatagen.run_folder import open_run
+
+    found = make_again(open_run(run), sample_id, out)
+    if as_json:
+        screen.print_json(asdict(found))
+        return
+    if found.identical:
+        screen.say(f"sample {sample_id}: identical to the stored one, byte for byte")
+    else:
+        mask = "the same mask" if found.mask_identical else "another mask"
+        apart = "another size" if found.mean_difference is None else (
+            f"pixels differ by {found.mean_difference:.3f} on average, {found.largest_difference} at most, of 255"
+        )
+        screen.say(f"sample {sample_id}: not byte for byte the same: {mask}, {apart}")
+    for name in found.files:
+        screen.say(name)

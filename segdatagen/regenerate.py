@@ -1,0 +1,91 @@
+"""One sample made again and compared with what the run stored.
+
+The recorded microbatch and the job of the run decide how; no Ray and no lease, since nothing of the run is written.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.images import decode_image, decode_mask
+from segdatagen.job import Job
+from segdatagen.methods import METHODS, Chain, check_weights, content_recipes, method_contexts
+from segdatagen.planner import read_plan, read_rounds
+from segdatagen.run_folder import Run, check_same_content
+from segdatagen.samples import read_ledger
+from segdatagen.sources import open_store
+from segdatagen.storage import Folder
+from segdatagen.tables import read_part
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The sample as stored and as made again: hashes equal or not, and how far pixels differ (0 to 255)."""
+
+    sample_id: int
+    identical: bool
+    mask_identical: bool
+    largest_difference: int | None
+    mean_difference: float | None
+    files: tuple[str, ...]
+
+
+def regenerate(run: Run, sample_id: int, out: str) -> Comparison:
+    """Make a sample again into the folder `out` and compare it with the stored one.
+
+    Raises UsageError for an id that the run does not have, or that was stored without an image; SegdatagenError if
+    the sample cannot be made now.
+    """
+    stored = _stored_row(run, sample_id)
+    job = Job.model_validate(run.info.job)
+    store = open_store(job.sources)
+    check_same_content(run.folder.uri, content_recipes(job, store))
+    execution = job.execution.model_copy(update={"microbatch": stored["microbatch"] or job.execution.microbatch})
+    context = method_contexts(job.model_copy(update={"execution": execution}), store.label_set)[stored["method"]]
+    check_weights(context)
+    Folder(out).require_writable()
+    plan = read_plan(run.folder, read_rounds(run.folder))
+    row = plan.filter(pc.field("sample_id") == sample_id)
+    made = Chain(METHODS[stored["method"]](context)).run(row, stored["attempt"]).to_pylist()[0]
+    if made["status"] == "failed":
+        raise SegdatagenError(f"{run.folder.uri}: sample {sample_id} cannot be made again: {made['reason']}")
+    return _compare(stored, made, _put(Folder(out), made, job.output.image_format))
+
+
+def _stored_row(run: Run, sample_id: int) -> dict[str, Any]:
+    ledger = read_ledger(run.folder)
+    place = np.flatnonzero(ledger.sample_ids == sample_id)
+    if not len(place):
+        raise UsageError(f"{run.folder.uri}: has no sample {sample_id}: `segdatagen status` lists the run")
+    part = ledger.parts[ledger.part[place[0]]].name
+    table: pa.Table = read_part(run.folder, part).take([int(ledger.row[place[0]])])
+    row: dict[str, Any] = table.to_pylist()[0]
+    if row["image"] is None:
+        raise UsageError(f"{run.folder.uri}: sample {sample_id} failed ({row['reason']}): there is nothing to compare")
+    return row
+
+
+def _put(out: Folder, made: dict[str, Any], image_format: str) -> tuple[str, ...]:
+    suffix = "png" if image_format == "png" else "jpg"
+    files = {f"{made['sample_id']}.{suffix}": made["image"], f"{made['sample_id']}_mask.png": made["mask"]}
+    for name, data in files.items():
+        out.put(name, data)
+    return tuple(out.uri_of(name) for name in files)
+
+
+def _compare(stored: dict[str, Any], made: dict[str, Any], files: tuple[str, ...]) -> Comparison:
+    masks = [decode_mask(row["mask"]) for row in (stored, made)]
+    before, after = (decode_image(row["image"]).astype(np.int16) for row in (stored, made))
+    apart = np.abs(before - after) if before.shape == after.shape else None
+    return Comparison(
+        sample_id=stored["sample_id"],
+        identical=stored["image_hash"] == made["image_hash"] and stored["mask_hash"] == made["mask_hash"],
+        mask_identical=np.array_equal(*masks),
+        largest_difference=None if apart is None else int(apart.max()),
+        mean_difference=None if apart is None else float(apart.mean()),
+        files=files,
+    )

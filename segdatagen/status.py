@@ -1,0 +1,67 @@
+"""What a run looks like from outside: how far it is, what failed and why, and who holds it.
+
+Reads what is stored and changes nothing. It does not know how samples are made.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from segdatagen.lease import read_holder
+from segdatagen.planner import RoundSummary, read_plan, read_rounds
+from segdatagen.publish import read_index
+from segdatagen.run_folder import Attempt, Run, read_attempts
+from segdatagen.samples import STATUSES, Ledger, read_ledger
+from segdatagen.tables import read_part
+from segdatagen.verify import read_manifest
+
+
+class RunStatus(BaseModel):
+    """The state of a run. `reasons` counts why samples are not `ok`, most frequent first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    uri: str
+    complete: bool
+    planned: int
+    missing: int
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    unreadable: tuple[str, ...]
+    rounds: tuple[RoundSummary, ...]
+    attempts: tuple[Attempt, ...]
+    held_by: str | None
+    published: int | None
+
+
+def status_of(run: Run) -> RunStatus:
+    """Read rounds, ledger, attempts and lease of a run. Raises SegdatagenError where one of them is damaged."""
+    rounds, ledger, holder = read_rounds(run.folder), read_ledger(run.folder), read_holder(run.folder)
+    planned = read_plan(run.folder, rounds, ["sample_id"])["sample_id"].to_numpy()
+    index = read_index(run.folder)
+    held_by = None if holder is None else f"{holder}{' (dead)' if holder.is_dead_here() else ''}"
+    return RunStatus(
+        uri=run.folder.uri,
+        complete=read_manifest(run.folder) is not None,
+        planned=len(planned),
+        missing=int((ledger.status_of(planned) < 0).sum()),
+        counts=ledger.counts,
+        reasons=reasons_of(run, ledger),
+        unreadable=ledger.unreadable,
+        rounds=tuple(rounds),
+        attempts=tuple(read_attempts(run.folder)),
+        held_by=held_by,
+        published=None if index is None else index.num_rows,
+    )
+
+
+def reasons_of(run: Run, ledger: Ledger) -> dict[str, int]:
+    """Why samples were rejected or failed, with the number of samples, most frequent first."""
+    bad = np.flatnonzero(ledger.status != STATUSES.index("ok"))
+    counts: Counter[str] = Counter()
+    for number in np.unique(ledger.part[bad]):
+        rows = ledger.row[bad[ledger.part[bad] == number]]
+        reasons = read_part(run.folder, ledger.parts[number].name, ["reason"])["reason"].take(rows)
+        counts.update(pc.fill_null(reasons, "no reason was recorded").to_pylist())
+    return dict(counts.most_common())

@@ -1,0 +1,76 @@
+"""What a kind of training has to say, and what a training says of itself.
+
+A kind knows its network and its loss; it does not know steps, checkpoints, devices or how many workers there are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training is: steps done and in all, the mean loss since the last report, and steps per second."""
+
+    step: int
+    steps: int
+    loss: float
+    steps_per_second: float
+
+
+Progress = Callable[[TrainingProgress], None]
+"""Called every few steps, by one worker."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What weights say of their training: the command that made them, its length, and the smoothed last loss."""
+
+    command: str
+    data_fingerprint: str
+    num_images: int
+    steps: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How one command ended. `weights` is the URI of the finished weights, None where `max_hours` came first."""
+
+    out: str
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+    weights: str | None
+
+
+class Kind(Protocol):
+    """One kind of training, with its options and its data. See `mask_ddpm` for an example."""
+
+    name: str
+    options: TrainingOptions
+    arrays: TrainingArrays
+
+    def build(self) -> nn.Module:
+        """A new network, on the CPU. The caller has seeded torch."""
+        ...
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss of a worker's rows: a scalar with a gradient. Draws chance from the batch alone."""
+        ...
+
+    def picture(self, average: nn.Module) -> np.ndarray:
+        """What the network makes by now, uint8 `[H, W, 3]`; the same chance every time."""
+        ...
+
+    def save(self, average: nn.Module, summary: Summary) -> str:
+        """Put the weights of a finished training, with their model card, and return their URI."""
+        ...

@@ -1,0 +1,239 @@
+"""The loop of every training: steps, averages of weights, checkpoints, logs and pictures.
+
+Everything that happens at a step follows from (seed, step): a training that was killed and started again ends in the
+weights of one that was not. It runs in this process or in the workers of Ray Train, where `torch.distributed` is set
+up already; the first worker writes. It does not know kinds, and it prints nothing.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.images import encode_image
+from segdatagen.records import derive_seed
+from segdatagen.storage import Folder
+from segdatagen.training.checkpoints import Checkpoint, collect, load_newest, restore, save_checkpoint
+from segdatagen.training.data import Batch, Share, batch_of_step
+from segdatagen.training.kind import Kind, Progress, Summary, TrainingProgress, TrainingResult
+from segdatagen.training.loss_log import LossLog
+from segdatagen.training.options import TrainingOptions
+
+REPORT_EVERY = 10
+"""Steps between reports; losses stay on the device until then, and workers agree on stopping."""
+CHECKPOINTS_NAME = "checkpoints"
+SAMPLES_NAME = "samples"
+
+
+def train_loop(kind: Kind, share: Share, device: torch.device, progress: Progress, command: str) -> TrainingResult:
+    """Train from the newest checkpoint in `out` to the last step, or until `max_hours` are over.
+
+    All workers call it with their share. Raises UsageError where `out` holds another training, and SegdatagenError
+    where the loss is no longer a number.
+    """
+    return Loop(kind, share, device, progress, command).run()
+
+
+class Loop:
+    """One worker's state of a training."""
+
+    def __init__(self, kind: Kind, share: Share, device: torch.device, progress: Progress, command: str) -> None:
+        options = kind.options
+        if options.torch_threads is not None:
+            torch.set_num_threads(options.torch_threads)
+        self._kind, self._options, self._share, self._device = kind, options, share, device
+        self._progress, self._command = progress, command
+        self._folder = Folder(options.out)
+        self._checkpoints = self._folder.child(CHECKPOINTS_NAME)
+        self._log = LossLog(self._folder)
+        self._facts = facts_of(kind)
+        self._network = build_network(kind, device)
+        self._average = copy.deepcopy(self._network).requires_grad_(False).eval()
+        # Fused, because its step counts live on the device: others would wait for the device once per tensor.
+        self._optimizer = torch.optim.AdamW(self._network.parameters(), lr=options.learning_rate, fused=True)
+        loss = _Loss(kind, self._network)
+        # A step without labels leaves the layers of the mask without gradient, on all workers alike.
+        self._loss: nn.Module = (
+            DistributedDataParallel(loss, find_unused_parameters=True) if share.num_workers > 1 else loss
+        )
+        self._autocast = options.precision == "bf16" or (options.precision == "auto" and device.type == "cuda")
+        self._pending: list[Tensor] = []
+        self._seconds_before = 0.0
+        self._began = self._reported = time.monotonic()
+
+    def run(self) -> TrainingResult:
+        """Resume, train, and write what the last step leaves."""
+        options = self._options
+        step = self._resume()
+        stop = False
+        while step < options.steps and not stop:
+            self._train_step(step)
+            step += 1
+            due = step % options.checkpoint_every == 0 or step == options.steps
+            if due or step % REPORT_EVERY == 0:
+                stop = self._report(step)
+            if self._share.rank == 0 and (due or stop):
+                self._write(step)
+            if self._share.rank == 0 and (step % options.sample_every == 0 or step == options.steps):
+                self._put_picture(step)
+        weights = None
+        if step == options.steps and self._share.rank == 0:
+            weights = self._kind.save(self._average, self._summary(step))
+        return TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), weights)
+
+    def _train_step(self, step: int) -> None:
+        options = self._options
+        batch = batch_of_step(
+            self._kind.arrays, options.seed, step, options.batch_size, options.flip, self._share, self._device
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate_at(options, step)
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            loss = self._loss(batch)
+        loss.backward()
+        self._optimizer.step()
+        update_average(self._average, self._network, options.ema_decay if step >= options.ema_start else 0.0)
+        self._pending.append(loss.detach().float())
+
+    def _report(self, step: int) -> bool:
+        """Log the losses since the last report, as means over the workers; True where it is time to stop."""
+        hours = self._options.max_hours
+        late = self._share.rank == 0 and hours is not None and time.monotonic() - self._began > hours * 3600
+        figures = torch.stack([*self._pending, torch.tensor(float(late), device=self._device)])
+        if self._share.num_workers > 1:
+            torch.distributed.all_reduce(figures)
+            figures = figures / self._share.num_workers
+        *losses, agreed = figures.tolist()
+        first = step - len(losses) + 1
+        for place, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise SegdatagenError(
+                    f"the loss of step {first + place} is {loss}: lower learning_rate and start from the last "
+                    f"checkpoint in {self._checkpoints.uri}"
+                )
+        rates = [learning_rate_at(self._options, first - 1 + place) for place in range(len(losses))]
+        self._log.add(first, losses, rates, self._seconds())
+        if self._share.rank == 0:
+            now = time.monotonic()
+            speed = len(losses) / max(now - self._reported, 1e-9)
+            self._progress(TrainingProgress(step, self._options.steps, sum(losses) / len(losses), speed))
+            self._reported = now
+        self._pending.clear()
+        return agreed > 0
+
+    def _resume(self) -> int:
+        """The step to go on from: 0, or that of the newest checkpoint that can be read."""
+        checkpoint = load_newest(self._checkpoints)
+        if checkpoint is None:
+            if self._share.rank == 0:
+                self._folder.require_writable()
+            return 0
+        require_same_training(checkpoint.facts, self._facts, self._options.out)
+        if checkpoint.step > self._options.steps:
+            raise UsageError(
+                f"{self._options.out}: this training has done {checkpoint.step} steps already, more than the "
+                f"{self._options.steps} asked for: raise steps or choose another out"
+            )
+        restore(checkpoint.tensors, self._network, self._average, self._optimizer)
+        self._seconds_before = float(checkpoint.facts["seconds"])
+        self._log.resume(checkpoint.step)
+        return checkpoint.step
+
+    def _write(self, step: int) -> None:
+        """Log first: rows beyond the newest checkpoint are dropped on resume, missing rows would be lost."""
+        self._log.put()
+        tensors = collect(self._network, self._average, self._optimizer)
+        save_checkpoint(self._checkpoints, Checkpoint(step, tensors, self._facts | {"seconds": self._seconds()}))
+
+    def _put_picture(self, step: int) -> None:
+        picture = self._kind.picture(self._average)
+        self._folder.child(SAMPLES_NAME).put(f"step-{step:08d}.png", encode_image(picture, "png"))
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began
+
+    def _summary(self, step: int) -> Summary:
+        return Summary(
+            command=self._command,
+            data_fingerprint=self._facts["data"],
+            num_images=len(self._kind.arrays.images),
+            steps=step,
+            seconds=self._seconds(),
+            loss=self._log.loss,
+        )
+
+
+class _Loss(nn.Module):
+    """The loss as a module, so that `DistributedDataParallel` sees one forward pass."""
+
+    def __init__(self, kind: Kind, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._kind = kind
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._kind.loss(self.network, batch)
+
+
+def build_network(kind: Kind, device: torch.device) -> nn.Module:
+    """The network of step 0: the same for a seed on every device and worker, in the memory format of the options."""
+    options = kind.options
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(options.seed, "train", "network"))
+        network = kind.build()
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    return network.to(device=device, memory_format=memory_format)
+
+
+def learning_rate_at(options: TrainingOptions, step: int) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, then constant or a half-cosine down to 0."""
+    if step < options.warmup_steps:
+        return options.learning_rate * (step + 1) / options.warmup_steps
+    if options.learning_rate_schedule == "constant":
+        return options.learning_rate
+    after = (step - options.warmup_steps) / max(1, options.steps - 1 - options.warmup_steps)
+    return options.learning_rate * (1 + math.cos(math.pi * after)) / 2
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """`average = decay * average + (1 - decay) * network` for parameters; buffers are copied. Decay 0 copies."""
+    for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+        if decay:
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+    for kept, new in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(new)
+
+
+def facts_of(kind: Kind) -> dict[str, Any]:
+    """What a resumed training must have in common with its checkpoint."""
+    fixed = kind.options.model_dump(mode="json", include=set(kind.options.fixed))
+    return {"kind": kind.name, "data": kind.arrays.fingerprint(), "fixed": fixed}
+
+
+def require_same_training(found: dict[str, Any], wanted: dict[str, Any], out: str) -> None:
+    """Raise UsageError, naming the differences, unless a checkpoint belongs to this training."""
+    differences = list(_differences(found, wanted))
+    if differences:
+        raise UsageError(f"{out}: another training is here ({'; '.join(differences)}): choose another out, or set it back")
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    if found["kind"] != wanted["kind"]:
+        yield f"its kind is {found['kind']}, not {wanted['kind']}"
+        return
+    if found["data"] != wanted["data"]:
+        yield "its images or masks are others"
+    for name in sorted(found["fixed"].keys() | wanted["fixed"].keys()):
+        before, now = found["fixed"].get(name), wanted["fixed"].get(name)
+        if before != now:
+            yield f"its {name} is {before}, not {now}"

@@ -1,0 +1,149 @@
+"""Training of the mask-guided DDPM of paper 001: its options, its loss, its sample grids and its weights.
+
+Knows the network and the noise schedule; steps, averages and checkpoints are the loop's.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from segdatagen.diffusion.mask_ddpm import (
+    SamplerOptions,
+    alpha_bars,
+    cosine_betas,
+    draw_noise,
+    from_pixels,
+    generate_microbatched,
+)
+from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
+from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
+from segdatagen.records import derive_seed
+from segdatagen.storage import Folder
+from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.kind import Summary
+from segdatagen.training.options import TrainingOptions
+from segdatagen.training.pictures import colour_masks, grid
+from segdatagen.weights import MaskDDPMWeights, save_mask_ddpm
+
+WEIGHTS_NAME = "weights"
+IMAGES_PER_MASK = 3
+ENLARGED_SIDE = 128
+"""Pixels that a small sample is enlarged to, by whole factors, so that a grid can be looked at."""
+
+
+class MaskDDPMTrainingOptions(TrainingOptions):
+    """The YAML of `segdatagen train mask_ddpm`. Defaults are the paper's."""
+
+    fixed: ClassVar[tuple[str, ...]] = (*TrainingOptions.fixed, "hidden", "time_embedding", "attention")
+
+    hidden: int = Field(default=128, ge=2, multiple_of=2, description="channels at full resolution")
+    time_embedding: int = Field(default=256, ge=2, multiple_of=2)
+    attention: bool = True
+    drop_probability: float = Field(default=0.1, ge=0, le=1, description="share of steps without masks, for guidance")
+    sampler: SamplerOptions = Field(default=SamplerOptions(), description="of the sample grids")
+    sample_masks: int = Field(default=8, ge=1, description="masks in a sample grid")
+
+
+class MaskDDPMTraining:
+    """The kind `mask_ddpm`."""
+
+    name = "mask_ddpm"
+    options_type = MaskDDPMTrainingOptions
+
+    def __init__(self, options: MaskDDPMTrainingOptions, arrays: TrainingArrays) -> None:
+        self.options = options
+        self.arrays = arrays
+        self.config = MaskUNetConfig(
+            num_classes=arrays.label_set.num_classes,
+            hidden=options.hidden,
+            time_embedding=options.time_embedding,
+            attention=options.attention,
+        )
+        self._bars = alpha_bars(cosine_betas(self.config.diffusion_steps)).float()
+
+    def build(self) -> MaskUNet:
+        """A `MaskUNet` of the options, for the classes of the data."""
+        return MaskUNet(self.config)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Mean squared error of the predicted noise, at steps t in 1..T-1; without masks once in a while.
+
+        Equation 14 of Ho et al. (2020). All rows of a step go without masks together, so that the network sees
+        "no mask" as it does in guidance: `mask_conv` is skipped.
+        """
+        clean = self._formatted(from_pixels(batch.images))
+        steps = torch.stack([torch.randint(1, self.config.diffusion_steps, (), generator=g) for g in batch.row_chance])
+        noise = self._formatted(draw_noise(batch.row_chance, clean.shape[1:], clean.device))
+        bars = self._bars[steps].to(clean.device)[:, None, None, None]
+        noisy = bars.sqrt() * clean + (1 - bars).sqrt() * noise
+        features = None
+        if float(torch.rand((), generator=batch.chance)) >= self.options.drop_probability:
+            mask_conv: nn.Module = network.get_submodule("mask_conv")
+            features = mask_conv(self._formatted(one_hot(batch.channels, self.config.num_classes)))
+        predicted = network(noisy, steps.to(clean.device), features)
+        return nn.functional.mse_loss(predicted.float(), noise)
+
+    def picture(self, average: nn.Module) -> np.ndarray:
+        """A row per mask: the mask, its image, and generated images of the same seeds every time."""
+        if not isinstance(average, MaskUNet):
+            raise TypeError(f"a mask-guided DDPM is a MaskUNet, not a {type(average).__name__}")
+        num_masks = min(self.options.sample_masks, len(self.arrays.images))
+        chosen = np.linspace(0, len(self.arrays.images) - 1, num_masks).round().astype(int)
+        masks = self.arrays.channels[chosen]
+        columns = []
+        for variant in range(IMAGES_PER_MASK):
+            seeds = [derive_seed(self.options.seed, "picture", int(row), variant) for row in chosen]
+            columns.append(generate_microbatched(average, masks, seeds, self.options.sampler, num_masks).images)
+        painted = colour_masks(masks, self.arrays.label_set)
+        rows = [[painted[i], self.arrays.images[chosen[i]], *(made[i] for made in columns)] for i in range(num_masks)]
+        return grid(rows, magnify=max(1, ENLARGED_SIDE // max(self.options.size)))
+
+    def save(self, average: nn.Module, summary: Summary) -> str:
+        """Put `weights/` with `README.md`, `model.safetensors` and `config.json`, and return its URI."""
+        folder = Folder(self.options.out).child(WEIGHTS_NAME)
+        options = self.options
+        config = MaskDDPMWeights(
+            network=self.config,
+            label_set=self.arrays.label_set.name,
+            classes=tuple(label.name for label in self.arrays.label_set.classes),
+            size=options.size,
+            training={
+                "steps": summary.steps,
+                "batch_size": options.batch_size,
+                "images": summary.num_images,
+                "data": summary.data_fingerprint,
+                "loss": round(summary.loss, 5),
+            },
+        )
+        folder.put("README.md", self._model_card(average, summary).encode())
+        save_mask_ddpm(folder.uri, config, average.state_dict(), options.store_dtype)
+        return folder.uri
+
+    def _model_card(self, average: nn.Module, summary: Summary) -> str:
+        options, label_set = self.options, self.arrays.label_set
+        width, height = options.size
+        count = sum(parameter.numel() for parameter in average.parameters())
+        ema = f"{options.ema_decay:g} after {options.ema_start:,} steps"
+        rows = {
+            "network": f"mask-guided DDPM, hidden {options.hidden}, attention {'on' if options.attention else 'off'}",
+            "parameters": f"{count:,}, stored as {options.store_dtype}",
+            "classes": f"{label_set.num_classes}: {', '.join(label.name for label in label_set.classes)}",
+            "data": f"`{options.sources}`, {summary.num_images:,} images, fingerprint `{summary.data_fingerprint}`",
+            "size": f"{width} x {height}, fit {options.fit}",
+            "steps": f"{summary.steps:,} of batch {options.batch_size}",
+            "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}, "
+            f"warm-up {options.warmup_steps} steps",
+            "average of the weights": ema,
+            "time": f"{summary.seconds / 60:.0f} minutes",
+            "last loss (smoothed)": f"{summary.loss:.4f}",
+            "command": f"`{summary.command}`",
+        }
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+        return f"# Mask-guided DDPM for {label_set.name}\n\n| | |\n|---|---|\n{table}\n"
+
+    def _formatted(self, x: Tensor) -> Tensor:
+        memory_format = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        return x.contiguous(memory_format=memory_format)
