@@ -7,6 +7,7 @@ the ledger from the plan, which is the caller's business.
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
 
 from segdatagen.errors import SegdatagenError
 from segdatagen.job import Execution
@@ -100,19 +102,22 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDon
     def commit(block: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([_commit(run, part) for part in split_parts(block)], schema=_REPORT_SCHEMA)
 
-    dataset = ray.data.from_arrow(plan_rows).repartition(target_num_rows_per_block=block_rows)
-    dataset = dataset.map_batches(
-        ChainActor,
-        fn_constructor_args=(flow,),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=execution.actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=execution.cpus_per_actor,
-        num_gpus=execution.gpus_per_actor or None,
-        max_restarts=-1,
-        max_task_retries=1,
-    )
-    committed = dataset.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS)
+    blocks = ray.data.from_arrow(plan_rows).repartition(target_num_rows_per_block=block_rows)
+    with warnings.catch_warnings():
+        # The only way to bound what a row that kills its worker may cost; Ray 2.60 names no other.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        made = blocks.map_batches(
+            ChainActor,
+            fn_constructor_args=(flow,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=execution.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=execution.cpus_per_actor,
+            num_gpus=execution.gpus_per_actor or None,
+            max_restarts=-1,
+            max_task_retries=1,
+        )
+    committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS)
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
     for row in committed.iter_rows():
         yield PartDone(**row)
