@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from segdatagen.balance import ClassOrders, IntArray, Presence, class_orders, gather_rows
+from segdatagen.balance import BoolArray, ClassOrders, IntArray, Presence, class_orders, gather_rows
 from segdatagen.errors import UsageError
 
 PARTS = 64  # parts into which a range of quotas is split: a pass over the sources costs more than the parts do
@@ -26,9 +26,7 @@ def auto_n_balance(presence: Presence, ratio: float = 1.0, seed: int = 0, *, ord
     a part that lies farther from the goal than another one certainly comes is dropped, until single quotas are left.
     Raises UsageError when no class has a source.
     """
-    reachable = presence.counted & (presence.counts > 0)
-    if not reachable.any():
-        raise UsageError("n_balance: auto needs a class with at least one source, and there is none.")
+    reachable = reachable_classes(presence)
     goal = round(ratio * presence.num_sources, 6)  # 0.1 * 30 is a little over 3, which would decide ties
     orders = orders or class_orders(presence, seed)
     # f(1) = 0 misses the goal by itself, and past this quota the rarest class alone gets more than twice the goal.
@@ -38,6 +36,14 @@ def auto_n_balance(presence: Presence, ratio: float = 1.0, seed: int = 0, *, ord
         first, last = _split(first, last)
         first, last = _nearest(QuotaTable.build(presence, orders, int(last.max())), first, last, goal)
     return int(first[0])
+
+
+def reachable_classes(presence: Presence) -> BoolArray:
+    """Classes that count and have a source, bool [num_classes]. Raises UsageError where there is none."""
+    reachable: BoolArray = presence.counted & (presence.counts > 0)
+    if not reachable.any():
+        raise UsageError("n_balance: auto needs a class with at least one source, and there is none.")
+    return reachable
 
 
 def _split(first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:

@@ -6,6 +6,7 @@ Checks that a command's actors fit before any of them starts. It does not know w
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 
 import ray
@@ -14,6 +15,8 @@ from segdatagen.errors import UsageError
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 """Blocks are a few megabytes and few are in flight: a laptop keeps its memory for the models."""
+ANSWER_SECONDS = 5.0
+"""A cluster that does not accept a connection by then is not there."""
 
 
 @contextlib.contextmanager
@@ -27,25 +30,55 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address:
+        _require_answer(address)
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+        with _quiet_native_code():
+            if address:
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+        problem = f"no Ray cluster answers at {address}" if address else "Ray cannot start on this machine"
+        raise UsageError(f"{problem}: {str(error).splitlines()[0]}") from error
     try:
         quiet_ray_data()
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise UsageError if nothing listens at HOST:PORT, where Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # `auto` and the like: Ray knows at once
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address} ({error}): correct --address, or leave it out to run on this machine"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_native_code() -> Iterator[None]:
+    """Keep what native code writes to standard error off the screen: that the log level was set, at every start."""
+    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+        os.close(nowhere)
 
 
 def quiet_ray_data() -> None:

@@ -24,8 +24,10 @@ from segdatagen.methods import Chain, failed_rows
 from segdatagen.samples import put_samples, split_parts
 from segdatagen.storage import Folder, StorageError
 
+SPLIT_CPUS = 0.1
 WRITE_CPUS = 0.1
-"""Writing waits for storage."""
+"""Splitting the plan is light, writing waits for storage: a laptop keeps its cores for the chains."""
+OTHER_CPUS = SPLIT_CPUS + WRITE_CPUS
 AUTO_MICROBATCHES = 2
 """A block is the unit of commit and of lost work: two forward batches unless that leaves actors idle."""
 MIN_BLOCKS_PER_ACTOR = 4
@@ -102,7 +104,12 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDon
     def commit(block: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([_commit(run, part) for part in split_parts(block)], schema=_REPORT_SCHEMA)
 
-    blocks = ray.data.from_arrow(plan_rows).repartition(target_num_rows_per_block=block_rows)
+    # Ray fuses a repartition into the map before it, which says how many CPUs it takes; alone it would take a whole one
+    # and wait for ever beside actors that leave less.
+    rows = ray.data.from_arrow(plan_rows).map_batches(
+        _as_it_is, batch_size=block_rows, batch_format="pyarrow", num_cpus=SPLIT_CPUS
+    )
+    blocks = rows.repartition(target_num_rows_per_block=block_rows)
     with warnings.catch_warnings():
         # The only way to bound what a row that kills its worker may cost; Ray 2.60 names no other.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -115,7 +122,7 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDon
             num_cpus=execution.cpus_per_actor,
             num_gpus=execution.gpus_per_actor or None,
             max_restarts=-1,
-            max_task_retries=1,
+            max_task_retries=0 if block_rows == 1 else 1,
         )
     committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS)
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
@@ -127,6 +134,10 @@ def set_fault_policy() -> None:
     """A block whose worker died costs its rows for now, not the run (DESIGN.md section 6)."""
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1
+
+
+def _as_it_is(rows: pa.Table) -> pa.Table:
+    return rows
 
 
 def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:

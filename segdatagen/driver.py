@@ -142,7 +142,7 @@ class Driver:
                 put_round(folder, planned)
                 self.events.planned(planned.summary)
                 continue
-            return self._finish(planned.summary, rounds, ledger)
+            return self._finish(planned, rounds, ledger)
 
     def _make(self, rows: pa.Table, ledger: Ledger, num_planned: int) -> None:
         """Run rows; those that do not come back run alone, and are written as failed after three passes."""
@@ -175,18 +175,20 @@ class Driver:
                 self.events.part(part)
                 self._stop_if_too_many_failed(tally)
 
-    def _finish(self, missing: RoundSummary, rounds: list[RoundSummary], ledger: Ledger) -> Outcome:
+    def _finish(self, next_round: PlannedRound, rounds: list[RoundSummary], ledger: Ledger) -> Outcome:
         """Verify, write the manifest and `_SUCCESS`, and say what the goals still miss."""
+        missing = next_round.summary
         if missing.num_rows:
             self.events.note(f"the goals still miss {missing.num_rows} samples: raise max_rounds to go on")
-        if missing.unreachable:
+        elif missing.unreachable:
             self.events.note(f"no usable source shows {', '.join(missing.unreachable)}: these goals cannot be met")
+        elif not next_round.goals_met:
+            self.events.note("some sources only ever failed and are not asked again: these goals cannot be met")
         verdict = verify_ledger(self.run_, ledger)
         if verdict.problems:
             raise SegdatagenError(f"{self.run_.folder.uri}: {'; '.join(verdict.problems)}")
-        met = not missing.num_rows and not missing.unreachable
-        write_manifest(self.run_, ledger, rounds, met)
-        return Outcome(verdict.counts, verdict.planned, met, complete=True)
+        write_manifest(self.run_, ledger, rounds, next_round.goals_met)
+        return Outcome(verdict.counts, verdict.planned, next_round.goals_met, complete=True)
 
     def _ledger(self) -> Ledger:
         ledger = read_ledger(self.run_.folder)

@@ -24,7 +24,7 @@ from segdatagen.balance import (
     balance,
     class_orders,
 )
-from segdatagen.balance_auto import auto_n_balance
+from segdatagen.balance_auto import auto_n_balance, reachable_classes
 from segdatagen.errors import UsageError
 
 NO_TARGET = -1  # target_channel of a copy that was not made on behalf of one class
@@ -204,11 +204,27 @@ def missing_rows(goals: Sequence[Uniform | Balance | Quotas], state: State, seed
     )
 
 
-def is_met(goal: Uniform | Balance | Quotas, state: State, seed: int) -> bool:
-    """Whether what was accepted fulfils the goal. A goal with an unreachable class or a lost source is never met."""
+def is_met(
+    goal: Uniform | Balance | Quotas, state: State, seed: int, *, wanted: IntArray | None = None
+) -> bool:
+    """Whether what was accepted fulfils the goal. A goal with an unreachable class or a lost source is never met.
+
+    `wanted` saves working out `wanted_per_class` again where the caller has it: `GoalPlan.wanted` of this goal.
+    """
     if isinstance(goal, Uniform):
         return bool((state.accepted_of(goal.method) >= goal.per_source).all())
-    return bool((state.class_counts >= wanted_per_class(goal, state.presence, seed)).all())
+    if wanted is None:
+        wanted = wanted_per_class(goal, state.presence, seed)
+    return bool((state.class_counts >= wanted).all())
+
+
+def check_goals(goals: Sequence[Uniform | Balance | Quotas], presence: Presence) -> None:
+    """Raise UsageError where `missing_rows` would, in no time: before anything is written or started."""
+    for goal in goals:
+        if isinstance(goal, Quotas):
+            wanted_per_class(goal, presence, seed=0)
+        elif isinstance(goal, Balance) and goal.n_balance == "auto":
+            reachable_classes(presence)
 
 
 def wanted_per_class(

@@ -9,6 +9,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+import PIL
 import PIL.Image
 import xxhash
 
@@ -19,6 +20,9 @@ Image = np.ndarray
 Mask = np.ndarray
 """uint8 or uint16 H x W of class ids."""
 ImageFormat = Literal["jpeg95", "png"]
+
+UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
+"""What Pillow raises for files that are damaged, truncated, of no known kind, or claim to be of absurd size."""
 
 
 class DecodeError(SegdatagenError):
@@ -42,8 +46,8 @@ def decode_image(data: bytes) -> Image:
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DecodeError(f"not a readable image ({error})") from error
+    except UNREADABLE as error:
+        raise _unreadable(error) from error
 
 
 def decode_annotation(data: bytes) -> np.ndarray:
@@ -53,15 +57,19 @@ def decode_annotation(data: bytes) -> np.ndarray:
     """
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
-            if picture.mode in ("L", "P", "I;16", "I;16B"):
-                return np.asarray(picture)
-            if picture.mode in ("1", "I"):
-                return np.asarray(picture).astype(np.uint16)
-            if picture.mode in ("RGB", "RGBA"):
-                return np.asarray(picture.convert("RGB"))
-            mode = picture.mode
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DecodeError(f"not a readable image ({error})") from error
+            mode, pixels = picture.mode, np.asarray(picture)
+    except UNREADABLE as error:
+        raise _unreadable(error) from error
+    if mode in ("L", "P"):
+        return pixels
+    if mode in ("1", "I", "I;16", "I;16B"):
+        if pixels.min(initial=0) < 0 or pixels.max(initial=0) > np.iinfo(np.uint16).max:
+            raise DecodeError("a mask has ids from 0 to 65535, this file has others")
+        return pixels.astype(np.uint16)
+    if mode == "RGBA" and pixels[..., 3].min(initial=255) < 255:
+        raise DecodeError("a mask in colours is opaque, this file has transparent pixels: flatten it")
+    if mode in ("RGB", "RGBA"):
+        return np.ascontiguousarray(pixels[..., :3])
     raise DecodeError(f"a mask is grey, palette or RGB, this file has mode {mode}")
 
 
@@ -74,7 +82,10 @@ def encode_mask(mask: Mask) -> bytes:
 
 def decode_mask(data: bytes) -> Mask:
     """Decode the PNG of class ids that `encode_mask` writes. Raises DecodeError on anything else."""
-    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DecodeError("not a readable PNG: empty, or of absurd size") from error
     if mask is None:
         raise DecodeError("not a readable PNG")
     if mask.ndim != 2:
@@ -94,6 +105,12 @@ def class_pixels(mask: Mask) -> tuple[np.ndarray, np.ndarray]:
     counts = np.bincount(mask.ravel())
     ids = np.flatnonzero(counts)
     return ids, counts[ids]
+
+
+def _unreadable(error: Exception) -> DecodeError:
+    # Pillow's own sentence for bytes that it does not know holds the address of an object: another one in each run.
+    unknown = isinstance(error, PIL.UnidentifiedImageError)
+    return DecodeError("not a readable image (of no known kind)" if unknown else f"not a readable image ({error})")
 
 
 def _encode(suffix: str, pixels: np.ndarray, options: list[int]) -> bytes:

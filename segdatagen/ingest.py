@@ -77,26 +77,34 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
         if keep:
             folder.delete(entry.name for entry in folder.entries(".parquet"))
         raise UsageError(describe_bad(request.root, bad, len(listing.items) + len(listing.orphans)))
-    fingerprint = fingerprint_of(parts, reader.label_set)
     if existing is not None:
+        fingerprint = fingerprint_of(parts, reader.label_set)
         if existing.info.fingerprint != fingerprint:
             raise UsageError(f"{request.out}: another source store is here (fingerprint {existing.info.fingerprint}, this data set has {fingerprint}): choose another --out")
         return existing, True
     stray = {entry.name for entry in folder.entries(".parquet")} - {part.name for part in parts}
     folder.delete(stray)
+    return seal_store(request, reader, parts, bad), False
+
+
+def seal_store(
+    request: IngestRequest, reader: Reader, parts: Sequence[PartInfo], left_out: Sequence[BadItem]
+) -> SourceStore:
+    """Make a store of parts that are put already: its labels, and `source.json` last."""
+    folder = Folder(request.out)
     info = SourceInfo(
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_of(parts, reader.label_set),
         num_sources=sum(part.num_rows for part in parts),
         data_format=request.data_format,
         root=request.root,
         split=request.split,
         label_set=reader.label_set.name,
-        parts=parts,
-        skipped=tuple(f"{item.file_name}: {item.problem}" for item in bad),
+        parts=tuple(parts),
+        skipped=tuple(f"{item.file_name}: {item.problem}" for item in left_out),
     )
     folder.put(LABELS_NAME, reader.label_set.to_yaml().encode())
     folder.put(INFO_NAME, info.model_dump_json(indent=1).encode())
-    return open_store(request.out), False
+    return open_store(request.out)
 
 
 def ingest_shard(items: Sequence[Item], name: str, reader: Reader, request: IngestRequest, keep: bool) -> ShardResult:

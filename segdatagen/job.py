@@ -109,7 +109,7 @@ class Job(_Part):
             if isinstance(entry, dict) and "strategy" in entry:
                 kind = STRATEGIES.get(str(entry["strategy"]))
                 if kind is None:
-                    raise ValueError(f"unknown strategy {entry['strategy']!r}: choose one of {', '.join(STRATEGIES)}")
+                    raise ValueError(f"plan: unknown strategy {entry['strategy']!r}: choose one of {', '.join(STRATEGIES)}")
                 goals.append(kind.model_validate(entry))
             elif isinstance(entry, dict) and "method" not in entry:
                 settings |= entry
@@ -152,6 +152,8 @@ def parse_model(model: type[Model], uri: str) -> Model:
         text = read_any(uri).decode()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"{uri}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{uri}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{uri}: not a text file ({error})") from error
     try:

@@ -109,6 +109,7 @@ class Lease:
         """Renew until stopped. A storage that does not answer is asked again for as long as the lease is ours."""
         last_renewal = time.monotonic()
         while not self._stopped.wait(self._duration * RENEWAL / DURATION):
+            problem = "the lease could not be renewed"
             try:
                 found = self._run.read_versioned(LEASE_NAME)
                 current = parse_holder(found[0]) if found else None
@@ -118,9 +119,10 @@ class Lease:
                 if self._put(replace(current, renewals=current.renewals + 1), found[1]):
                     last_renewal = time.monotonic()
             except (OSError, SegdatagenError) as error:
-                if time.monotonic() - last_renewal > self._duration:
-                    self._lost_to = f"nobody, but storage has not answered since ({error})"
-                    return
+                problem = f"storage has not answered ({error})"
+            if time.monotonic() - last_renewal > self._duration:
+                self._lost_to = f"nobody, but {problem} for {self._duration:g} s"
+                return
 
 
 def parse_holder(data: bytes) -> Holder | None:

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from segdatagen.balance import Presence, cir, entropy
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.geometry import Geometry
-from segdatagen.goals import NO_TARGET, Balance, PlannedCopies, PlanRows, Quotas, State, Uniform, expand, missing_rows
+from segdatagen.goals import NO_TARGET, Balance, PlannedCopies, PlanRows, Quotas, State, Uniform, expand, is_met, missing_rows
 from segdatagen.labels import LabelSet
-from segdatagen.records import PLAN_SCHEMA, derive_seed, sample_ids_of
+from segdatagen.records import PLAN_SCHEMA, derive_seeds, sample_ids_of
 from segdatagen.samples import STATUSES, Ledger
 from segdatagen.sources import SourceStore, transformed_counts
 from segdatagen.storage import Folder
@@ -65,10 +65,11 @@ class RoundSummary(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedRound:
-    """A round that is not stored yet."""
+    """A round that is not stored yet, and whether the goals were met without it."""
 
     rows: pa.Table
     summary: RoundSummary
+    goals_met: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ def plan_round(
     """The rows that the goals still miss. No rows: the goals are met, or cannot be."""
     planned = missing_rows(request.goals, state, request.seed)
     rows = _rows_table(expand(planned, next_variant), planned, request, store, number)
-    return PlannedRound(rows, _summarise(request, planned, state, number, cost))
+    plans = zip(request.goals, planned.goals, strict=True)
+    met = all(is_met(goal, state, request.seed, wanted=plan.wanted) for goal, plan in plans)
+    return PlannedRound(rows, _summarise(request, planned, state, number, cost), met)
 
 
 def put_round(run: Folder, planned: PlannedRound) -> None:
@@ -216,9 +219,8 @@ def _rows_table(rows: PlanRows, planned: PlannedCopies, request: PlanRequest, st
         own = np.flatnonzero(rows.method_index == place)
         names = source_ids.take(pa.array(own)).to_pylist()
         ids[own] = sample_ids_of(request.fingerprints[method], method, names, rows.variant[own].tolist())
-    if len(np.unique(ids)) != len(ids):
+    if not np.diff(np.sort(ids)).all():
         raise SegdatagenError("two samples of the plan have the same id: give the job another seed")
-    seeds = np.fromiter((derive_seed(request.seed, sample_id) for sample_id in ids.tolist()), np.int64, len(ids))
     names = pa.array([*store.label_set.names, None], pa.string())
     target = np.where(rows.target_channel == NO_TARGET, store.label_set.num_classes, rows.target_channel)
     columns = {
@@ -229,7 +231,7 @@ def _rows_table(rows: PlanRows, planned: PlannedCopies, request: PlanRequest, st
         "source_file": index["source_file"].combine_chunks().take(pa.array(rows.source_index)),
         "source_row": index["source_row"].combine_chunks().take(pa.array(rows.source_index)),
         "variant": rows.variant.astype(np.int32),
-        "seed": seeds,
+        "seed": derive_seeds(request.seed, ids),
         "target_class": names.take(pa.array(target)),
     }
     return pa.table(columns, schema=PLAN_SCHEMA)

@@ -107,10 +107,23 @@ def derive_seed(seed: int, *scope: int | str) -> int:
     return _digest63("\x1f".join(map(str, (seed, *scope))))
 
 
-def sample_ids_of(content_fingerprint: str, method: str, source_ids: Iterable[str], variants: Iterable[int]) -> np.ndarray:
+def sample_ids_of(
+    content_fingerprint: str, method: str, source_ids: Iterable[str], variants: Iterable[int]
+) -> np.ndarray:
     """`sample_id_of` for many rows: int64 [N]."""
-    ids = (sample_id_of(content_fingerprint, source, method, v) for source, v in zip(source_ids, variants, strict=True))
-    return np.fromiter(ids, np.int64)
+    rows = zip(source_ids, variants, strict=True)
+    return _digests63(f"{content_fingerprint}\x1f{source}\x1f{method}\x1f{variant}" for source, variant in rows)
+
+
+def derive_seeds(seed: int, sample_ids: np.ndarray) -> np.ndarray:
+    """`derive_seed(seed, sample_id)` for many samples: int64 [N]."""
+    return _digests63(f"{seed}\x1f{sample_id}" for sample_id in sample_ids.tolist())
+
+
+def _digests63(texts: Iterable[str]) -> np.ndarray:
+    """`_digest63` of each text, in half the time: what remains is blake2b, a microsecond each."""
+    digests = b"".join([hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts])
+    return (np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64)
 
 
 def bytes_hash(data: bytes) -> str:

@@ -7,9 +7,10 @@ methods or parts.
 from collections.abc import Mapping
 
 from segdatagen.cluster import connect, require_resources
-from segdatagen.dataflow import WRITE_CPUS, ChainFactory
+from segdatagen.dataflow import OTHER_CPUS, ChainFactory
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.goals import check_goals
 from segdatagen.job import Job
 from segdatagen.lease import Lease
 from segdatagen.methods import METHODS, Chain, check_weights, content_recipes, method_contexts
@@ -40,7 +41,9 @@ def prepare(job: Job) -> Session:
     recipes = content_recipes(job, store)
     Folder(job.uri).require_writable()
     check_same_content(job.uri, recipes)
-    return Session(job, store, recipes, presence_of(store, job.geometry, job.settings.min_pixels))
+    presence = presence_of(store, job.geometry, job.settings.min_pixels)
+    check_goals(job.plan, presence)
+    return Session(job, store, recipes, presence)
 
 
 def chain_factories(session: Session) -> dict[str, ChainFactory]:
@@ -88,7 +91,7 @@ def run_job(
         return Outcome(manifest["counts"], planned, manifest["goals_met"], complete=True, already_complete=True)
     execution = job.execution
     with connect(options.address):
-        require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, WRITE_CPUS)
+        require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, OTHER_CPUS)
         with Lease(folder, events.waiting) as lease:
             run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))

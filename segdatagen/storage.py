@@ -134,16 +134,12 @@ class Folder:
         try:
             if self.is_local:
                 return self._put_locked(name, data, version)
-            bucket, key, _ = self._filesystem.split_path(self._path(name))
-            condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-            self._call("put_object", Bucket=bucket, Key=key, Body=data, **condition)
-        except FileExistsError:
-            return False
+            if version is None:
+                return self._put_if(name, data, {"IfNoneMatch": "*"})
+            # Amazon takes an ETag with and without its quotes, some gateways only one of the two.
+            return any(self._put_if(name, data, {"IfMatch": tag}) for tag in (version.strip('"'), version))
         except OSError as error:
-            if any(code in f"{error} {error.__cause__}" for code in CONDITION_FAILED):
-                return False
             raise _explain(error, self.uri_of(name)) from error
-        return True
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; those that are already gone are no error."""
@@ -163,9 +159,9 @@ class Folder:
                 raise UsageError(f"{self.uri}: bucket {bucket} does not exist or cannot be read: create it first")
             return
         ancestor = Path(self._root)
-        while not ancestor.exists() and ancestor != ancestor.parent and not _under_file(ancestor):
+        while not os.path.exists(ancestor) and ancestor != ancestor.parent:
             ancestor = ancestor.parent
-        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
             raise UsageError(f"{self.uri}: cannot write here, {ancestor} is not a writable folder")
 
     def _path(self, name: str) -> str:
@@ -173,6 +169,17 @@ class Folder:
 
     def _call(self, method: str, **arguments: Any) -> Any:
         return self._filesystem.call_s3(method, **arguments)
+
+    def _put_if(self, name: str, data: bytes, condition: dict[str, str]) -> bool:
+        """A conditional request; False if the condition does not hold."""
+        bucket, key, _ = self._filesystem.split_path(self._path(name))
+        try:
+            self._call("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+        except OSError as error:
+            if isinstance(error, FileExistsError) or any(code in f"{error} {error.__cause__}" for code in CONDITION_FAILED):
+                return False
+            raise
+        return True
 
     def _put_locked(self, name: str, data: bytes, version: str | None) -> bool:
         path = Path(self._path(name))
@@ -234,10 +241,6 @@ def _replace_file(path: str, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _under_file(path: Path) -> bool:
-    return any(parent.is_file() for parent in path.parents)
 
 
 def _explain(error: OSError, uri: str) -> StorageError:

@@ -1,10 +1,113 @@
-"""Commands about models and measurements: train, bench.
+"""Commands about models and machines: train, bench, demo.
 
 They parse words and print results; the work is the library's.
 """
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from segdatagen.cli.data import Address, Json
+from segdatagen.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
+    for command in (train, bench, demo):
+        app.command()(command)
+
+
+def train(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="mask_ddpm")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train, on which source store.")],
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train weights, or go on from the last checkpoint: the same command.
+
+    Example: segdatagen train mask_ddpm jobs/scenes_mask_ddpm/train.yaml --local
+    """
+    from segdatagen.cli import screen
+    from segdatagen.training.kind import TrainingProgress
+    from segdatagen.training.run import train as train_weights
+
+    last: list[TrainingProgress] = []
+
+    def describe() -> str:
+        return f"loss {last[0].loss:.4f}, {last[0].steps_per_second:.2f} steps/s" if last else ""
+
+    shown = screen.Meter("train", as_json, describe)
+
+    def progress(found: TrainingProgress) -> None:
+        last[:] = [found]
+        shown.update(found.step, found.steps)
+
+    try:
+        result = train_weights(kind, config, local, address, progress)
+    finally:
+        shown.close()
+    if as_json:
+        screen.print_json(asdict(result))
+        return
+    spent = screen.as_duration(result.seconds)
+    screen.say(f"{result.out}: step {result.step} of {result.steps}, loss {result.loss:.4f}, {spent}")
+    screen.say(f"weights: {result.weights}" if result.weights else "max_hours are over: the same command goes on")
+
+
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="codec, plan, resume, run or scenes")],
+    out: Annotated[Path, typer.Option(help="Folder whose NAME.csv gets the row.")] = Path("benchmarks"),
+    as_json: Json = False,
+) -> None:
+    """Measure one thing beside a reference in the same run, and keep the row.
+
+    Example: segdatagen bench plan
+    """
+    from segdatagen.benchmark.measure import record
+    from segdatagen.benchmark.suite import BENCHMARKS
+    from segdatagen.cli import screen
+
+    if name not in BENCHMARKS:
+        raise UsageError(f"unknown measurement {name!r}: choose one of {', '.join(BENCHMARKS)}")
+    figures = BENCHMARKS[name]()
+    path = record(out, name, figures)
+    if as_json:
+        screen.print_json(figures)
+        return
+    screen.table(["figure", "value"], [[key, str(value)] for key, value in figures.items()], name)
+    screen.say(f"kept in {path}")
+
+
+def demo(
+    out: Annotated[str, typer.Option(help="Folder that receives everything.")] = "out/demo",
+    as_json: Json = False,
+) -> None:
+    """Scenes in, a class-balanced set out, on this machine and without network; ends with a picture.
+
+    Example: segdatagen demo --out out/demo
+    """
+    from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import RunScreen
+    from segdatagen.demo import demo as make_demo
+
+    events = RunScreen(silent=as_json)
+    shown: dict[str, screen.Meter] = {}
+
+    def progress(title: str, done: int, total: int) -> None:
+        shown.setdefault(title, screen.Meter(title, as_json)).update(done, total)
+        if done == total:
+            shown.pop(title).close()
+
+    try:
+        result = make_demo(out, events, progress)
+    finally:
+        events.close()
+    if as_json:
+        screen.print_json(asdict(result))
+        return
+    counts = ", ".join(f"{count} {status}" for status, count in result.outcome.counts.items())
+    screen.say(f"{result.run}: {counts}")
+    screen.say(f"look at {result.picture}; the job file is {out}/job.yaml, the data set {result.run}/data")

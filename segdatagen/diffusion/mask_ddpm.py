@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -99,6 +98,8 @@ def sample_ddim(predict: Noise, x: Tensor, betas: Tensor, steps: int) -> Tensor:
 
 def sample_dpmpp_2m(predict: Noise, x: Tensor, betas: Tensor, steps: int) -> Tensor:
     """Second-order multistep DPM-Solver++ of Lu et al. (2022), by diffusers; nothing is clipped."""
+    from diffusers import DPMSolverMultistepScheduler  # here, because it doubles the start of every actor
+
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=len(betas), trained_betas=betas.numpy(), final_sigmas_type="zero", lower_order_final=True
     )

@@ -49,7 +49,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's rows of a step: images uint8 `[B, H, W, 3]`, channels int64 `[B, H, W]`, and where chance comes from.
+    """One worker's rows of a step: images uint8 `[B, H, W, 3]`, channels int64 `[B, H, W]`, and sources of chance.
 
     `chance` is the same on all workers of the step; `row_chance` holds one CPU generator per row.
     """

@@ -56,8 +56,12 @@ class Kind(Protocol):
     """One kind of training, with its options and its data. See `mask_ddpm` for an example."""
 
     name: str
-    options: TrainingOptions
     arrays: TrainingArrays
+
+    @property
+    def options(self) -> TrainingOptions:
+        """The options, with those that only this kind knows."""
+        ...
 
     def build(self) -> nn.Module:
         """A new network, on the CPU. The caller has seeded torch."""

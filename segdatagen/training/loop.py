@@ -110,7 +110,8 @@ class Loop:
         if self._share.num_workers > 1:
             torch.distributed.all_reduce(figures)
             figures = figures / self._share.num_workers
-        *losses, agreed = figures.tolist()
+        losses: list[float] = figures[:-1].tolist()
+        agreed = bool(figures[-1] > 0)
         first = step - len(losses) + 1
         for place, loss in enumerate(losses):
             if not math.isfinite(loss):
@@ -126,7 +127,7 @@ class Loop:
             self._progress(TrainingProgress(step, self._options.steps, sum(losses) / len(losses), speed))
             self._reported = now
         self._pending.clear()
-        return agreed > 0
+        return agreed
 
     def _resume(self) -> int:
         """The step to go on from: 0, or that of the newest checkpoint that can be read."""
@@ -189,7 +190,10 @@ def build_network(kind: Kind, device: torch.device) -> nn.Module:
         torch.manual_seed(derive_seed(options.seed, "train", "network"))
         network = kind.build()
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
-    return network.to(device=device, memory_format=memory_format)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+    return network.to(device)
 
 
 def learning_rate_at(options: TrainingOptions, step: int) -> float:
@@ -210,8 +214,8 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
             kept.lerp_(new, 1 - decay)
         else:
             kept.copy_(new)
-    for kept, new in zip(average.buffers(), network.buffers(), strict=True):
-        kept.copy_(new)
+    for kept_buffer, new_buffer in zip(average.buffers(), network.buffers(), strict=True):
+        kept_buffer.copy_(new_buffer)
 
 
 def facts_of(kind: Kind) -> dict[str, Any]:
@@ -224,7 +228,9 @@ def require_same_training(found: dict[str, Any], wanted: dict[str, Any], out: st
     """Raise UsageError, naming the differences, unless a checkpoint belongs to this training."""
     differences = list(_differences(found, wanted))
     if differences:
-        raise UsageError(f"{out}: another training is here ({'; '.join(differences)}): choose another out, or set it back")
+        raise UsageError(
+            f"{out}: another training is here ({'; '.join(differences)}): choose another out, or set it back"
+        )
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:

@@ -33,13 +33,13 @@ class LossLog:
             return
         for row in csv.DictReader(io.StringIO(text)):
             if int(row["step"]) <= step:
-                numbers = (float(row[name]) for name in COLUMNS[1:])
-                self._rows.append((int(row["step"]), *numbers))
+                loss, learning_rate, seconds = (float(row[name]) for name in COLUMNS[1:])
+                self._rows.append((int(row["step"]), loss, learning_rate, seconds))
 
     def add(self, first_step: int, losses: Sequence[float], learning_rates: Sequence[float], seconds: float) -> None:
         """Rows for consecutive steps, counted from 1, that ended after `seconds` of training."""
         for place, (loss, learning_rate) in enumerate(zip(losses, learning_rates, strict=True)):
-            self._rows.append((first_step + place, loss, learning_rate, seconds))
+            self._rows.append((first_step + place, loss, learning_rate, round(seconds, 1)))
 
     @property
     def loss(self) -> float:
@@ -53,7 +53,7 @@ class LossLog:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows((step, f"{loss:.6g}", f"{rate:.6g}", f"{seconds:.1f}") for step, loss, rate, seconds in self._rows)
+        writer.writerows(self._rows)
         self._folder.put(CSV_NAME, text.getvalue().encode())
         curve = loss_curve([row[0] for row in self._rows], [row[1] for row in self._rows])
         self._folder.put(CURVE_NAME, encode_image(curve, "png"))

@@ -20,7 +20,7 @@ class TrainingOptions(BaseModel):
     """Fields that a resumed training cannot change: they decide the network or the order of the data."""
 
     sources: str = Field(min_length=1, description="URI of a source store")
-    out: str = Field(min_length=1, description="URI of the folder that receives weights, checkpoints, logs and pictures")
+    out: str = Field(min_length=1, description="URI of the folder for weights, checkpoints, logs and pictures")
     size: tuple[int, int] = Field(description="width, height in pixels, multiples of 8")
     fit: Literal["crop", "pad", "resize"] = "resize"
     steps: int = Field(ge=1)

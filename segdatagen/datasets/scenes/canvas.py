@@ -17,6 +17,8 @@ SHIFT = 4
 FIXED = 1 << SHIFT
 NEAREST = 0.4
 """Depth in metres before which nothing is painted."""
+MARGIN = 4.0
+"""Canvas pixels around the canvas that count as seen: rounding may bring what lies there into it."""
 
 Point = tuple[float, float]
 Paint = tuple[int, int, int]
@@ -52,15 +54,26 @@ class Canvas:
             self.horizon + (camera.height - y) * scale,
         )
 
+    def misses(self, left: float, right: float, near: float, far: float) -> bool:
+        """Return True if nothing with x in [left, right] and z in [near, far] can be on the canvas.
+
+        The screen position of (x, z) is (x - offset) / z + bend * z: each term has its extremes at the corners.
+        """
+        near, far = max(near, NEAREST), max(far, NEAREST)
+        bend, left, right = self.camera.bend, left - self.camera.offset, right - self.camera.offset
+        lowest = min(left / near, left / far) + min(bend * near, bend * far)
+        highest = max(right / near, right / far) + max(bend * near, bend * far)
+        return self.centre + self.focal * highest < -MARGIN or self.centre + self.focal * lowest > self.width + MARGIN
+
     def polygon(self, points: Sequence[Point], paint: Paint, segment: int) -> None:
         """Fill a polygon of canvas points."""
         corners = np.array([(int(x * FIXED), int(y * FIXED)) for x, y in points], np.int32)
         cv2.fillPoly(self.pixels, [corners], (*paint, segment), cv2.LINE_8, SHIFT)
 
-    def polygons(self, corners: npt.NDArray[np.float64], paint: Paint, segment: int) -> None:
-        """Fill many polygons of one colour; corners: polygons x points x 2."""
+    def polygons(self, corners: npt.NDArray[np.int32], paint: Paint, segment: int) -> None:
+        """Fill many polygons of one colour; corners: polygons x points x 2, in pixels times `FIXED`."""
         if len(corners):
-            cv2.fillPoly(self.pixels, list((corners * FIXED).astype(np.int32)), (*paint, segment), cv2.LINE_8, SHIFT)
+            cv2.fillPoly(self.pixels, list(corners), (*paint, segment), cv2.LINE_8, SHIFT)
 
     def ellipse(self, centre: Point, radii: Point, paint: Paint, segment: int) -> None:
         """Fill an upright ellipse; centre and radii in canvas pixels."""

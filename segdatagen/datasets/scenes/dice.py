@@ -46,5 +46,8 @@ class Dice:
     def jitter(self, colour: Colour, shade: float, hue: float) -> Colour:
         """Return the colour with its brightness moved by up to `shade` and each channel by up to `hue` (0 ... 255)."""
         shift = self.uniform(-shade, shade)
-        red, green, blue = (min(255.0, max(0.0, value + shift + self.uniform(-hue, hue))) for value in colour)
-        return red, green, blue
+        return (
+            min(255.0, max(0.0, colour[0] + shift + self.uniform(-hue, hue))),
+            min(255.0, max(0.0, colour[1] + shift + self.uniform(-hue, hue))),
+            min(255.0, max(0.0, colour[2] + shift + self.uniform(-hue, hue))),
+        )

@@ -11,6 +11,8 @@ import numpy.typing as npt
 SIDE = 512
 NUM_CHANCES = 8192
 LONGEST_RUN = 512
+OVERLAP = 256
+"""Rows and columns of a table that stand once more at its end, so that most crops are a view."""
 
 Field = npt.NDArray[np.float32]
 
@@ -36,8 +38,13 @@ def _spectral(seed: int, slope: float, stretch: float) -> Field:
     frequency = np.maximum(np.hypot(rows, columns), 2.0 / SIDE)
     field = np.fft.irfft2(np.fft.rfft2(white) * frequency**-slope, (SIDE, SIDE))
     field -= field.mean()
-    unit: Field = (field / field.std()).astype(np.float32)
-    return unit
+    return _overlapping((field / field.std()).astype(np.float32))
+
+
+def _overlapping(field: Field) -> Field:
+    """Append the first `OVERLAP` rows and columns to a table of side `SIDE`."""
+    rows = np.concatenate([field, field[:OVERLAP]], axis=0)
+    return np.concatenate([rows, rows[:, :OVERLAP]], axis=1)
 
 
 @cache
@@ -57,14 +64,13 @@ def grain_field() -> Field:
     """Return sensor noise of three channels, half of it shared among them."""
     generator = np.random.Generator(np.random.PCG64(4))
     shared = generator.standard_normal((SIDE, SIDE, 1))
-    grain: Field = ((shared + generator.standard_normal((SIDE, SIDE, 3))) / np.sqrt(2.0)).astype(np.float32)
-    return grain
+    return _overlapping(((shared + generator.standard_normal((SIDE, SIDE, 3))) / np.sqrt(2.0)).astype(np.float32))
 
 
 def crop(field: Field, offset: int, height: int, width: int) -> Field:
     """Return height x width of a field from the place that an offset selects, wrapping around."""
     top, left = (offset // SIDE) % SIDE, offset % SIDE
-    if top + height <= SIDE and left + width <= SIDE:
+    if top + height <= SIDE + OVERLAP and left + width <= SIDE + OVERLAP:
         return field[top : top + height, left : left + width]
     rows = np.arange(top, top + height) % SIDE
     columns = np.arange(left, left + width) % SIDE

@@ -30,6 +30,14 @@ from segdatagen.datasets.scenes.segments import absorb_slivers
 
 PAINTERS = {PERSON: paint_person, BICYCLE: paint_bicycle, TRAFFIC_SIGN: paint_sign, TRAFFIC_LIGHT: paint_light}
 """How to paint a thing of a class; cars and trucks are the rest."""
+EAVES = 0.5
+"""Metres that no roof reaches beyond its walls."""
+CROWN_REACH = 1.4
+"""Multiple of its radius that no tree reaches beyond to either side."""
+THING_REACH = 4.5
+"""Metres that no thing reaches beyond to either side: a truck in profile has 3.9."""
+THING_DEPTH = 9.0
+"""Metres that no thing reaches beyond in depth: a truck that drives along the view has 7.8."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -61,8 +69,13 @@ def paint_layout(layout: Layout, width: int, height: int) -> tuple[Pixels, Pixel
 
 def _paint_solid(canvas: Canvas, light: Light, solid: Building | Tree | Thing, segment: int) -> None:
     if isinstance(solid, Building):
-        paint_building(canvas, light, solid)
+        (x0, z0), (x1, z1) = solid.near, solid.far
+        left, right = min(x0, x1, solid.end) - EAVES, max(x0, x1, solid.end) + EAVES
+        if not canvas.misses(left, right, z0, z1):
+            paint_building(canvas, light, solid)
     elif isinstance(solid, Tree):
-        paint_tree(canvas, light, solid)
-    else:
+        reach = CROWN_REACH * solid.radius
+        if not canvas.misses(solid.x - reach, solid.x + reach, solid.z, solid.z):
+            paint_tree(canvas, light, solid)
+    elif not canvas.misses(solid.x - THING_REACH, solid.x + THING_REACH, solid.z - 1.0, solid.z + THING_DEPTH):
         PAINTERS.get(solid.class_id, paint_vehicle)(canvas, light, solid, segment)

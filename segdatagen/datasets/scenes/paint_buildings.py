@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from segdatagen.datasets.scenes.canvas import Canvas
+from segdatagen.datasets.scenes.canvas import FIXED, Canvas
 from segdatagen.datasets.scenes.layout import BUILDING, Building, Light
 from segdatagen.datasets.scenes.noise import LONGEST_RUN, run_of_chances
 
@@ -79,11 +79,12 @@ def _paint_windows(
     if not floors.size:
         return
     up = canvas.horizon + (camera.height - floors[:, None, :, None] * floor) * scale[None, :, None, :]
-    windows = np.empty((len(floors), num_columns, 4, 2))
-    windows[..., (0, 3), 0] = across[:, :1]
-    windows[..., (1, 2), 0] = across[:, 1:]
-    windows[..., (0, 1), 1] = up[:, :, 0, :]
-    windows[..., (3, 2), 1] = up[:, :, 1, :]
+    windows = np.empty((len(floors), num_columns, 4, 2), np.int32)
+    columns, rows = across * FIXED, up * FIXED
+    windows[:, :, 0, 0] = windows[:, :, 3, 0] = columns[:, 0]
+    windows[:, :, 1, 0] = windows[:, :, 2, 0] = columns[:, 1]
+    windows[:, :, :2, 1] = rows[:, :, 0]
+    windows[:, :, :1:-1, 1] = rows[:, :, 1]
     _fill_windows(canvas, light, building, windows.reshape(-1, 4, 2), min(z0, z1) + 2.0, gain)
 
 
@@ -91,7 +92,7 @@ def _fill_windows(
     canvas: Canvas,
     light: Light,
     building: Building,
-    windows: npt.NDArray[np.float64],
+    windows: npt.NDArray[np.int32],
     depth: float,
     gain: float,
 ) -> None:

@@ -1,0 +1,21 @@
+"""The measurements that `segdatagen bench` knows, by name.
+
+Each runs with its own defaults, which are those of the figures in the README.
+"""
+
+from collections.abc import Callable
+
+from segdatagen.benchmark.codec import bench_codec
+from segdatagen.benchmark.measure import Figures
+from segdatagen.benchmark.plan import bench_plan
+from segdatagen.benchmark.resume import bench_resume
+from segdatagen.benchmark.run import bench_run
+from segdatagen.benchmark.scenes import bench_scenes
+
+BENCHMARKS: dict[str, Callable[[], Figures]] = {
+    "codec": bench_codec,
+    "plan": bench_plan,
+    "resume": bench_resume,
+    "run": bench_run,
+    "scenes": bench_scenes,
+}

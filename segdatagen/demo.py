@@ -1,0 +1,94 @@
+"""The whole way on a laptop without network: scenes, a class-balanced plan, generated images, a picture of them.
+
+Calls what the commands call, in their order. It knows no more than they do; what it writes is an ordinary source store
+and an ordinary run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from segdatagen.cluster import connect
+from segdatagen.colours import encode
+from segdatagen.datasets import Options, open_reader
+from segdatagen.driver import Events, Outcome, RunOptions
+from segdatagen.images import decode_image, decode_mask, encode_image
+from segdatagen.ingest import IngestRequest, ingest
+from segdatagen.job import load_job
+from segdatagen.labels import LabelSet
+from segdatagen.lease import Lease
+from segdatagen.publish import DATA, publish
+from segdatagen.run import run_job
+from segdatagen.run_folder import Run, open_run
+from segdatagen.storage import Folder
+from segdatagen.tables import read_part
+from segdatagen.training.pictures import grid
+
+NUM_SCENES = 60
+SIZE = 64
+COLUMNS = 8
+ROWS = 4
+MAGNIFY = 2
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Where the run and its picture lie, and how the run ended."""
+
+    run: str
+    picture: str
+    outcome: Outcome
+
+
+def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) -> DemoResult:
+    """Make the demo below `out`; a second call goes on or finds everything done. `progress` gets a title too."""
+    folder = Folder(out)
+    folder.require_writable()
+    folder.put("job.yaml", yaml.safe_dump(demo_job(out), sort_keys=False).encode())
+    job = load_job(folder.uri_of("job.yaml"))
+    root = f"{NUM_SCENES}@{SIZE}x{SIZE}"
+    with connect():
+        request = IngestRequest("scenes", root, "train", job.sources)
+        ingest(request, open_reader("scenes", root, "train", Options()), lambda *n: progress("ingest", *n))
+        outcome = run_job(job, RunOptions(), events)
+    run = open_run(job.uri)
+    with Lease(run.folder, events.waiting):
+        index = publish(run, lambda *n: progress("publish", *n))
+    rows = pa.concat_tables(read_part(run.folder.child(DATA), shard.name, ["image", "mask"]) for shard in index.shards)
+    folder.put("pairs.png", encode_image(pairs_picture(rows, run.label_set), "png"))
+    return DemoResult(job.uri, folder.uri_of("pairs.png"), outcome)
+
+
+def demo_job(out: str) -> dict[str, object]:
+    """The job file of the demo."""
+    return {
+        "name": "demo",
+        "version": "v1",
+        "sources": f"{out}/sources",
+        "seed": 0,
+        "geometry": {"size": [SIZE, SIZE], "fit": "resize"},
+        "methods": {
+            "mask_ddpm": {"weights": "builtin:scenes-mask-ddpm", "sampler": "ddim", "steps": 25, "guidance": 3.0}
+        },
+        "plan": [
+            {"method": "mask_ddpm", "strategy": "balance", "n_balance": "auto", "ratio": 1.5},
+            {"max_rounds": 2, "min_pixels": 8},
+        ],
+        "output": {"root": f"{out}/runs", "image_format": "jpeg95"},
+        "execution": {"actors": 2, "cpus_per_actor": 0.9, "torch_threads": 1, "microbatch": 8},
+    }
+
+
+def pairs_picture(rows: pa.Table, label_set: LabelSet) -> np.ndarray:
+    """Masks in colour above the images that were made for them, uint8 [H, W, 3]: evenly chosen rows of a table."""
+    count = min(COLUMNS * ROWS, rows.num_rows)
+    chosen = rows.take(np.linspace(0, rows.num_rows - 1, count).round().astype(int)).to_pylist()
+    lines = []
+    for start in range(0, count, COLUMNS):
+        line = chosen[start : start + COLUMNS]
+        lines.append([encode(decode_mask(row["mask"]), label_set) for row in line])
+        lines.append([decode_image(row["image"]) for row in line])
+    return grid(lines, MAGNIFY)

@@ -1,0 +1,113 @@
+"""A training on Ray Train: workers that each train their share, and one of them that reports.
+
+Ray sets `torch.distributed` up (gloo, or nccl on GPUs); the loop averages gradients and writes all that lasts, so
+Ray's own folder is removed. Knows neither kinds nor networks.
+"""
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.util.queue import Queue
+
+from segdatagen.cluster import connect
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.training.data import Share
+from segdatagen.training.kind import Progress, TrainingResult
+from segdatagen.training.options import TrainingOptions
+
+Worker = Callable[[Share, torch.device, Progress], TrainingResult]
+"""Trains one share on one device."""
+
+
+def train_on_ray(worker: Worker, options: TrainingOptions, address: str | None, progress: Progress) -> TrainingResult:
+    """Run a worker `num_workers` times on Ray and return what the first of them returned.
+
+    On several machines, `sources` and `out` have to be addresses that mean the same on each. Raises UsageError where
+    the cluster has fewer CPUs or GPUs than the workers need, or where a worker raised one, and SegdatagenError where
+    a worker died: the same command goes on from the last checkpoint.
+    """
+    cpus = options.torch_threads or 1
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same as without Ray
+    with connect(address), tempfile.TemporaryDirectory() as scratch:
+        _require_resources(options, cpus)
+        try:
+            with _reports_to(progress) as reports:
+                trainer = ray.train.torch.TorchTrainer(
+                    _work,
+                    train_loop_config={"worker": worker, "reports": reports},
+                    scaling_config=ray.train.ScalingConfig(
+                        num_workers=options.num_workers, use_gpu=options.use_gpu, resources_per_worker={"CPU": cpus}
+                    ),
+                    run_config=ray.train.RunConfig(storage_path=scratch),
+                )
+                result: TrainingResult = trainer.fit().return_value
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            raise _explain(error, options.out) from error
+    return result
+
+
+def _work(config: dict[str, Any]) -> TrainingResult:
+    """What Ray runs in every worker."""
+    context = ray.train.get_context()
+    share = Share(context.get_world_rank(), context.get_world_size())
+    worker: Worker = config["worker"]
+    reports: Queue = config["reports"]
+    return worker(share, ray.train.torch.get_device(), reports.put)
+
+
+@contextlib.contextmanager
+def _reports_to(progress: Progress) -> Iterator[Queue]:
+    """A queue whose contents are handed to `progress`, in this process, while the block runs."""
+    reports = Queue(actor_options={"num_cpus": 0})
+
+    def listen() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # Ray is gone: the trainer says so, in the main thread
+            while (report := reports.get()) is not None:
+                progress(report)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield reports
+    finally:
+        reports.put(None)
+        listener.join()
+        reports.shutdown()
+
+
+def _require_resources(options: TrainingOptions, cpus_per_worker: int) -> None:
+    have = ray.cluster_resources()
+    needs = {"CPU": options.num_workers * cpus_per_worker, "GPU": options.num_workers * options.use_gpu}
+    for resource, needed in needs.items():
+        if needed > have.get(resource, 0.0):
+            raise UsageError(
+                f"{options.num_workers} workers need {needed:g} {resource} but the cluster has "
+                f"{have.get(resource, 0.0):g}: lower num_workers{' or torch_threads' if resource == 'CPU' else ''}"
+            )
+
+
+def _explain(error: Exception, out: str) -> SegdatagenError:
+    """The error that a worker raised for the user, or one line about a worker that died."""
+    failures = [failure for _, failure in sorted(getattr(error, "worker_failures", {}).items())]
+    for failure in failures:
+        if isinstance(cause := _user_error(failure), SegdatagenError):
+            return cause
+    reason = str(failures[0] if failures else error).strip().splitlines()[-1]
+    return SegdatagenError(
+        f"a worker of the training failed ({reason}): the same command goes on from the last checkpoint in {out}"
+    )
+
+
+def _user_error(failure: BaseException | None) -> BaseException | None:
+    """What a worker raised, below the wrappings of Ray."""
+    while failure is not None and not isinstance(failure, SegdatagenError):
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return failure

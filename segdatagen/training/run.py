@@ -1,0 +1,64 @@
+"""One training from its configuration file to its weights, in this process or on Ray.
+
+The entry of the command line and of programs. It knows which kinds there are; it does not know how they train.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from segdatagen.errors import UsageError
+from segdatagen.job import parse_model
+from segdatagen.sources import read_arrays
+from segdatagen.training.data import Share, TrainingArrays
+from segdatagen.training.kind import Progress, TrainingResult
+from segdatagen.training.loop import train_loop
+from segdatagen.training.mask_ddpm import MaskDDPMTraining, MaskDDPMTrainingOptions
+from segdatagen.training.ray_train import train_on_ray
+
+KINDS = {"mask_ddpm": MaskDDPMTraining}
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a worker needs to know: a name in KINDS, the options, and the command for the model card."""
+
+    kind: str
+    options: MaskDDPMTrainingOptions
+    command: str
+
+
+def train(kind: str, config_uri: str, local: bool, address: str | None, progress: Progress) -> TrainingResult:
+    """Train what a configuration file says, going on from its last checkpoint, and return how it ended.
+
+    `local` trains in this process, on one device and whatever `num_workers` is: the same loop on the same rows, so
+    the same weights. Otherwise Ray Train runs `num_workers` workers on the cluster at `address`, or on a Ray that is
+    started for it. Bitwise equality needs `torch_threads` to be set: sums depend on it.
+    Raises UsageError for wrong options, for an unusable source store, where `out` holds another training, and where
+    `use_gpu` finds none; SegdatagenError where the training fails.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind of training {kind!r}: choose one of {', '.join(KINDS)}")
+    options = parse_model(KINDS[kind].options_type, config_uri)
+    command = f"segdatagen train {kind} {config_uri}{' --local' if local else ''}"
+    worker = functools.partial(train_share, TrainingRequest(kind, options, command))
+    if local:
+        return worker(Share(), local_device(options.use_gpu), progress)
+    return train_on_ray(worker, options, address, progress)
+
+
+def train_share(request: TrainingRequest, share: Share, device: torch.device, progress: Progress) -> TrainingResult:
+    """One worker of a training: reads the whole store, trains its share of every batch."""
+    options = request.options
+    arrays = TrainingArrays(*read_arrays(options.sources, options.geometry))
+    return train_loop(KINDS[request.kind](options, arrays), share, device, progress, request.command)
+
+
+def local_device(use_gpu: bool) -> torch.device:
+    """The CPU, or the first GPU. Raises UsageError where there is none."""
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError("use_gpu is true, but torch finds no GPU here: set use_gpu to false")
+    return torch.device("cuda")

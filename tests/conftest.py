@@ -1,0 +1,149 @@
+"""What tests share: one Ray for all of them, tiny stores, weights and jobs, the real command, and the shared inputs.
+
+Nothing here is mocked: the stores are ingested, the weights are those of a small network, the command is the product.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from segdatagen import cluster
+from segdatagen.datasets import Options, open_reader
+from segdatagen.diffusion.mask_unet import MaskUNet
+from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
+from segdatagen.ingest import IngestRequest, ingest_shard, seal_store
+from segdatagen.labels import load_label_set
+from segdatagen.weights import MaskDDPMWeights, save_mask_ddpm
+
+REPOSITORY = Path(__file__).parents[1]
+NUM_SCENES = 6
+SIZE = 32
+"""Width and height of the tiny scenes: the smallest that `scenes` makes."""
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+JobFactory = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the Ray of the test process, so that `-m "not ray"` leaves it out."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared inputs: SEGDATAGEN_SHARED, or `../shared` beside the repository."""
+    folder = Path(os.environ.get("SEGDATAGEN_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"the shared inputs are not at {folder}: set SEGDATAGEN_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray in this process, for all tests that need one: what calls `connect` uses it as it is."""
+    with cluster.connect(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """`command("run", job)`: the real command in a child process, without a terminal."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = child_environment()
+        words = [sys.executable, "-m", "segdatagen", *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, **options)
+
+    return run
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child process that imports this checkout."""
+    path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+
+
+def make_scenes_store(folder: Path, num_scenes: int = NUM_SCENES, size: int = SIZE, split: str = "train") -> Path:
+    """A source store of scenes, without Ray, as `ingest` writes it."""
+    root = f"{num_scenes}@{size}x{size}"
+    reader = open_reader("scenes", root, split, Options())
+    request = IngestRequest("scenes", root, split, str(folder))
+    shard = ingest_shard(reader.list_items().items, "part-00000.parquet", reader, request, keep=True)
+    assert shard.part is not None
+    seal_store(request, reader, [shard.part], shard.bad)
+    return folder
+
+
+def make_weights(folder: Path, label_set: str = "scenes", hidden: int = 4, size: int = SIZE) -> Path:
+    """Weights of a tiny mask-guided DDPM that nobody trained: its images are noise, the same every time."""
+    labels = load_label_set(label_set)
+    network = MaskUNetConfig(num_classes=labels.num_classes, hidden=hidden, time_embedding=8, attention=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tensors = MaskUNet(network).state_dict()
+    config = MaskDDPMWeights(network=network, label_set=labels.name, classes=tuple(labels.names), size=(size, size))
+    save_mask_ddpm(str(folder), config, tensors)
+    return folder
+
+
+def job_fields(sources: Path, weights: Path, root: Path) -> dict[str, Any]:
+    """The fields of a job that takes a second: two samples of every source, two steps each."""
+    return {
+        "name": "tiny",
+        "version": "v1",
+        "sources": str(sources),
+        "seed": 0,
+        "geometry": {"size": [SIZE, SIZE], "fit": "resize"},
+        "methods": {"mask_ddpm": {"weights": str(weights), "sampler": "ddim", "steps": 2}},
+        "plan": [{"method": "mask_ddpm", "strategy": "uniform", "per_source": 2}],
+        "output": {"root": str(root)},
+        "execution": {"actors": 1, "microbatch": 4},
+    }
+
+
+@pytest.fixture(scope="session")
+def scenes_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of six tiny scenes. Only to be read: make another with `make_scenes_store` to change it."""
+    return make_scenes_store(tmp_path_factory.mktemp("scenes") / "store")
+
+
+@pytest.fixture(scope="session")
+def scenes_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny random weights for `scenes`. Only to be read."""
+    return make_weights(tmp_path_factory.mktemp("weights") / "scenes")
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, scenes_store: Path, scenes_weights: Path) -> JobFactory:
+    """`make_job(seed=1, execution={...})`: a job file whose run lies at `tmp_path/runs/tiny/v1`; fields replace fields.
+
+    A field that is None is left out.
+    """
+
+    def make(file_name: str = "job.yaml", **changes: Any) -> Path:
+        fields = job_fields(scenes_store, scenes_weights, tmp_path / "runs") | changes
+        path = tmp_path / file_name
+        path.write_text(yaml.safe_dump({name: value for name, value in fields.items() if value is not None}))
+        return path
+
+    return make
+
+
+def visible(folder: Path) -> dict[str, str]:
+    """Every file (with the hash of its bytes) and folder below `folder`, without those that a leading dot hides."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not any(part.startswith(".") for part in name.parts):
+            found[name.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return found

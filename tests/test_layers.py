@@ -1,0 +1,185 @@
+"""The rules of STYLE.md and DESIGN.md that a parser can check: who imports whom, and how modules are written.
+
+Every module is read as text and nothing is imported, so a module that is broken is still checked.
+"""
+
+import ast
+import functools
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "segdatagen"
+
+LAYERS = {
+    "errors": 0,
+    "labels": 0,
+    "colours": 0,
+    "images": 0,
+    "records": 0,
+    "storage": 0,
+    "tables": 0,
+    "datasets": 1,
+    "geometry": 1,
+    "balance": 1,
+    "balance_auto": 1,
+    "balance_reference": 1,
+    "balance_report": 1,
+    "goals": 1,
+    "weights": 1,
+    "diffusion": 1,
+    "stages": 2,
+    "sources": 3,
+    "planner": 3,
+    "samples": 3,
+    "lease": 3,
+    "run_folder": 3,
+    "verify": 3,
+    "publish": 3,
+    "status": 3,
+    "job": 4,
+    "methods": 5,
+    "regenerate": 5,
+    "dataflow": 5,
+    "deep_verify": 5,
+    "cluster": 5,
+    "ingest": 5,
+    "driver": 5,
+    "run": 5,
+    "training": 5,
+    "demo": 6,
+    "benchmark": 6,
+    "cli": 7,
+    "__main__": 7,
+    "__init__": 0,
+}
+"""Layer of each module and folder of segdatagen: see DESIGN.md. An import goes down, or stays in its layer."""
+
+RAY_LAYER = 5
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_DOCSTRING_LINES = 7
+
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+@functools.cache
+def parse(module: Path) -> ast.Module:
+    return ast.parse((PACKAGE / module).read_text(encoding="utf-8"), str(module))
+
+
+def family(module: Path) -> str:
+    """The name that LAYERS knows: the top-level folder, or the module itself."""
+    return module.parts[0].removesuffix(".py")
+
+
+def dotted(module: Path) -> str:
+    return ".".join(("segdatagen", *module.with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported_names(module: Path) -> set[str]:
+    """Dotted names of everything that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(parse(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_modules(module: Path) -> set[str]:
+    """Those of our own modules that a module imports, by their dotted names."""
+    known = {dotted(path) for path in MODULES}
+    names = imported_names(module)
+    return ({name for name in names if name in known} | {name.rpartition(".")[0] for name in names} & known) - {
+        "segdatagen"
+    }
+
+
+def importers_of(*packages: str) -> set[Path]:
+    return {module for module in MODULES if {name.split(".")[0] for name in imported_names(module)} & set(packages)}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {family(module) for module in MODULES} <= set(LAYERS)
+
+
+def test_imports_are_absolute() -> None:
+    assert not [m for m in MODULES if any(name.startswith(".") for name in imported_names(m))]
+
+
+def test_imports_go_down_the_layers() -> None:
+    upward = [
+        f"{module} (layer {LAYERS[family(module)]}) imports {name} (layer {LAYERS[name.split('.')[1]]})"
+        for module in MODULES
+        for name in sorted(imported_modules(module))
+        if LAYERS[name.split(".")[1]] > LAYERS[family(module)]
+    ]
+    assert not upward
+
+
+def test_imports_make_no_circle() -> None:
+    graph = {dotted(module): imported_modules(module) - {dotted(module)} for module in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
+def test_only_one_layer_imports_ray() -> None:
+    importers = importers_of("ray")
+    assert importers
+    assert {LAYERS[family(module)] for module in importers} == {RAY_LAYER}
+    assert not importers & {Path("methods.py"), Path("regenerate.py")}
+
+
+def test_only_storage_imports_fsspec() -> None:
+    assert importers_of("fsspec", "s3fs") == {Path("storage.py")}
+
+
+def test_only_the_command_line_prints() -> None:
+    prints = [
+        f"{module}:{node.lineno}"
+        for module in MODULES
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if family(module) != "cli"
+    ]
+    assert not prints
+
+
+def test_modules_are_short() -> None:
+    lengths = {module: len((PACKAGE / module).read_text(encoding="utf-8").splitlines()) for module in MODULES}
+    assert not {module: length for module, length in lengths.items() if length > MAX_LINES}
+
+
+def test_functions_fit_a_screen() -> None:
+    functions = [
+        (f"{module}:{node.lineno} {node.name}", (node.end_lineno or 0) - node.lineno + 1)
+        for module in MODULES
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert not {name: length for name, length in functions if length > MAX_FUNCTION_LINES}
+
+
+def test_modules_say_what_they_do_and_what_they_do_not_know() -> None:
+    docstrings = {module: ast.get_docstring(parse(module)) or "" for module in MODULES}
+    assert all(docstrings.values())
+    sentences = {m: len(text.replace("\n", " ").split(". ")) for m, text in docstrings.items()}
+    assert not {m: count for m, count in sentences.items() if count < 2 and m.name != "__init__.py"}
+    assert not {m: text for m, text in docstrings.items() if len(text.splitlines()) > MAX_DOCSTRING_LINES}
+
+
+def test_only_the_row_guard_catches_everything() -> None:
+    """A broad handler that raises again is none."""
+    broad = {
+        module
+        for module in MODULES
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise)
+        if node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+    }
+    assert broad == {Path("methods.py")}

@@ -1,0 +1,231 @@
+"""Schedule and samplers of the mask-guided DDPM: golden values, a Gaussian that can be solved, and diffusers."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segdatagen.diffusion.mask_ddpm import (
+    Noise,
+    SamplerOptions,
+    alpha_bars,
+    cosine_betas,
+    draw_noise,
+    from_pixels,
+    generate,
+    generate_microbatched,
+    sample_ancestral,
+    sample_ddim,
+    sample_dpmpp_2m,
+    to_pixels,
+    trailing_timesteps,
+)
+from segdatagen.diffusion.mask_unet import MaskUNet
+from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
+from segdatagen.errors import UsageError
+
+CONFIG = MaskUNetConfig(num_classes=5, hidden=4, time_embedding=8)
+TWO_STEPS = SamplerOptions(sampler="ddim", steps=2, guidance=3.0)
+MASKS = np.random.default_rng(0).integers(-1, 5, (5, 16, 24)).astype(np.int16)
+SEEDS = [11, 12, 13, 14, 15]
+
+
+@pytest.fixture(scope="module")
+def network() -> MaskUNet:
+    return seeded(MaskUNet)
+
+
+def seeded(kind: type[MaskUNet]) -> MaskUNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return kind(CONFIG).eval()
+
+
+def gaussian_noise(mean: float, deviation: float) -> Noise:
+    """The noise that a perfect network predicts where every pixel of the data is N(mean, deviation^2)."""
+    bars = alpha_bars(cosine_betas())
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        bar = float(bars[t])
+        return math.sqrt(1 - bar) * (x - math.sqrt(bar) * mean) / (bar * deviation**2 + 1 - bar)
+
+    return predict
+
+
+def start(count: int = 1, side: int = 16) -> tuple[Tensor, list[torch.Generator]]:
+    generators = [torch.Generator().manual_seed(100 + i) for i in range(count)]
+    return draw_noise(generators, torch.Size((3, side, side)), torch.device("cpu")), generators
+
+
+def test_schedule_has_the_published_values() -> None:
+    betas = cosine_betas()
+    assert betas.dtype == torch.float64
+    assert [float(betas[t]) for t in (0, 999)] == pytest.approx([1e-4, 0.02])
+    bars = alpha_bars(betas)
+    assert [float(bars[t]) for t in (250, 500, 750)] == pytest.approx([0.75938, 0.15382, 0.004774], rel=2e-4)
+    assert float(bars[999]) == pytest.approx(4.002e-5, rel=2e-4)
+
+
+@given(st.integers(2, 1000).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))))
+def test_trailing_steps_start_at_the_noisiest_and_never_repeat(case: tuple[int, int]) -> None:
+    total, steps = case
+    found = trailing_timesteps(total, steps)
+    assert len(found) == steps
+    assert found[0] == total - 1
+    assert found[-1] >= 0
+    assert all(later < earlier for earlier, later in itertools.pairwise(found))
+
+
+def test_more_steps_than_the_model_has_are_refused() -> None:
+    with pytest.raises(UsageError, match="steps is 1001"):
+        trailing_timesteps(1000, 1001)
+
+
+def sample_ddim_by_diffusers(predict: Noise, x: Tensor, steps: int) -> Tensor:
+    scheduler = DDIMScheduler(
+        trained_betas=cosine_betas().numpy(), clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps.tolist():
+        x = scheduler.step(predict(x, t), t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("steps", [10, 50, 200])
+def test_ddim_equals_diffusers_where_steps_divide_the_schedule(steps: int) -> None:
+    predict = gaussian_noise(0.3, 0.4)
+    x, _ = start()
+    expected = sample_ddim_by_diffusers(predict, x, steps)
+    torch.testing.assert_close(sample_ddim(predict, x, cosine_betas(), steps), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_ddim_is_right_where_diffusers_is_not() -> None:
+    """Why `sample_ddim` is ours: 300 steps of 1000 are 3.33 apart, and diffusers takes each of them as 3."""
+    predict = gaussian_noise(0.3, 0.4)
+    x, _ = start()
+    solution = 0.3 + 0.4 * x
+    ours = (sample_ddim(predict, x, cosine_betas(), 300) - solution).abs().max()
+    theirs = (sample_ddim_by_diffusers(predict, x, 300) - solution).abs().max()
+    assert ours < 0.02 < 0.1 < theirs, (ours, theirs)
+
+
+def test_ancestral_equals_diffusers_with_the_same_noise() -> None:
+    scheduler = DDPMScheduler(trained_betas=cosine_betas().numpy(), clip_sample=False, variance_type="fixed_large")
+    predict = gaussian_noise(-0.2, 0.5)
+    x, _ = start(side=8)
+    ours, theirs = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
+    expected = x
+    for t in scheduler.timesteps.tolist():
+        step: Any = scheduler.step(predict(expected, t), t, expected, generator=theirs)
+        expected = step.prev_sample
+    made = sample_ancestral(predict, x, cosine_betas(), [ours])
+    torch.testing.assert_close(made, expected, atol=2e-3, rtol=1e-3)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.parametrize("sampler", [sample_ddim, sample_dpmpp_2m])
+def test_deterministic_samplers_solve_a_gaussian(sampler: Any) -> None:
+    """The flow of a Gaussian is known: noise z ends at mean + deviation * z."""
+    x, _ = start()
+    made = sampler(gaussian_noise(0.25, 0.3), x, cosine_betas(), 250)
+    torch.testing.assert_close(made, 0.25 + 0.3 * x, atol=0.03, rtol=0)
+
+
+def test_ancestral_sampler_draws_from_a_gaussian() -> None:
+    x, generators = start(count=2, side=48)
+    made = sample_ancestral(gaussian_noise(0.25, 0.3), x, cosine_betas(), generators)
+    error = 0.3 / math.sqrt(made.numel())
+    assert float(made.mean()) == pytest.approx(0.25, abs=5 * error)
+    assert float(made.std()) == pytest.approx(0.3, rel=0.03)
+    correlation = np.corrcoef(made.flatten().numpy(), x.flatten().numpy())[0, 1]
+    assert abs(correlation) < 5 / math.sqrt(made.numel())  # all that was drawn first is forgotten
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++2m"])
+def test_a_point_is_found_in_any_number_of_steps(sampler: str) -> None:
+    x, _ = start()
+    kind: Any = {"ddim": sample_ddim, "dpm++2m": sample_dpmpp_2m}[sampler]
+    for steps in (1, 2, 7, 30):
+        made = kind(gaussian_noise(0.4, 0.0), x, cosine_betas(), steps)
+        torch.testing.assert_close(made, torch.full_like(x, 0.4), atol=2e-3, rtol=0)
+
+
+def test_sample_depends_on_its_mask_and_seed_not_on_its_neighbours(network: MaskUNet) -> None:
+    together = generate_microbatched(network, MASKS, SEEDS, TWO_STEPS, microbatch=4)
+    assert together.microbatch.tolist() == [4] * 5
+    assert together.finite.all()
+    for row in range(5):  # the fifth was in a padded batch before; now each is padded with itself
+        alone = generate_microbatched(network, MASKS[row : row + 1], SEEDS[row : row + 1], TWO_STEPS, microbatch=4)
+        assert np.array_equal(alone.images[0], together.images[row])
+    order = [3, 0, 4, 2, 1]
+    mixed = generate_microbatched(network, MASKS[order], [SEEDS[i] for i in order], TWO_STEPS, microbatch=4)
+    assert np.array_equal(mixed.images, together.images[order])
+    assert len({image.tobytes() for image in together.images}) == 5
+
+
+def test_mask_seed_and_guidance_change_the_sample(network: MaskUNet) -> None:
+    def make(mask: np.ndarray, seed: int, guidance: float) -> bytes:
+        options = TWO_STEPS.model_copy(update={"guidance": guidance})
+        return generate_microbatched(network, mask[None], [seed], options, 1).images.tobytes()
+
+    first = make(MASKS[0], 1, 3.0)
+    assert first == make(MASKS[0], 1, 3.0)
+    assert len({first, make(MASKS[1], 1, 3.0), make(MASKS[0], 2, 3.0), make(MASKS[0], 1, 0.0)}) == 4
+
+
+class SmallMemory(MaskUNet):
+    """A network on a device that holds four images."""
+
+    def forward(self, x: Tensor, t: Tensor, mask_features: Tensor | None = None) -> Tensor:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("more than four images")
+        return super().forward(x, t, mask_features)
+
+
+def test_batch_is_halved_when_memory_runs_out_and_tells_it() -> None:
+    small = seeded(SmallMemory)
+    made = generate_microbatched(small, MASKS, SEEDS, TWO_STEPS, microbatch=8)
+    assert made.microbatch.tolist() == [2] * 5  # a guided pair takes two places
+    assert np.array_equal(made.images, generate_microbatched(small, MASKS, SEEDS, TWO_STEPS, microbatch=2).images)
+
+
+def test_one_image_that_does_not_fit_is_an_error() -> None:
+    class NoMemory(MaskUNet):
+        def forward(self, x: Tensor, t: Tensor, mask_features: Tensor | None = None) -> Tensor:
+            raise torch.OutOfMemoryError("nothing fits")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        generate_microbatched(seeded(NoMemory), MASKS, SEEDS, TWO_STEPS, microbatch=4)
+
+
+def test_nan_is_reported_for_its_rows_alone() -> None:
+    class Broken(MaskUNet):
+        def forward(self, x: Tensor, t: Tensor, mask_features: Tensor | None = None) -> Tensor:
+            noise = super().forward(x, t, mask_features).clone()
+            noise[1, 0, 0, 0] = float("nan")
+            return noise
+
+    options = TWO_STEPS.model_copy(update={"guidance": 0.0})
+    images, finite = generate(seeded(Broken), MASKS[:3], [torch.Generator().manual_seed(s) for s in (1, 2, 3)], options)
+    assert finite.tolist() == [True, False, True]
+    assert images[1, 0, 0, 0] == 0
+
+
+def test_ancestral_sampler_takes_all_steps_or_none(network: MaskUNet) -> None:
+    with pytest.raises(UsageError, match="set steps to 1000, not 50"):
+        generate(network, MASKS[:1], [torch.Generator()], SamplerOptions(sampler="ancestral", steps=50))
+    with pytest.raises(UsageError, match="2 masks came with 1 generators"):
+        generate(network, MASKS[:2], [torch.Generator()], TWO_STEPS)
+
+
+def test_pixels_survive_the_way_to_the_network_and_back() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
+    assert np.array_equal(to_pixels(from_pixels(pixels)), pixels.numpy())
+    assert to_pixels(torch.full((1, 3, 8, 8), 1.7)).min() == 255

@@ -1,0 +1,474 @@
+"""Wrong input costs one line: what is wrong and where, exit status 1 or 2, no traceback, and nothing is written.
+
+Each kind of mistake is made once with the real command in a child process. Its variants, and what only a Ray task can
+find, call the same entry point in this process, where Ray is started once for all tests.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import NUM_SCENES, Command, JobFactory, make_scenes_store, make_weights, visible
+
+from segdatagen.cli import main
+from segdatagen.lease import Lease
+from segdatagen.storage import Folder
+
+PR_CAPBSET_DROP = 24
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+Refused = Callable[..., str]
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+
+def the_line(status: int, out: str, err: str) -> str:
+    """The one sentence of a command that refused."""
+    assert status in (1, 2), f"exit status {status}: {out}{err}"
+    assert "Traceback" not in out + err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("segdatagen: ")
+    assert out == ""
+    return err
+
+
+@pytest.fixture
+def refused(command: Command, tmp_path: Path) -> Refused:
+    """`refused("plan", job)`: the line of a child process that refused, which left `tmp_path` as it was."""
+
+    def run(*arguments: object, **options: object) -> str:
+        before = visible(tmp_path)
+        done: subprocess.CompletedProcess[str] = command(*arguments, **options)
+        line = the_line(done.returncode, done.stdout, done.stderr)
+        assert visible(tmp_path) == before
+        return line
+
+    return run
+
+
+@pytest.fixture
+def refused_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """As `refused`, in this process."""
+
+    def run(*arguments: object) -> str:
+        before = visible(tmp_path)
+        capfd.readouterr()
+        status = main([str(word) for word in arguments])
+        line = the_line(status, *capfd.readouterr())
+        assert visible(tmp_path) == before
+        return line
+
+    return run
+
+
+@pytest.fixture
+def refused_on_ray(ray_session: None, refused_here: Refused) -> Refused:
+    """As `refused_here`, on the Ray of this process."""
+    return refused_here
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Path:
+    """Three CamVid-like pairs: `images/` and `masks/` of ids 0, 3 and 8."""
+    root = tmp_path / "data"
+    for number in range(3):
+        mask = np.full((24, 32), 0, np.uint8)
+        mask[8:] = 3
+        mask[12:16, number : number + 8] = 8
+        save(root / "masks" / f"{number}.png", mask)
+        save(root / "images" / f"{number}.png", np.full((24, 32, 3), 90 + number, np.uint8))
+    return root
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(pixels).save(path)
+
+
+def ingest_words(data_format: str, root: Path, out: Path, *more: str) -> list[str]:
+    return ["ingest", data_format, str(root), "--split", "train", "--out", str(out), *more]
+
+
+def without_override() -> None:
+    """Let permissions hold for root too, in a child process; it changes nothing for anybody else."""
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability)
+
+
+# Sources
+
+
+def test_missing_folder(refused: Refused, tmp_path: Path) -> None:
+    line = refused(*ingest_words("id_masks", tmp_path / "nowhere", tmp_path / "store", "--labels", "camvid"))
+    assert str(tmp_path / "nowhere") in line
+    assert "missing or empty folder" in line
+
+
+@pytest.mark.parametrize("data_format", ["camvid", "masks"])
+def test_missing_folder_of_other_formats(refused_here: Refused, tmp_path: Path, data_format: str) -> None:
+    labels = [] if data_format == "camvid" else ["--labels", "camvid"]
+    line = refused_here(*ingest_words(data_format, tmp_path / "nowhere", tmp_path / "store", *labels))
+    assert str(tmp_path / "nowhere") in line
+    assert "missing or empty folder" in line
+
+
+def test_empty_folder(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "data" / "masks").mkdir(parents=True)
+    line = refused(*ingest_words("id_masks", tmp_path / "data", tmp_path / "store", "--labels", "camvid"))
+    assert str(tmp_path / "data" / "masks") in line
+    assert "missing or empty folder" in line
+
+
+def test_missing_colormap(refused_here: Refused, data_set: Path, tmp_path: Path) -> None:
+    line = refused_here(*ingest_words("colormap", data_set, tmp_path / "store"))
+    assert str(data_set) in line
+    assert "colormap.json" in line
+
+
+def test_image_without_mask(refused: Refused, data_set: Path, tmp_path: Path) -> None:
+    (data_set / "masks" / "1.png").unlink()
+    line = refused(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "image without mask" in line
+    assert "images/1.png" in line
+
+
+def test_mask_of_another_size(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    save(data_set / "masks" / "1.png", np.zeros((12, 16), np.uint8))
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "size mismatch" in line
+    assert "masks/1.png" in line
+    assert "mask 16 x 12, image 32 x 24" in line
+
+
+def test_rgb_mask_where_ids_are_expected(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    save(data_set / "masks" / "2.png", np.zeros((24, 32, 3), np.uint8))
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "colours where ids are expected" in line
+    assert "masks/2.png" in line
+
+
+def test_unknown_id(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:2, :5] = 77
+    save(data_set / "masks" / "0.png", mask)
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "unknown id" in line
+    assert "masks/0.png" in line
+    assert "77: 10 pixels" in line
+
+
+def test_unknown_colour(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    (data_set / "colormap.json").write_text(json.dumps({"road": [128, 64, 128], "sky": [70, 130, 180]}))
+    for number in range(3):
+        mask = np.full((24, 32, 3), (128, 64, 128), np.uint8)
+        mask[0, : 3 * number] = (1, 2, 3)
+        save(data_set / "masks" / f"{number}.png", mask)
+    line = refused_on_ray(*ingest_words("colormap", data_set, tmp_path / "store"))
+    assert "unknown colour in 2 (masks/1.png, masks/2.png)" in line
+    assert "(1, 2, 3): 9 pixels" in line
+
+
+def test_truncated_mask(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    path = data_set / "masks" / "1.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "unreadable mask" in line
+    assert "masks/1.png" in line
+
+
+def test_truncated_image(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    path = data_set / "images" / "1.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "unreadable image" in line
+    assert "images/1.png" in line
+
+
+def test_another_data_set_at_the_same_address(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    out = make_scenes_store(tmp_path / "store")
+    line = refused_on_ray(*ingest_words("id_masks", data_set, out, "--labels", "camvid"))
+    assert f"{out}: another source store is here" in line
+
+
+def test_unknown_format(refused_here: Refused, tmp_path: Path) -> None:
+    line = refused_here(*ingest_words("cityscapes", tmp_path, tmp_path / "store"))
+    assert "'cityscapes'" in line
+    assert "id_masks" in line
+
+
+# Job files
+
+
+def test_unknown_class_in_quotas(refused: Refused, make_job: JobFactory) -> None:
+    goal = {"method": "mask_ddpm", "strategy": "quotas", "quotas": {"bicycle": 3, "unicorn": 5}}
+    line = refused("run", make_job(plan=[goal]))
+    assert "quotas" in line
+    assert "'unicorn'" in line
+    assert "bicycle" in line
+
+
+def test_unknown_class_in_quotas_of_a_plan(refused_here: Refused, make_job: JobFactory) -> None:
+    goal = {"method": "mask_ddpm", "strategy": "quotas", "quotas": {"unicorn": 5}}
+    assert "'unicorn'" in refused_here("plan", make_job(plan=[goal]))
+
+
+def test_balance_where_no_class_counts(refused_here: Refused, make_job: JobFactory) -> None:
+    goal = {"method": "mask_ddpm", "strategy": "balance", "n_balance": "auto"}
+    line = refused_here("run", make_job(plan=[goal, {"min_pixels": 10**6}]))
+    assert "n_balance: auto needs a class with at least one source" in line
+
+
+def test_negative_n_balance_in_a_job(refused: Refused, make_job: JobFactory) -> None:
+    job = make_job(plan=[{"method": "mask_ddpm", "strategy": "balance", "n_balance": -5}])
+    line = refused("plan", job)
+    assert f"{job}: " in line
+    assert "n_balance" in line
+    assert "-5" in line
+
+
+def test_negative_n_balance_on_the_command_line(refused: Refused, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    stats.write_text(json.dumps({"classes": ["road"], "images": {"a": {"pixels": {"road": 9}}}}))
+    line = refused("balance", stats, "--n-balance", -5, "--json")
+    assert "n_balance is -5" in line
+
+
+def test_unknown_key(refused: Refused, make_job: JobFactory) -> None:
+    job = make_job(execution={"actors": 1, "workers": 2})
+    assert f"{job}: execution.workers: unknown key" in refused("run", job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"colour": "blue"}, "colour"),
+        ({"methods": {"mask_ddpm": {"weights": "x", "step": 2}}}, "methods.mask_ddpm.step"),
+        ({"geometry": {"size": [32, 32], "fill": 0}}, "geometry.fill"),
+    ],
+)
+def test_unknown_key_elsewhere(refused_here: Refused, make_job: JobFactory, changes: dict, field: str) -> None:
+    job = make_job(**changes)
+    assert f"{job}: {field}: unknown key" in refused_here("run", job)
+
+
+def test_wrong_type(refused: Refused, make_job: JobFactory) -> None:
+    job = make_job(seed="many")
+    line = refused("run", job)
+    assert f"{job}: seed: " in line
+    assert "'many'" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"geometry": {"size": [60, 64]}}, ["geometry", "60 x 64", "multiples of 8"]),
+        ({"execution": {"actors": 0}}, ["execution.actors", "0"]),
+        ({"plan": "uniform"}, ["plan", "'uniform'"]),
+        ({"plan": [{"method": "mask_ddpm", "strategy": "unifrom"}]}, ["plan", "'unifrom'", "uniform"]),
+        ({"methods": {}}, ["methods", "mask_ddpm"]),
+        ({"output": None}, ["output", "missing"]),
+    ],
+)
+def test_wrong_value(refused_here: Refused, make_job: JobFactory, changes: dict, words: list[str]) -> None:
+    job = make_job(**changes)
+    line = refused_here("run", job)
+    assert f"{job}: " in line
+    for word in words:
+        assert word in line
+
+
+def test_broken_yaml(refused: Refused, make_job: JobFactory) -> None:
+    job = make_job()
+    job.write_text(job.read_text() + "execution: {actors: 1\nname: again\n")
+    line = refused("run", job)
+    assert f"{job}: broken YAML at line " in line
+
+
+def test_job_file_that_is_not_there(refused_here: Refused, tmp_path: Path) -> None:
+    line = refused_here("run", tmp_path / "job.yaml")
+    assert f"{tmp_path / 'job.yaml'}: no such file" in line
+
+
+def test_job_file_that_cannot_be_read(refused: Refused, make_job: JobFactory) -> None:
+    job = make_job()
+    job.chmod(0)
+    line = refused("run", job, preexec_fn=without_override)
+    assert f"{job}: cannot be read" in line
+
+
+def test_missing_weights(refused: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    line = refused("run", make_job(methods={"mask_ddpm": {"weights": str(tmp_path / "weights")}}))
+    assert f"no weights at {tmp_path / 'weights'}" in line
+
+
+def test_unknown_builtin_weights(refused_here: Refused, make_job: JobFactory) -> None:
+    line = refused_here("run", make_job(methods={"mask_ddpm": {"weights": "builtin:nothing"}}))
+    assert "builtin:nothing" in line
+
+
+def test_truncated_weights(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    weights = make_weights(tmp_path / "weights")
+    tensors = weights / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    line = refused_here("run", make_job(methods={"mask_ddpm": {"weights": str(weights)}}))
+    assert str(tensors) in line
+
+
+def test_weights_of_another_number_of_classes(refused: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    weights = make_weights(tmp_path / "weights", label_set="camvid")
+    line = refused("run", make_job(methods={"mask_ddpm": {"weights": str(weights)}}))
+    assert str(weights) in line
+    assert "11 classes of camvid" in line
+    assert "has 12" in line
+
+
+def test_sources_that_are_not_there(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    line = refused_here("run", make_job(sources=str(tmp_path / "store")))
+    assert f"{tmp_path / 'store'}: no source store here" in line
+
+
+def test_evaluation_split(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    store = make_scenes_store(tmp_path / "store", split="val")
+    line = refused_here("run", make_job(sources=str(store)))
+    assert f"{store}: split val is for evaluation" in line
+    assert "allow_splits: [val]" in line
+
+
+# Output
+
+
+def test_unwritable_output(refused: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir(mode=0o555)
+    line = refused("run", make_job(), preexec_fn=without_override)
+    assert f"{root} is not a writable folder" in line
+
+
+def test_unwritable_store(refused: Refused, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    words = ["ingest", "scenes", "4@32x32", "--split", "train", "--out", closed / "store"]
+    line = refused(*words, preexec_fn=without_override)
+    assert f"{closed} is not a writable folder" in line
+
+
+def test_output_below_a_file(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("not a folder")
+    line = refused_here("run", make_job())
+    assert f"{tmp_path / 'runs'} is not a writable folder" in line
+
+
+def test_unsupported_storage(refused_here: Refused, make_job: JobFactory) -> None:
+    line = refused_here("run", make_job(output={"root": "ftp://host/runs"}))
+    assert "ftp:// is not supported" in line
+
+
+@pytest.fixture
+def planned_run(make_job: JobFactory, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Path:
+    """A run that is planned."""
+    assert main(["plan", str(make_job())]) == 0
+    return tmp_path / "runs" / "tiny" / "v1"
+
+
+def test_another_content_recipe_at_the_same_address(refused: Refused, make_job: JobFactory, planned_run: Path) -> None:
+    line = refused("run", make_job(seed=7))
+    assert f"{planned_run}: made by another recipe" in line
+    assert "mask_ddpm.seed: 0 -> 7" in line
+
+
+def test_a_plan_of_another_content_recipe(refused_here: Refused, make_job: JobFactory, planned_run: Path) -> None:
+    line = refused_here("plan", make_job(geometry={"size": [40, 32]}))
+    assert f"{planned_run}: made by another recipe" in line
+    assert "mask_ddpm.geometry.size: [32, 32] -> [40, 32]" in line
+
+
+def test_a_second_live_run_at_the_same_address(
+    ray_session: None, make_job: JobFactory, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = tmp_path / "runs" / "tiny" / "v1"
+    with Lease(Folder(str(address)), lambda holder: None, duration=1.5):
+        before = set(visible(tmp_path))
+        capfd.readouterr()
+        status = main(["run", str(make_job()), "--json"])
+        line = the_line(status, *capfd.readouterr())
+        assert set(visible(tmp_path)) == before | {"job.yaml"}  # names: the holder goes on renewing its lease
+    assert f"{address}: is being run by process {os.getpid()} on " in line
+    assert visible(address) == {}
+
+
+# Runs
+
+
+def test_not_a_run_folder(refused: Refused, tmp_path: Path) -> None:
+    assert f"{tmp_path}: not a run folder" in refused("status", tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["status", "verify", "publish", "regenerate"])
+@pytest.mark.parametrize("place", ["nowhere", "empty", "a file"])
+def test_not_a_run_folder_anywhere(refused_here: Refused, tmp_path: Path, verb: str, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a file").write_text("not a run")
+    more = {"regenerate": [17, "--out", tmp_path / "again"], "verify": ["--deep"]}
+    assert f"{tmp_path / place}: not a run folder" in refused_here(verb, tmp_path / place, *more.get(verb, []))
+
+
+def test_a_run_of_another_format(refused_here: Refused, planned_run: Path) -> None:
+    info = planned_run / "run.json"
+    info.write_text(json.dumps({"format_version": "99"}))
+    assert f"{info}: not a run of format 1" in refused_here("status", planned_run)
+
+
+def test_regenerate_an_unknown_sample(refused_here: Refused, planned_run: Path, tmp_path: Path) -> None:
+    line = refused_here("regenerate", planned_run, 17, "--out", tmp_path / "again")
+    assert "has no sample 17" in line
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["fly"], "'fly'"),
+        (["run"], "JOB.yaml"),
+        (["run", "job.yaml", "--fast"], "--fast"),
+        (["run", "job.yaml", "--limit", "none"], "--limit"),
+        (["labels", "show", "nothing"], "'nothing'"),
+        (["balance", "nowhere.json", "--n-balance", "3"], "nowhere.json"),
+    ],
+)
+def test_wrong_words(refused_here: Refused, words: list[str], named: str) -> None:
+    assert named in refused_here(*words)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("{", "not JSON"), ('{"classes": ["road"]}', "'images'"), ('{"classes": [], "images": {}}', "'classes'")],
+)
+def test_wrong_statistics(refused_here: Refused, tmp_path: Path, text: str, named: str) -> None:
+    stats = tmp_path / "stats.json"
+    stats.write_text(text)
+    assert named in refused_here("balance", stats, "--n-balance", 3)
+
+
+def test_no_cluster_at_the_address(refused: Refused, make_job: JobFactory) -> None:
+    line = refused("run", make_job(), "--address", "127.0.0.1:1")
+    assert "127.0.0.1:1" in line
+
+
+def test_more_actors_than_processors(refused_on_ray: Refused, make_job: JobFactory) -> None:
+    line = refused_on_ray("run", make_job(execution={"actors": 500}))
+    assert "500 actors" in line
+    assert "execution.actors" in line
+
+
+def test_the_job_that_all_these_change_is_good(command: Command, make_job: JobFactory, tmp_path: Path) -> None:
+    done = command("plan", make_job(), "--dry-run", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["num_rows"] == 2 * NUM_SCENES
+    assert set(visible(tmp_path)) == {"job.yaml"}
