@@ -36,7 +36,7 @@ class Shard(BaseModel):
 
 
 class Index(BaseModel):
-    """`data/index-<n>.json`: the shards that count."""
+    """`data/_index-<n>.json`, hidden from readers by its first letter: the shards that count."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format_version: str = FORMAT_VERSION
@@ -80,10 +80,10 @@ def publish(run: Run, progress: Callable[[int, int], None]) -> Index:
 
 def read_index(run: Folder) -> Index | None:
     """The newest index of a run; None before the first publish."""
-    names = [entry.name for entry in run.child(DATA).entries(".json") if entry.name.startswith("index-")]
+    names = [entry.name for entry in run.child(DATA).entries(".json") if entry.name.startswith("_index-")]
     if not names:
         return None
-    newest = max(names, key=lambda name: int(name.removeprefix("index-").removesuffix(".json")))
+    newest = max(names, key=lambda name: int(name.removeprefix("_index-").removesuffix(".json")))
     return Index.model_validate_json(run.child(DATA).read(newest))
 
 
@@ -140,5 +140,5 @@ def _put_shard(run: Folder, data: Folder, slices: Sequence[Slice]) -> Shard:
 def _put_index(data: Folder, number: int, shards: Sequence[Shard]) -> Index:
     rows = sum(shard.num_rows for shard in shards)
     index = Index(number=number, written=now(), num_rows=rows, shards=tuple(shards))
-    data.put(f"index-{number}.json", json.dumps(index.model_dump(mode="json"), indent=1).encode())
+    data.put(f"_index-{number}.json", json.dumps(index.model_dump(mode="json"), indent=1).encode())
     return index

@@ -149,23 +149,21 @@ def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int 
     Stored counts serve where the geometry keeps the size; other masks are decoded and transformed. A mask that no
     longer decodes keeps its stored counts: it is planned, and then fails where everybody sees it.
     """
-    counts = np.zeros((store.info.num_sources, store.label_set.num_classes), np.int64)
+    labels = store.label_set
+    counts = _stored_counts(store.index, labels)
+    sizes = zip(store.index["height"].to_pylist(), store.index["width"].to_pylist(), strict=True)
+    kept = np.fromiter((geometry.keeps(height, width) for height, width in sizes), np.bool_, len(counts))
     starts = np.concatenate([[0], np.cumsum([part.num_rows for part in store.info.parts])])
 
     def count_part(number: int) -> None:
-        part, start = store.info.parts[number], int(starts[number])
-        section = store.index.slice(start, part.num_rows)
-        own = counts[start : start + part.num_rows]
-        own[:] = _stored_counts(section, store.label_set)
-        sizes = zip(section["height"].to_pylist(), section["width"].to_pylist(), strict=True)
-        if not all(geometry.keeps(height, width) for height, width in sizes):
-            masks = read_part(store.folder, part.name, ["mask"])["mask"].to_pylist()
-            for row, data in enumerate(masks):
-                with contextlib.suppress(DecodeError):
-                    own[row] = _mask_counts(geometry.apply_mask(decode_mask(data), ignore_id_of(store.label_set)), store.label_set)
+        masks = read_part(store.folder, store.info.parts[number].name, ["mask"])["mask"].to_pylist()
+        for row, data in enumerate(masks, int(starts[number])):
+            with contextlib.suppress(DecodeError):
+                counts[row] = _mask_counts(geometry.apply_mask(decode_mask(data), ignore_id_of(labels)), labels)
 
+    changed = [number for number in range(len(starts) - 1) if not kept[starts[number] : starts[number + 1]].all()]
     with ThreadPoolExecutor(num_threads) as pool:
-        list(pool.map(count_part, range(len(store.info.parts))))
+        list(pool.map(count_part, changed))
     return counts
 
 

@@ -100,7 +100,7 @@ NAMED_MOMENTS = [
     ("manifest.json$", 1, "before"),
     ("_SUCCESS$", 1, "before"),
 ]
-PUBLISH_MOMENTS = [("data/index", 1, "after"), ("data/[0-9a-f]+.parquet", 1, "before"), ("data/index", 2, "before")]
+PUBLISH_MOMENTS = [("data/_index", 1, "after"), ("data/[0-9a-f]+.parquet", 1, "before"), ("data/_index", 2, "before")]
 
 
 @pytest.mark.ray

@@ -92,10 +92,8 @@ def imported_names(module: Path) -> set[str]:
 def imported_modules(module: Path) -> set[str]:
     """Those of our own modules that a module imports, by their dotted names."""
     known = {dotted(path) for path in MODULES}
-    names = imported_names(module)
-    return ({name for name in names if name in known} | {name.rpartition(".")[0] for name in names} & known) - {
-        "segdatagen"
-    }
+    modules = {name if name in known else name.rpartition(".")[0] for name in imported_names(module)}
+    return modules & known - {"segdatagen"}
 
 
 def importers_of(*packages: str) -> set[Path]:

@@ -27,7 +27,7 @@ class MaskFolder:
 
     `colours` says whether masks hold colours (RGB) or class ids. With `snap_distance`, a painted colour is taken as
     the nearest class colour up to that Euclidean distance in RGB, as antialiased edges need; without it every colour
-    must be exactly that of a class.
+    must be exactly that of a class. Where the label set ignores ids, the ignore colour of `colours` counts as one more.
     """
 
     root: str
@@ -71,20 +71,13 @@ class MaskFolder:
     def _from_colours(self, annotation: np.ndarray, item: Item) -> np.ndarray:
         if annotation.ndim != 3:
             raise BadItem("ids where colours are expected", item.mask_name)
-        unknown = unknown_colours(annotation, self.label_set)
-        if self.snap_distance is None:
-            if unknown:
-                raise BadItem("unknown colour", item.mask_name, counts=_named(unknown))
-            return ColourDecoder(self.label_set).decode(annotation)
-        mask, distance = ColourDecoder(self.label_set).decode_exact(annotation)
-        if float(distance.max(initial=0)) > self.snap_distance:
-            far = {colour: count for colour, count in unknown.items() if self._distance(colour) > self.snap_distance}
-            raise BadItem("unknown colour", item.mask_name, f"farther than {self.snap_distance:g}", _named(far))
+        mask, distance = ColourDecoder(self.label_set, bool(self.label_set.ignore_ids)).decode_exact(annotation)
+        far = distance > (self.snap_distance or 0.0)
+        if far.any():
+            counts = _named(unknown_colours(annotation[far][None], self.label_set))
+            detail = "" if self.snap_distance is None else f"farther than {self.snap_distance:g} from every class"
+            raise BadItem("unknown colour", item.mask_name, detail, counts)
         return mask
-
-    def _distance(self, colour: tuple[int, int, int]) -> float:
-        offsets = self.label_set.colours.astype(np.int64) - np.array(colour)
-        return float(np.sqrt((offsets**2).sum(axis=1)).min())
 
     def _read_image(self, folder: Folder, item: Item, shape: tuple[int, ...]) -> bytes:
         assert item.image_name is not None

@@ -1,4 +1,7 @@
-"""The options of the mask-guided network, apart from it: they are checked before a run starts, and without torch."""
+"""The options of the mask-guided network, apart from it, so that a job is checked without torch.
+
+It does not know what the network makes of them.
+"""
 
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -1,4 +1,7 @@
-"""Paints buildings: walls, roofs, windows in perspective that are lit after dark."""
+"""Paints buildings: walls, roofs, windows in perspective that are lit after dark.
+
+Where one stands and how high it is, the layout has decided.
+"""
 
 import numpy as np
 import numpy.typing as npt

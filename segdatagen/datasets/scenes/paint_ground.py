@@ -1,4 +1,7 @@
-"""Paints sky and ground, the two that everything else stands before."""
+"""Paints sky and ground, the two that everything else stands before.
+
+Which strips there are, and in which order, the layout has decided.
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""Paints trees and bushes: a trunk, and a crown of lit and shaded blobs."""
+"""Paints trees and bushes: a trunk, and a crown of lit and shaded blobs.
+
+Where one stands, the layout has decided.
+"""
 
 from segdatagen.datasets.scenes.canvas import Canvas, Sprite
 from segdatagen.datasets.scenes.layout import TREE, Light, Tree

@@ -1,4 +1,7 @@
-"""Paints cars and trucks: as boxes in perspective when they drive along the view, in profile when they cross it."""
+"""Paints cars and trucks: as boxes in perspective when they drive along the view, in profile when they cross it.
+
+Where one drives, and which, the layout has decided.
+"""
 
 from segdatagen.datasets.scenes.canvas import Canvas, Paint, Sprite
 from segdatagen.datasets.scenes.layout import TRUCK, Colour, Light, Thing

@@ -1,0 +1,37 @@
+# Everything runs in a virtual environment below .venv, which the first target that needs it builds.
+#
+#   make demo    set up, then make a small data set and look at it (out/demo)
+#   make test    set up, then all tests
+#   make check   ruff, mypy and the rules that a parser can check
+#   make setup   only the environment; again only when pyproject.toml or constraints.txt changed
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup-done
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
+            $(shell $(name) $(NEW_ENOUGH) >/dev/null 2>&1 && echo $(name))))
+
+.PHONY: demo test check setup
+.DELETE_ON_ERROR:
+
+demo: $(SETUP)
+	$(BIN)/segdatagen demo
+
+test: $(SETUP)
+	$(BIN)/python -m pytest
+
+check: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "segdatagen needs Python 3.11 or newer: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment: apt-get install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,93 @@
+"""One live driver per run: renewed leases are respected, dead ones are taken over, lost ones are noticed."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import child_environment
+
+from segdatagen.lease import LEASE_NAME, Holder, Lease, LeaseError, host_name, process_start, read_holder
+from segdatagen.storage import Folder
+
+SHORT = 1.5
+"""Seconds of a lease in these tests, instead of 30."""
+
+
+def put_holder(folder: Folder, holder: Holder) -> None:
+    folder.put(LEASE_NAME, json.dumps(vars(holder)).encode())
+
+
+def test_taken_renewed_and_given_back(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    with Lease(folder, lambda holder: None, SHORT) as lease:
+        deadline = time.monotonic() + 30
+        while (holder := read_holder(folder)) and not holder.renewals and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert holder is not None
+        assert holder.renewals > 0
+        lease.check()
+    assert read_holder(folder) is None
+
+
+def test_renewed_lease_is_refused(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    waited: list[Holder] = []
+    with Lease(folder, waited.append, SHORT), pytest.raises(LeaseError, match="is being run by process"):
+        with Lease(folder, waited.append, SHORT):
+            raise AssertionError("two held the lease")
+    assert len(waited) == 1
+
+
+def test_dead_process_of_this_host_is_taken_over_at_once(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    words = "from segdatagen.lease import Lease; from segdatagen.storage import Folder; import os, sys\n"
+    words += "Lease(Folder(sys.argv[1]), print).__enter__(); os._exit(9)"
+    died = subprocess.run([sys.executable, "-c", words, str(tmp_path)], env=child_environment(), check=False)
+    assert died.returncode == 9
+    assert read_holder(folder) is not None
+    waited: list[Holder] = []
+    with Lease(folder, waited.append):
+        assert not waited
+
+
+def test_a_reused_process_number_is_a_dead_process(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    put_holder(folder, Holder(host_name(), 1, "an earlier start", "token"))
+    waited: list[Holder] = []
+    with Lease(folder, waited.append):
+        assert not waited
+    assert process_start(1) != "an earlier start"
+
+
+def test_silent_holder_of_another_host_is_taken_over_after_the_wait(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    put_holder(folder, Holder("elsewhere", 1, "1", "token"))
+    waited: list[Holder] = []
+    began = time.monotonic()
+    with Lease(folder, waited.append, SHORT):
+        assert time.monotonic() - began >= SHORT
+    assert [holder.host for holder in waited] == ["elsewhere"]
+
+
+def test_a_lease_that_was_taken_over_stops_its_first_holder(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    with Lease(folder, lambda holder: None, SHORT) as lease:
+        put_holder(folder, Holder("elsewhere", 7, "1", "token"))
+        deadline = time.monotonic() + 30
+        with pytest.raises(LeaseError, match="taken over by process 7 on elsewhere"):
+            while time.monotonic() < deadline:
+                lease.check()
+                time.sleep(0.05)
+    holder = read_holder(folder)
+    assert holder is not None
+    assert holder.host == "elsewhere", "what another one holds is not removed"
+
+
+def test_an_unreadable_lease_is_free(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.put(LEASE_NAME, b"not JSON")
+    with Lease(folder, lambda holder: None, SHORT):
+        assert read_holder(folder) is not None
