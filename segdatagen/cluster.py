@@ -90,14 +90,13 @@ def quiet_ray_data() -> None:
 
 
 def require_resources(actors: int, cpus_per_actor: float, gpus_per_actor: float, other_cpus: float) -> None:
-    """Raise UsageError, naming the number that is too small, unless the actors fit beside the reads and writes."""
+    """Raise UsageError, naming the number that is too small, unless the actors fit beside what Ray itself needs."""
     have = ray.cluster_resources()
-    needs = {"CPU": actors * cpus_per_actor + other_cpus, "GPU": actors * gpus_per_actor}
-    for resource, needed in needs.items():
-        available = have.get(resource, 0.0)
+    demands = {"CPU": (cpus_per_actor, other_cpus), "GPU": (gpus_per_actor, 0.0)}
+    for resource, (per_actor, other) in demands.items():
+        needed, available = actors * per_actor + other, have.get(resource, 0.0)
         if needed > available + 1e-9:
-            per_actor = cpus_per_actor if resource == "CPU" else gpus_per_actor
-            extra = f" and {other_cpus:g} for reading and writing" if resource == "CPU" else ""
+            extra = f" and {other:g} to split the plan" if other else ""
             raise UsageError(
                 f"the run needs {needed:g} {resource} ({actors} actors of {per_actor:g}{extra}) but the cluster has "
                 f"{available:g}: lower execution.actors or execution.{resource.lower()}s_per_actor"

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from segdatagen.errors import SegdatagenError
@@ -24,10 +24,9 @@ from segdatagen.methods import Chain, failed_rows
 from segdatagen.samples import put_samples, split_parts
 from segdatagen.storage import Folder, StorageError
 
-SPLIT_CPUS = 0.1
-WRITE_CPUS = 0.1
-"""Splitting the plan is light, writing waits for storage: a laptop keeps its cores for the chains."""
-OTHER_CPUS = SPLIT_CPUS + WRITE_CPUS
+SPLIT_CPUS = 1
+"""What Ray takes for the task that splits the plan into blocks; it cannot be told otherwise, and waits for ever beside
+actors that leave less."""
 AUTO_MICROBATCHES = 2
 """A block is the unit of commit and of lost work: two forward batches unless that leaves actors idle."""
 MIN_BLOCKS_PER_ACTOR = 4
@@ -104,12 +103,7 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDon
     def commit(block: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([_commit(run, part) for part in split_parts(block)], schema=_REPORT_SCHEMA)
 
-    # Ray fuses a repartition into the map before it, which says how many CPUs it takes; alone it would take a whole one
-    # and wait for ever beside actors that leave less.
-    rows = ray.data.from_arrow(plan_rows).map_batches(
-        _as_it_is, batch_size=block_rows, batch_format="pyarrow", num_cpus=SPLIT_CPUS
-    )
-    blocks = rows.repartition(target_num_rows_per_block=block_rows)
+    blocks = ray.data.from_arrow(plan_rows).repartition(target_num_rows_per_block=block_rows)
     with warnings.catch_warnings():
         # The only way to bound what a row that kills its worker may cost; Ray 2.60 names no other.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -124,7 +118,9 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDon
             max_restarts=-1,
             max_task_retries=0 if block_rows == 1 else 1,
         )
-    committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS)
+    # Writing waits for storage: it asks for no CPU, so that it runs however little the actors and the split leave.
+    writers = TaskPoolStrategy(size=execution.actors + 1)
+    committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=writers)
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
     for row in committed.iter_rows():
         yield PartDone(**row)
@@ -134,10 +130,6 @@ def set_fault_policy() -> None:
     """A block whose worker died costs its rows for now, not the run (DESIGN.md section 6)."""
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1
-
-
-def _as_it_is(rows: pa.Table) -> pa.Table:
-    return rows
 
 
 def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:

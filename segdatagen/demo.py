@@ -78,7 +78,7 @@ def demo_job(out: str) -> dict[str, object]:
             {"max_rounds": 2, "min_pixels": 8},
         ],
         "output": {"root": f"{out}/runs", "image_format": "jpeg95"},
-        "execution": {"actors": 2, "cpus_per_actor": 0.9, "torch_threads": 1, "microbatch": 8},
+        "execution": {"actors": 2, "cpus_per_actor": 0.5, "torch_threads": 1, "microbatch": 8},
     }
 
 

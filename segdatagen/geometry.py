@@ -70,8 +70,8 @@ class Geometry(BaseModel):
         spans = []
         for length, space in zip(scaled.shape[:2], canvas.shape[:2], strict=True):
             kept = min(length, space)
-            spans.append((slice((length - kept) // 2, (length - kept) // 2 + kept),
-                          slice((space - kept) // 2, (space - kept) // 2 + kept)))
+            cut, shift = (length - kept) // 2, (space - kept) // 2
+            spans.append((slice(cut, cut + kept), slice(shift, shift + kept)))
         (from_rows, to_rows), (from_columns, to_columns) = spans
         canvas[to_rows, to_columns] = scaled[from_rows, from_columns]
         return canvas

@@ -204,9 +204,7 @@ def missing_rows(goals: Sequence[Uniform | Balance | Quotas], state: State, seed
     )
 
 
-def is_met(
-    goal: Uniform | Balance | Quotas, state: State, seed: int, *, wanted: IntArray | None = None
-) -> bool:
+def is_met(goal: Uniform | Balance | Quotas, state: State, seed: int, *, wanted: IntArray | None = None) -> bool:
     """Whether what was accepted fulfils the goal. A goal with an unreachable class or a lost source is never met.
 
     `wanted` saves working out `wanted_per_class` again where the caller has it: `GoalPlan.wanted` of this goal.

@@ -21,6 +21,7 @@ Mask = np.ndarray
 """uint8 or uint16 H x W of class ids."""
 ImageFormat = Literal["jpeg95", "png"]
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 """What Pillow raises for files that are damaged, truncated, of no known kind, or claim to be of absurd size."""
 
@@ -82,10 +83,12 @@ def encode_mask(mask: Mask) -> bytes:
 
 def decode_mask(data: bytes) -> Mask:
     """Decode the PNG of class ids that `encode_mask` writes. Raises DecodeError on anything else."""
+    if not data.startswith(PNG_SIGNATURE):
+        raise DecodeError("not a PNG")
     try:
-        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        mask: Mask | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise DecodeError("not a readable PNG: empty, or of absurd size") from error
+        raise DecodeError("not a readable PNG (damaged, or of absurd size)") from error
     if mask is None:
         raise DecodeError("not a readable PNG")
     if mask.ndim != 2:

@@ -109,7 +109,8 @@ class Job(_Part):
             if isinstance(entry, dict) and "strategy" in entry:
                 kind = STRATEGIES.get(str(entry["strategy"]))
                 if kind is None:
-                    raise ValueError(f"plan: unknown strategy {entry['strategy']!r}: choose one of {', '.join(STRATEGIES)}")
+                    known = ", ".join(STRATEGIES)
+                    raise ValueError(f"plan: unknown strategy {entry['strategy']!r}: choose one of {known}")
                 goals.append(kind.model_validate(entry))
             elif isinstance(entry, dict) and "method" not in entry:
                 settings |= entry

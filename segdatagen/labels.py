@@ -47,7 +47,7 @@ class LabelClass(BaseModel):
     id: ClassId = Field(description=f"an integer from 0 to {MAX_ID}")
     name: Text = Field(description=_A_TEXT)
     prompt: Text = Field(description=_A_TEXT)
-    aliases: tuple[Text, ...] = Field((), description=f"a list, each {_A_TEXT}")
+    aliases: tuple[Text, ...] = Field(default=(), description=f"a list, each {_A_TEXT}")
     colour: tuple[Intensity, Intensity, Intensity] = Field(description="three integers from 0 to 255")
     kind: Literal["thing", "stuff"] = Field(description="thing or stuff")
 
@@ -63,8 +63,8 @@ class LabelSet(BaseModel):
 
     name: Text = Field(description=_A_TEXT)
     version: Text = Field(description=_A_TEXT)
-    ignore_ids: tuple[ClassId, ...] = Field((), description=_SOME_IDS)
-    background_ids: tuple[ClassId, ...] = Field((), description=_SOME_IDS)
+    ignore_ids: tuple[ClassId, ...] = Field(default=(), description=_SOME_IDS)
+    background_ids: tuple[ClassId, ...] = Field(default=(), description=_SOME_IDS)
     classes: tuple[LabelClass, ...] = Field(min_length=1, description="a list of at least one class")
 
     @model_validator(mode="after")

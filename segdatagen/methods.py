@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.images import DecodeError, class_pixels, decode_mask, encode_mask
 from segdatagen.job import Execution, Job, MaskDDPMOptions
@@ -122,8 +123,15 @@ def method_contexts(job: Job, label_set: LabelSet) -> dict[str, MethodContext]:
 
 
 def check_weights(context: MethodContext) -> None:
-    """Raise UsageError unless the weights exist and were made for as many classes as the sources have."""
-    check_mask_ddpm(context.options.weights, context.label_set.num_classes)
+    """Raise UsageError unless weights exist, have the classes of the sources, and can do the steps of the job."""
+    options = context.options
+    config = check_mask_ddpm(options.weights, context.label_set.num_classes)
+    most = config.network.diffusion_steps
+    if options.sampler == "ancestral" and options.steps != most:
+        problem = f"the ancestral sampler visits every step: {most}, not {options.steps}"
+        raise UsageError(f"methods.mask_ddpm.steps: {problem}")
+    if options.steps > most:
+        raise UsageError(f"methods.mask_ddpm.steps: the weights have {most} steps, fewer than {options.steps}")
 
 
 def content_recipes(job: Job, store: SourceStore) -> dict[str, dict[str, Any]]:

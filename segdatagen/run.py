@@ -7,7 +7,7 @@ methods or parts.
 from collections.abc import Mapping
 
 from segdatagen.cluster import connect, require_resources
-from segdatagen.dataflow import OTHER_CPUS, ChainFactory
+from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.goals import check_goals
@@ -91,7 +91,7 @@ def run_job(
         return Outcome(manifest["counts"], planned, manifest["goals_met"], complete=True, already_complete=True)
     execution = job.execution
     with connect(options.address):
-        require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, OTHER_CPUS)
+        require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
             run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))

@@ -176,7 +176,9 @@ class Folder:
         try:
             self._call("put_object", Bucket=bucket, Key=key, Body=data, **condition)
         except OSError as error:
-            if isinstance(error, FileExistsError) or any(code in f"{error} {error.__cause__}" for code in CONDITION_FAILED):
+            if isinstance(error, FileExistsError) or any(
+                code in f"{error} {error.__cause__}" for code in CONDITION_FAILED
+            ):
                 return False
             raise
         return True

@@ -112,8 +112,8 @@ def read_config(folder: Path) -> MaskDDPMWeights:
         raise UsageError(f"{path} does not describe a mask-guided DDPM: {reason}") from error
 
 
-def check_mask_ddpm(uri: str, num_classes: int) -> None:
-    """Raise `UsageError` where `load_mask_ddpm` would for a reason that shows without reading tensors.
+def check_mask_ddpm(uri: str, num_classes: int) -> MaskDDPMWeights:
+    """`config.json` of weights; `UsageError` where `load_mask_ddpm` would raise it for what shows without tensors.
 
     Missing weights, a broken header, a truncated file and another number of classes are found in milliseconds and
     without torch.
@@ -121,13 +121,15 @@ def check_mask_ddpm(uri: str, num_classes: int) -> None:
     from safetensors import SafetensorError, safe_open
 
     folder = local_weights(uri)
-    _require_classes(read_config(folder), num_classes, uri)
+    config = read_config(folder)
+    _require_classes(config, num_classes, uri)
     path = folder / TENSORS_NAME
     try:
         with safe_open(path, framework="numpy"):
             pass
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+    return config
 
 
 def load_mask_ddpm(uri: str, num_classes: int) -> tuple[MaskUNet, MaskDDPMWeights]:

@@ -207,7 +207,7 @@ def test_same_rows_whatever_the_actors_blocks_and_batches(ray_session: None, mak
     """Bitwise the same at an equal batch shape; at another one, masks bitwise and images within 2 of 255."""
     made = {}
     for name, actors, block, batch in [("a", 1, 4, 2), ("b", 3, 4, 2), ("c", 1, 1, 2), ("d", 2, 6, 3)]:
-        execution = {"actors": actors, "cpus_per_actor": 0.6, "rows_per_block": block, "microbatch": batch}
+        execution = {"actors": actors, "cpus_per_actor": 0.3, "rows_per_block": block, "microbatch": batch}
         output = {"root": str(make_job().parent / "runs"), "image_format": "png"}
         job = load_job(str(make_job(name=name, execution=execution, output=output)))
         run(job)
@@ -296,7 +296,7 @@ def test_no_space_left_stops_the_run_and_keeps_what_was_committed(
 
 def test_too_few_resources_are_named_before_anything_starts(ray_session: None, make_job: JobFactory) -> None:
     job = load_job(str(make_job(execution={"actors": 3, "cpus_per_actor": 1})))
-    with pytest.raises(SegdatagenError, match="needs 3.2 CPU .* but the cluster has 2"):
+    with pytest.raises(SegdatagenError, match="needs 4 CPU .* but the cluster has 2"):
         run(job)
     assert not Folder(job.output.root).exists()
 

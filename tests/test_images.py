@@ -1,5 +1,6 @@
 """Pixels to bytes and back: what is lossless, what is refused, and what a hash stands for."""
 
+import contextlib
 import io
 import zlib
 
@@ -36,9 +37,7 @@ def file_of(picture: PIL.Image.Image, kind: str = "PNG") -> bytes:
     return sink.getvalue()
 
 
-@given(
-    st.sampled_from([np.uint8, np.uint16]), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1)
-)
+@given(st.sampled_from([np.uint8, np.uint16]), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=40)
 def test_masks_round_trip(kind: type, height: int, width: int, seed: int) -> None:
     mask = np.random.default_rng(seed).integers(0, np.iinfo(kind).max, (height, width), kind, endpoint=True)
@@ -118,6 +117,25 @@ def test_masks_with_a_wrong_byte_are_refused(decode: object) -> None:
         decode(bytes(data))  # type: ignore[operator]
 
 
+@given(st.integers(0, 3), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=150)
+def test_damage_is_refused_or_harmless(kind: int, changes: list[tuple[int, int]]) -> None:
+    """Bytes at the front, where the header and its lengths are, take any value: nothing but DecodeError comes out."""
+    wide = PHOTOGRAPH[..., 0].astype(np.uint16)
+    files = [
+        encode_image(PHOTOGRAPH, "png"),
+        encode_image(PHOTOGRAPH),
+        encode_mask(wide),
+        encode_mask(PHOTOGRAPH[..., 0]),
+    ]
+    data = bytearray(files[kind])
+    for place, value in changes:
+        data[place] = value
+    for decode in (decode_image, decode_annotation, decode_mask):
+        with contextlib.suppress(DecodeError):
+            assert decode(bytes(data)).dtype in (np.uint8, np.uint16)
+
+
 def test_an_annotation_with_a_palette_gives_its_indices() -> None:
     ids = RNG.integers(0, 21, (15, 18), dtype=np.uint8)
     picture = PIL.Image.fromarray(ids, "P")
@@ -172,6 +190,11 @@ def test_an_annotation_of_another_kind_is_refused_by_name(mode: str) -> None:
     picture = PIL.Image.fromarray(PHOTOGRAPH).convert("L").convert(mode)
     with pytest.raises(DecodeError, match=mode):
         decode_annotation(file_of(picture, "PNG" if mode == "LA" else "TIFF"))
+
+
+def test_a_stored_mask_is_never_a_jpeg() -> None:
+    with pytest.raises(DecodeError, match="not a PNG"):
+        decode_mask(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes())
 
 
 def test_a_stored_mask_of_several_channels_is_refused() -> None:

@@ -28,7 +28,7 @@ from segdatagen.run_folder import open_run
 ROWS_PER_BLOCK = 4
 BLOCKS_IN_FLIGHT = 2 * 2
 """Two actors with two tasks each."""
-EXECUTION = {"actors": 2, "cpus_per_actor": 0.6, "microbatch": 4, "rows_per_block": ROWS_PER_BLOCK}
+EXECUTION = {"actors": 2, "cpus_per_actor": 0.3, "microbatch": 4, "rows_per_block": ROWS_PER_BLOCK}
 PATIENCE = 240.0
 
 

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,11 +17,13 @@ from segdatagen.diffusion.mask_ddpm import (
     Noise,
     SamplerOptions,
     alpha_bars,
+    clipped_noise,
     cosine_betas,
     draw_noise,
     from_pixels,
     generate,
     generate_microbatched,
+    guided_noise,
     sample_ancestral,
     sample_ddim,
     sample_dpmpp_2m,
@@ -42,10 +45,10 @@ def network() -> MaskUNet:
     return seeded(MaskUNet)
 
 
-def seeded(kind: type[MaskUNet]) -> MaskUNet:
+def seeded(kind: type[MaskUNet], config: MaskUNetConfig = CONFIG) -> MaskUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return kind(CONFIG).eval()
+        return kind(config).eval()
 
 
 def gaussian_noise(mean: float, deviation: float) -> Noise:
@@ -59,9 +62,14 @@ def gaussian_noise(mean: float, deviation: float) -> Noise:
     return predict
 
 
-def start(count: int = 1, side: int = 16) -> tuple[Tensor, list[torch.Generator]]:
-    generators = [torch.Generator().manual_seed(100 + i) for i in range(count)]
-    return draw_noise(generators, torch.Size((3, side, side)), torch.device("cpu")), generators
+def start(count: int = 1, height: int = 16, width: int = 16) -> tuple[Tensor, list[torch.Generator]]:
+    """Noise, and the generators that it was drawn from."""
+    generators = fresh_generators(count)
+    return draw_noise(generators, torch.Size((3, height, width)), torch.device("cpu")), generators
+
+
+def fresh_generators(count: int = 1) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(100 + i) for i in range(count)]
 
 
 def test_schedule_has_the_published_values() -> None:
@@ -73,6 +81,7 @@ def test_schedule_has_the_published_values() -> None:
     assert float(bars[999]) == pytest.approx(4.002e-5, rel=2e-4)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 1000).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))))
 def test_trailing_steps_start_at_the_noisiest_and_never_repeat(case: tuple[int, int]) -> None:
     total, steps = case
@@ -83,18 +92,13 @@ def test_trailing_steps_start_at_the_noisiest_and_never_repeat(case: tuple[int, 
     assert all(later < earlier for earlier, later in itertools.pairwise(found))
 
 
-def test_more_steps_than_the_model_has_are_refused() -> None:
-    with pytest.raises(UsageError, match="steps is 1001"):
-        trailing_timesteps(1000, 1001)
-
-
-def sample_ddim_by_diffusers(predict: Noise, x: Tensor, steps: int) -> Tensor:
+def sample_ddim_by_diffusers(predict: Noise, x: Tensor, steps: int, clip: bool = False) -> Tensor:
     scheduler = DDIMScheduler(
-        trained_betas=cosine_betas().numpy(), clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True
+        trained_betas=cosine_betas().numpy(), clip_sample=clip, timestep_spacing="trailing", set_alpha_to_one=True
     )
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps.tolist():
-        x = scheduler.step(predict(x, t), t, x).prev_sample
+        x = scheduler.step(predict(x, t), t, x, use_clipped_model_output=clip).prev_sample
     return x
 
 
@@ -104,6 +108,40 @@ def test_ddim_equals_diffusers_where_steps_divide_the_schedule(steps: int) -> No
     x, _ = start()
     expected = sample_ddim_by_diffusers(predict, x, steps)
     torch.testing.assert_close(sample_ddim(predict, x, cosine_betas(), steps), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_clipped_ddim_equals_diffusers() -> None:
+    predict = gaussian_noise(0.8, 0.6)  # a third of the pixels would end above 1
+    x, _ = start()
+    made = sample_ddim(clipped_noise(predict, cosine_betas()), x, cosine_betas(), 50)
+    torch.testing.assert_close(made, sample_ddim_by_diffusers(predict, x, 50, clip=True), atol=5e-4, rtol=1e-3)
+    assert made.max() <= 1 + 1e-5 < sample_ddim(predict, x, cosine_betas(), 50).max()
+
+
+def test_few_step_samplers_clip_and_the_papers_does_not() -> None:
+    config = CONFIG.model_copy(update={"diffusion_steps": 20})
+    network = seeded(MaskUNet, config)
+    with torch.no_grad():
+        network.outc.bias += 0.5  # a wrong network: images leave [-1, 1] on the way
+    betas = cosine_betas(20)
+    predict = guided_noise(network, torch.from_numpy(MASKS[:1]), 3.0)
+
+    def pixels(sampler: Callable[..., Tensor], noise: Noise, *extra: Any) -> np.ndarray:
+        x, _ = start(1, 16, 24)
+        with torch.inference_mode():
+            return to_pixels(sampler(noise, x, betas, *extra))
+
+    def made(sampler: Any, steps: int) -> np.ndarray:
+        return generate(network, MASKS[:1], fresh_generators(), SamplerOptions(sampler=sampler, steps=steps))[0]
+
+    clipped = clipped_noise(predict, betas)
+    for name, sampler in (("ddim", sample_ddim), ("dpm++2m", sample_dpmpp_2m)):
+        assert np.array_equal(made(name, 5), pixels(sampler, clipped, 5))
+        assert not np.array_equal(made(name, 5), pixels(sampler, predict, 5))
+    x, generators = start(1, 16, 24)
+    with torch.inference_mode():
+        unclipped = to_pixels(sample_ancestral(predict, x, betas, generators))
+    assert np.array_equal(made("ancestral", 20), unclipped)
 
 
 def test_ddim_is_right_where_diffusers_is_not() -> None:
@@ -119,7 +157,7 @@ def test_ddim_is_right_where_diffusers_is_not() -> None:
 def test_ancestral_equals_diffusers_with_the_same_noise() -> None:
     scheduler = DDPMScheduler(trained_betas=cosine_betas().numpy(), clip_sample=False, variance_type="fixed_large")
     predict = gaussian_noise(-0.2, 0.5)
-    x, _ = start(side=8)
+    x, _ = start(height=8, width=8)
     ours, theirs = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
     expected = x
     for t in scheduler.timesteps.tolist():
@@ -139,7 +177,7 @@ def test_deterministic_samplers_solve_a_gaussian(sampler: Any) -> None:
 
 
 def test_ancestral_sampler_draws_from_a_gaussian() -> None:
-    x, generators = start(count=2, side=48)
+    x, generators = start(count=2, height=48, width=48)
     made = sample_ancestral(gaussian_noise(0.25, 0.3), x, cosine_betas(), generators)
     error = 0.3 / math.sqrt(made.numel())
     assert float(made.mean()) == pytest.approx(0.25, abs=5 * error)
@@ -218,7 +256,10 @@ def test_nan_is_reported_for_its_rows_alone() -> None:
     assert images[1, 0, 0, 0] == 0
 
 
-def test_ancestral_sampler_takes_all_steps_or_none(network: MaskUNet) -> None:
+def test_steps_that_the_model_does_not_have_are_refused(network: MaskUNet) -> None:
+    for sampler in ("ddim", "dpm++2m"):
+        with pytest.raises(UsageError, match="steps is 1001, but the model has 1000"):
+            generate(network, MASKS[:1], [torch.Generator()], SamplerOptions(sampler=sampler, steps=1001))
     with pytest.raises(UsageError, match="set steps to 1000, not 50"):
         generate(network, MASKS[:1], [torch.Generator()], SamplerOptions(sampler="ancestral", steps=50))
     with pytest.raises(UsageError, match="2 masks came with 1 generators"):

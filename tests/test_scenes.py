@@ -79,10 +79,10 @@ def test_images_are_frozen_but_for_rounding() -> None:
 
 def test_what_is_not_painted_could_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     for width, height in SIZES:
-        expected = scenes("val", 40, width, height)
+        expected = scenes("val", 24, width, height)
         with monkeypatch.context() as patch:
             patch.setattr(Canvas, "misses", lambda *_: False)
-            everything = [make_scene(scene_seed("val", index), width, height) for index in range(40)]
+            everything = [make_scene(scene_seed("val", index), width, height) for index in range(24)]
         for scene, painted in zip(expected, everything, strict=True):
             assert np.array_equal(scene.image, painted.image)
             assert np.array_equal(scene.segment_map, painted.segment_map)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import child_environment, make_scenes_store
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ def test_killed_and_resumed_training_ends_in_the_same_weights(configure: Configu
 def test_stopped_training_goes_on_and_finished_training_does_nothing(configure: Configure, tmp_path: Path) -> None:
     path = configure("out", max_hours=1e-9)
     stops = [train_here(path) for _ in range(2)]
-    assert [(stop.step, stop.weights) for stop in stops] == [(8, None), (16, None)]
+    assert [(stop.step, stop.weights) for stop in stops] == [(8, None), (10, None)]  # at the first report of each
     path = configure("out")
     finished = train_here(path)
     assert_same_weights(finished, train_here(configure("whole")))
@@ -216,8 +216,12 @@ def test_wrong_use_is_refused(configure: Configure) -> None:
         train_here(configure("out", stepz=3))
     with pytest.raises(UsageError, match="no source store here"):
         train_here(configure("out", sources="/nowhere"))
-    with pytest.raises(UsageError, match="size"):
+    with pytest.raises(UsageError, match="size: must be positive multiples of 8, not 30 x 32"):
         train_here(configure("out", size=[30, 32]))
+    with pytest.raises(UsageError, match="batch_size 2 is not a multiple of num_workers 3"):
+        train_here(configure("out", num_workers=3))
+    with pytest.raises(UsageError, match="set steps to 1000, not 50"):
+        train_here(configure("out", sampler={"sampler": "ancestral"}))
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="torch finds no GPU here"):
             train_here(configure("out", use_gpu=True))
@@ -234,8 +238,8 @@ def test_average_of_weights_has_its_closed_form() -> None:
 
 
 def test_average_is_a_copy_until_it_starts(configure: Configure, tmp_path: Path) -> None:
-    train_here(configure("copied", ema_start=STEPS))
-    train_here(configure("averaged", ema_start=STEPS - 1))
+    train_here(configure("copied", ema_start=STEPS, learning_rate_schedule="constant"))
+    train_here(configure("averaged", ema_start=STEPS - 1, learning_rate_schedule="constant"))
     for name, same in (("copied", True), ("averaged", False)):
         newest = load_newest(Folder(str(tmp_path / name / "checkpoints")))
         assert newest is not None
@@ -254,19 +258,19 @@ def test_learning_rate_warms_up_and_falls_to_zero(scenes_store: Path, tmp_path: 
 
 
 def test_labels_are_dropped_for_the_whole_batch_of_all_workers(scenes_store: Path, tmp_path: Path) -> None:
-    configuration = fields(scenes_store, tmp_path) | {"batch_size": 4}
-    kind = kind_of(configuration)
+    kind = kind_of(fields(scenes_store, tmp_path))
+    network = build_network(kind, CPU)
+    mask_weight = network.get_submodule("mask_conv.double_conv.0").get_parameter("weight")
     dropped = []
-    for step in range(40):
+    for step in range(20):
         seen = []
         for rank in (0, 1):
-            network = build_network(kind, CPU)
-            batch = batch_of_step(kind.arrays, 0, step, 4, True, Share(rank, 2), CPU)
-            kind.loss(network, batch).backward()
-            seen.append(network.get_submodule("mask_conv.double_conv.0").weight.grad is None)
+            network.zero_grad(set_to_none=True)
+            kind.loss(network, batch_of_step(kind.arrays, 0, step, 2, True, Share(rank, 2), CPU)).backward()
+            seen.append(mask_weight.grad is None)
         assert seen[0] == seen[1]
         dropped.append(seen[0])
-    assert 4 <= sum(dropped) <= 22  # 12 of 40 are expected, 4 standard deviations around them
+    assert 1 <= sum(dropped) <= 14  # 6 of 20 are expected, 4 standard deviations around them
 
 
 def test_loss_is_one_where_nothing_is_predicted(scenes_store: Path, tmp_path: Path) -> None:
@@ -274,12 +278,13 @@ def test_loss_is_one_where_nothing_is_predicted(scenes_store: Path, tmp_path: Pa
     network = build_network(kind, CPU)
     for name in ("weight", "bias"):
         nn.init.zeros_(network.get_submodule("outc").get_parameter(name))
-    losses = [
-        float(kind.loss(network, batch_of_step(kind.arrays, 0, step, 4, False, Share(), CPU))) for step in range(5)
-    ]
+    with torch.inference_mode():
+        batches = [batch_of_step(kind.arrays, 0, step, 4, False, Share(), CPU) for step in range(5)]
+        losses = [float(kind.loss(network, batch)) for batch in batches]
     assert np.mean(losses) == pytest.approx(1, abs=0.02)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 3))
 def test_every_epoch_is_a_permutation(num_sources: int, batch_size: int, seed: int) -> None:
     steps = 3 * num_sources // batch_size + 1

@@ -327,6 +327,14 @@ def test_weights_of_another_number_of_classes(refused: Refused, make_job: JobFac
     assert "has 12" in line
 
 
+def test_fewer_steps_than_the_ancestral_sampler_visits(
+    refused_here: Refused, make_job: JobFactory, scenes_weights: Path
+) -> None:
+    method = {"weights": str(scenes_weights), "sampler": "ancestral", "steps": 50}
+    line = refused_here("run", make_job(methods={"mask_ddpm": method}))
+    assert "methods.mask_ddpm.steps: the ancestral sampler visits every step: 1000, not 50" in line
+
+
 def test_sources_that_are_not_there(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
     line = refused_here("run", make_job(sources=str(tmp_path / "store")))
     assert f"{tmp_path / 'store'}: no source store here" in line

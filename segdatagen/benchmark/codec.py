@@ -102,4 +102,4 @@ def _brute_force(colour_map: ColourMap, label_set: LabelSet) -> Mask:
     """The nearest colour by the definition: every distance of a row of pixels, then the least."""
     colours = label_set.colours.astype(np.int32)
     rows = [((row[:, None].astype(np.int32) - colours) ** 2).sum(axis=-1).argmin(axis=1) for row in colour_map]
-    return label_set.ids[np.stack(rows)].astype(np.uint16)
+    return np.asarray(label_set.ids[np.stack(rows)])

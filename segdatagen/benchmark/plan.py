@@ -165,7 +165,9 @@ def _beside_the_literal_loop(sources: str, num_rows: int) -> Figures:
         "seconds_algorithm": round(in_numpy, 3),
         "seconds_literal_loop": round(as_loop, 2),
         "ratio_to_literal_loop": round(as_loop / in_numpy, 1),
-        "images_that_differ": _num_different(copies.source_index, copies.target_channel, copies.copies, literal.generated),
+        "images_that_differ": _num_different(
+            copies.source_index, copies.target_channel, copies.copies, literal.generated
+        ),
     }
 
 
@@ -174,7 +176,9 @@ def _images(presence: Presence) -> list[tuple[str, list[int]]]:
     return [(source_id, row.tolist()) for source_id, row in zip(presence.source_ids, rows, strict=True)]
 
 
-def _num_different(sources: np.ndarray, channels: np.ndarray, copies: np.ndarray, literal: list[tuple[int, int]]) -> int:
+def _num_different(
+    sources: np.ndarray, channels: np.ndarray, copies: np.ndarray, literal: list[tuple[int, int]]
+) -> int:
     """Generated images that only one of the two made."""
     num_sources = int(sources.max(initial=0)) + 1
     keys = np.repeat(channels * num_sources + sources, copies)

@@ -106,7 +106,7 @@ def _job(folder: str, store: str, weights: str, per_source: int, actors: int) ->
             "methods": {"mask_ddpm": {"weights": weights, "sampler": "ddim", "steps": STEPS, "guidance": 3.0}},
             "plan": [{"method": "mask_ddpm", "strategy": "uniform", "per_source": per_source}],
             "output": {"root": str(Path(folder) / "runs")},
-            "execution": {"actors": actors, "cpus_per_actor": 0.9, "torch_threads": 1, "microbatch": MICROBATCH},
+            "execution": {"actors": actors, "cpus_per_actor": 0.5, "torch_threads": 1, "microbatch": MICROBATCH},
         }
     )
 

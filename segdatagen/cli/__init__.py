@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse("stopped; what was committed is kept, the same command goes on from there", 130)
     except TyperException as error:
-        return _refuse(error.format_message(), 2)
+        sentence = error.format_message()
+        return _refuse(sentence, 2) if sentence else 2  # without a command the help says it all
     return result if isinstance(result, int) else 0
 
 

@@ -32,7 +32,7 @@ def ingest(
     out: Annotated[str, typer.Option(help="Folder of the source store: a path or s3://bucket/folder.")],
     labels: Annotated[str | None, typer.Option(help="A shipped label set or a YAML file.")] = None,
     snap_colours: Annotated[
-        float | None, typer.Option(metavar="DIST", help="Take painted colours up to this RGB distance as the nearest class.")
+        float | None, typer.Option(metavar="DIST", help="Take painted colours as a class up to this RGB distance.")
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad files out and list them in source.json.")] = False,
     address: Address = None,

@@ -56,7 +56,7 @@ def run(
     address: Address = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Make failed samples again.")] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Make a stratified first N of what is missing, and keep them.")
+        int | None, typer.Option(min=1, metavar="N", help="Make a stratified first N of what is missing, to keep.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -199,8 +199,12 @@ def regenerate(
         screen.say(f"sample {sample_id}: identical to the stored one, byte for byte")
     else:
         mask = "the same mask" if found.mask_identical else "another mask"
-        apart = "another size" if found.mean_difference is None else (
-            f"pixels differ by {found.mean_difference:.3f} on average, {found.largest_difference} at most, of 255"
+        apart = (
+            "another size"
+            if found.mean_difference is None
+            else (
+                f"pixels differ by {found.mean_difference:.3f} on average, {found.largest_difference} at most, of 255"
+            )
         )
         screen.say(f"sample {sample_id}: not byte for byte the same: {mask}, {apart}")
     for name in found.files:

@@ -56,8 +56,9 @@ class Meter:
         self._last = time.monotonic()
         self._bar: Progress | None = None
         if err.is_terminal and not silent:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True)
+            title_and_bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            times = (TextColumn("{task.fields[more]}"), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*title_and_bar, *times, console=err, transient=True)
             self._task = self._bar.add_task(title, total=None, more="")
             self._bar.start()
 

@@ -64,6 +64,8 @@ def open_reader(name: str, root: str, split: str, options: Options) -> Reader:
     """The reader of a format. Raises UsageError for an unknown format or an option that it does not take."""
     if name not in FORMATS:
         raise UsageError(f"unknown format {name!r}: choose one of {', '.join(FORMATS)}")
+    if options.snap_colours is not None and not options.snap_colours >= 0:
+        raise UsageError(f"--snap-colours is a distance in RGB of 0 or more, not {options.snap_colours}")
     return FORMATS[name](root, split, options)
 
 

@@ -79,7 +79,10 @@ class Listing:
 class Reader(Protocol):
     """A data set of one format: see DESIGN.md, "how to add a data set"."""
 
-    label_set: LabelSet
+    @property
+    def label_set(self) -> LabelSet:
+        """What the ids of its masks mean."""
+        ...
 
     def list_items(self) -> Listing:
         """All items, without opening them. Raises UsageError if there are none."""

@@ -22,7 +22,11 @@ Noise = Callable[[Tensor, int], Tensor]
 
 
 class SamplerOptions(BaseModel):
-    """How images are drawn. `ancestral` is the paper's sampler and visits every step of the schedule."""
+    """How images are drawn.
+
+    `ancestral` is the paper's sampler: it visits every step of the schedule and clips nothing. The others take few
+    steps, and clip the predicted image at each (`clipped_noise`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,8 +64,6 @@ def trailing_timesteps(num_diffusion_steps: int, steps: int) -> list[int]:
     "Trailing" spacing of Lin et al. (2023), "Common Diffusion Noise Schedules and Sample Steps Are Flawed": sampling
     starts from pure noise, so it has to visit the last step.
     """
-    if steps > num_diffusion_steps:
-        raise UsageError(f"steps is {steps}, but the model has {num_diffusion_steps} diffusion steps: set fewer steps")
     return [round(num_diffusion_steps * (steps - i) / steps) - 1 for i in range(steps)]
 
 
@@ -121,21 +123,32 @@ def generate(
     """
     if len(generators) != len(masks):
         raise UsageError(f"{len(masks)} masks came with {len(generators)} generators: give one generator per mask")
+    require_steps(options, model.config.diffusion_steps)
     device = model.outc.weight.device
     channels = torch.as_tensor(masks, device=device)
     betas = cosine_betas(model.config.diffusion_steps)
     predict = guided_noise(model, channels, options.guidance)
     x = draw_noise(generators, torch.Size((3, *channels.shape[1:])), device)
     if options.sampler == "ancestral":
-        if options.steps != len(betas):
-            raise UsageError(f"the ancestral sampler visits every step: set steps to {len(betas)}, not {options.steps}")
         x = sample_ancestral(predict, x, betas, generators)
     elif options.sampler == "ddim":
-        x = sample_ddim(predict, x, betas, options.steps)
+        x = sample_ddim(clipped_noise(predict, betas), x, betas, options.steps)
     else:
-        x = sample_dpmpp_2m(predict, x, betas, options.steps)
+        x = sample_dpmpp_2m(clipped_noise(predict, betas), x, betas, options.steps)
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     return to_pixels(x), finite.cpu().numpy()
+
+
+def require_steps(options: SamplerOptions, num_diffusion_steps: int) -> None:
+    """Raise `UsageError` unless a model with so many diffusion steps can be sampled as the options say."""
+    if options.sampler == "ancestral" and options.steps != num_diffusion_steps:
+        raise UsageError(
+            f"the ancestral sampler visits every step: set steps to {num_diffusion_steps}, not {options.steps}"
+        )
+    if options.steps > num_diffusion_steps:
+        raise UsageError(
+            f"steps is {options.steps}, but the model has {num_diffusion_steps} diffusion steps: set fewer steps"
+        )
 
 
 def guided_noise(model: MaskUNet, channels: Tensor, guidance: float) -> Noise:
@@ -163,6 +176,22 @@ def guided_noise(model: MaskUNet, channels: Tensor, guidance: float) -> Noise:
         return guided
 
     return predict_guided
+
+
+def clipped_noise(predict: Noise, betas: Tensor) -> Noise:
+    """The noise that belongs to the predicted image once that is clipped to [-1, 1], the range of images.
+
+    As `diffusers.DDIMScheduler` does with `clip_sample` and `use_clipped_model_output`. At the noisiest step an error
+    of the noise is one 158 times as large in the image; without clipping, few steps and guidance carry it to the end.
+    """
+    bars = [float(bar) for bar in alpha_bars(betas)]
+
+    def predict_clipped(x: Tensor, t: int) -> Tensor:
+        bar = bars[t]
+        image = (x - math.sqrt(1 - bar) * predict(x, t)) / math.sqrt(bar)
+        return (x - math.sqrt(bar) * image.clamp(-1, 1)) / math.sqrt(1 - bar)
+
+    return predict_clipped
 
 
 def generate_microbatched(

@@ -17,6 +17,7 @@ from segdatagen.diffusion.mask_ddpm import (
     draw_noise,
     from_pixels,
     generate_microbatched,
+    require_steps,
 )
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
@@ -62,6 +63,7 @@ class MaskDDPMTraining:
             time_embedding=options.time_embedding,
             attention=options.attention,
         )
+        require_steps(options.sampler, self.config.diffusion_steps)
         self._bars = alpha_bars(cosine_betas(self.config.diffusion_steps)).float()
 
     def build(self) -> MaskUNet:

@@ -5,9 +5,9 @@ Options say what is trained and how it is executed; they do not know where a pro
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from segdatagen.geometry import Geometry
+from segdatagen.geometry import SIZE_STEP, Geometry
 from segdatagen.weights import StoreDtype
 
 
@@ -43,6 +43,19 @@ class TrainingOptions(BaseModel):
     max_hours: float | None = Field(default=None, gt=0, description="stop cleanly; the same command goes on")
     torch_threads: int | None = Field(default=None, ge=1, description="per worker; unset: as torch chooses")
     store_dtype: StoreDtype = Field(default="float32", description="of the final weights")
+
+    @field_validator("size")
+    @classmethod
+    def _halved_three_times(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if any(pixels < SIZE_STEP or pixels % SIZE_STEP for pixels in size):
+            raise ValueError(f"must be positive multiples of {SIZE_STEP}, not {size[0]} x {size[1]}")
+        return size
+
+    @model_validator(mode="after")
+    def _equal_shares(self) -> "TrainingOptions":
+        if self.batch_size % self.num_workers:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
+        return self
 
     @property
     def geometry(self) -> Geometry:

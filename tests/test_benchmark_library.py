@@ -1,0 +1,66 @@
+"""The measurements that need no run, on small inputs: their figures are whole, and both sides did the same work."""
+
+import csv
+from pathlib import Path
+
+import cv2
+
+from segdatagen.balance import Presence, entropy
+from segdatagen.benchmark.codec import bench_codec
+from segdatagen.benchmark.measure import Figures, record
+from segdatagen.benchmark.plan import NUM_CLASSES, SIZE, bench_plan, put_random_store
+from segdatagen.benchmark.scenes import bench_scenes
+from segdatagen.geometry import Geometry
+from segdatagen.planner import presence_of
+from segdatagen.sources import open_store
+
+
+def assert_a_row_can_hold(figures: Figures) -> None:
+    assert all(isinstance(value, int | float | str) for value in figures.values())
+    assert all(value > 0 for name, value in figures.items() if "second" in name and not isinstance(value, str))
+
+
+def test_codec_decodes_as_brute_force_does_and_faster() -> None:
+    threads = cv2.getNumThreads()
+    figures = bench_codec(num_colours=20, megapixels=1.0)
+    assert_a_row_can_hold(figures)
+    assert figures["pixels_that_differ"] == 0
+    assert float(figures["ratio_to_brute_force"]) > 5
+    assert cv2.getNumThreads() == threads
+
+
+def test_scenes_are_counted() -> None:
+    figures = bench_scenes(size=64, count=60)
+    assert_a_row_can_hold(figures)
+    assert (figures["size"], figures["scenes"]) == (64, 60)
+    assert float(figures["scenes_per_second_best_batch"]) >= float(figures["scenes_per_second"])
+
+
+def test_plan_has_as_many_rows_as_asked_and_equals_the_literal_loop() -> None:
+    figures = bench_plan(num_rows=3000, num_sources=600, num_classes=20)
+    assert_a_row_can_hold({name: value for name, value in figures.items() if "algorithm" not in name})
+    assert figures["images_that_differ"] == 0
+    assert abs(int(figures["rows"]) - 3000) < 60
+    assert abs(int(figures["rows_twice"]) - 6000) < 60
+    assert 0.01 < float(figures["peak_rss_gib"]) < 2
+
+
+def test_the_random_store_has_the_long_tail_that_it_claims(tmp_path: Path) -> None:
+    put_random_store(str(tmp_path / "store"), 2000, NUM_CLASSES)
+    store = open_store(str(tmp_path / "store"))
+    presence: Presence = presence_of(store, Geometry(size=(SIZE, SIZE)), min_pixels=1)
+    shares = presence.counts / 2000
+    assert presence.sizes.min() >= 1
+    assert abs(shares.max() - 0.54) < 0.05
+    assert shares.min() < 0.006
+    assert 10 < presence.sizes.mean() < 15
+    assert entropy(presence.counts) < 6.4  # Even shares would have 7.06.
+
+
+def test_figures_become_rows_of_one_table(tmp_path: Path) -> None:
+    record(tmp_path, "codec", {"a": 1, "b": 2.5})
+    path = record(tmp_path, "codec", {"a": 3, "c": "x"})
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["a"], row["b"], row["c"]) for row in rows] == [("1", "2.5", ""), ("3", "", "x")]
+    assert all(row["date"] and row["commit"] and row["hardware"] and row["command"] for row in rows)

@@ -1,0 +1,169 @@
+"""What the documents say against what is there: commands, links, formats, layers, the job file of the README."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import typer
+import yaml
+from conftest import child_environment
+from test_layers import LAYERS
+
+from segdatagen.cli import app
+from segdatagen.datasets import FORMATS
+from segdatagen.job import STRATEGIES, Job
+from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+
+REPOSITORY = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "jobs/**/*.md", "cluster/*.md", "docker/*.md")
+    for path in REPOSITORY.glob(pattern)
+)
+HEAVY = {"torch", "ray", "diffusers", "transformers", "pyarrow"}
+
+
+def read(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def section(text: str, title: str) -> str:
+    """The text below a heading, up to the next heading."""
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"there is no heading {title}"
+    return found.group(1)
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of the tables of a text, without headings and rules."""
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    return [row for row in rows if row[0].startswith("`") or row[0][:1].isdigit()]
+
+
+def slugs(text: str) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if hasattr(group, "commands"):
+        for name, command in group.commands.items():
+            yield from commands(command, (*words, name))
+    else:
+        yield words, group
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def type_name(field: pa.Field) -> str:
+    inner = field.type.value_type if pa.types.is_list(field.type) else field.type
+    word = "struct" if pa.types.is_struct(inner) else str(inner)
+    return (f"list<{word}>" if pa.types.is_list(field.type) else word) + ("?" if field.nullable else "")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_an_example_and_a_row_in_the_readme(words: tuple[str, ...]) -> None:
+    command = COMMANDS[words]
+    spoken = f"segdatagen {' '.join(words)}"
+    assert f"Example: {spoken}" in (command.help or "")
+    rows = [cell for row in table_rows(section(read("README.md"), "Commands")) for cell in row]
+    assert any(re.search(rf"`{re.escape(spoken)}\b", cell) for cell in rows)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_says_what_it_is(words: tuple[str, ...]) -> None:
+    options = [p for p in COMMANDS[words].params if p.name != "help"]
+    assert not [option.name for option in options if not getattr(option, "help", None)]
+
+
+def test_the_documents_speak_of_no_other_command() -> None:
+    spoken = {
+        (document.name, words[0])
+        for document in DOCUMENTS
+        for words in re.findall(r"`segdatagen ((?:[a-z_]+ ?)+)", document.read_text(encoding="utf-8"))
+        for words in [words.split()]
+        if words[0] not in {known[0] for known in COMMANDS}
+    }
+    assert not spoken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = document.parent / name if name else document
+        assert file.exists(), target
+        assert not anchor or anchor in slugs(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_files_that_are_named_exist(document: Path) -> None:
+    named = re.findall(r"`((?:segdatagen|tests|jobs)/[\w./]+)`", document.read_text(encoding="utf-8"))
+    assert not [name for name in named if not (REPOSITORY / name).exists()]
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+    named = {
+        t for d in DOCUMENTS for t in re.findall(r"(?:^|`)make ([a-z]+)", d.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named
+    assert named <= targets
+
+
+@pytest.mark.parametrize(
+    ("title", "schema"), [("Source store", SOURCE_SCHEMA), ("Plan row", PLAN_SCHEMA), ("Sample row", SAMPLE_SCHEMA)]
+)
+def test_the_format_tables_are_the_schemas(title: str, schema: pa.Schema) -> None:
+    rows = table_rows(section(read("DESIGN.md"), title))
+    assert [(row[0].strip("`"), row[1]) for row in rows] == [(field.name, type_name(field)) for field in schema]
+    assert all(row[2] for row in rows)
+
+
+def test_the_layer_table_is_the_one_that_is_checked() -> None:
+    written = {
+        name.rstrip("/"): int(row[0].split()[0])
+        for row in table_rows(section(read("DESIGN.md"), "Layers"))
+        for name in re.findall(r"`(\w+/?)`", row[1])
+    }
+    assert written == {name: layer for name, layer in LAYERS.items() if name != "__init__"}
+
+
+def test_the_job_file_of_the_readme_is_one() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", section(read("README.md"), "The job file"), re.DOTALL)
+    job = Job.model_validate(yaml.safe_load(text))
+    assert job.settings.max_rounds == 2
+
+
+def test_the_readme_names_every_strategy_and_format() -> None:
+    strategies = {row[0].strip("`") for row in table_rows(section(read("README.md"), "The job file"))}
+    formats = {row[0].strip("`") for row in table_rows(section(read("README.md"), "Your data"))}
+    assert (strategies, formats) == (set(STRATEGIES), set(FORMATS))
+
+
+def test_help_imports_nothing_heavy_and_answers_within_a_second() -> None:
+    code = (
+        "import json, resource, sys; from segdatagen.cli import main; status = main(['--help'])\n"
+        "spent = resource.getrusage(resource.RUSAGE_SELF); seconds = spent.ru_utime + spent.ru_stime\n"
+        "print(json.dumps([status, seconds, sorted(sys.modules)]), file=sys.stderr)"
+    )
+    words = [sys.executable, "-c", code]
+    runs = [
+        json.loads(subprocess.run(words, capture_output=True, text=True, env=child_environment(), check=True).stderr)
+        for _ in range(2)
+    ]
+    status, _, modules = runs[0]
+    assert status == 0
+    assert not HEAVY & set(modules)
+    assert min(seconds for _, seconds, _ in runs) < 1.0  # processor time: the machine may be busy with something else
