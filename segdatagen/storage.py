@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
@@ -50,7 +51,8 @@ class Folder:
             raise UsageError(f"{uri}: {protocol}:// is not supported, use a path or s3://bucket/folder")
         options = {"use_listings_cache": False} if protocol == "s3" else {}
         self.uri = uri.rstrip("/")
-        self._filesystem, self._root = fsspec.url_to_fs(self.uri, **options)
+        filesystem, self._root = fsspec.url_to_fs(self.uri, **options)
+        self._filesystem = filesystem if protocol == "file" else _Asked(filesystem, self.uri)
 
     def __repr__(self) -> str:
         return f"Folder({self.uri!r})"
@@ -203,6 +205,27 @@ class Folder:
             except OSError:
                 return
             parent = parent.parent
+
+
+class _Asked:
+    """An object store whose failures to answer are StorageErrors: no credentials, no access, nobody at the address."""
+
+    def __init__(self, filesystem: Any, uri: str) -> None:
+        self._filesystem = filesystem
+        self._uri = uri
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._filesystem, name)
+        if not callable(attribute):
+            return attribute
+
+        def ask(*arguments: Any, **options: Any) -> Any:
+            try:
+                return attribute(*arguments, **options)
+            except (BotoCoreError, PermissionError) as error:
+                raise StorageError(f"{self._uri}: the object store does not serve this ({error})") from error
+
+        return ask
 
 
 def read_any(uri: str) -> bytes:

@@ -371,6 +371,18 @@ def test_output_below_a_file(refused_here: Refused, make_job: JobFactory, tmp_pa
     assert f"{tmp_path / 'runs'} is not a writable folder" in line
 
 
+@pytest.mark.parametrize("key", ["", "somebody"])
+def test_object_store_that_does_not_answer(refused: Refused, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """Without credentials, and with them where nobody listens."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, key)
+    line = refused("status", "s3://bucket/runs/tiny/v1")
+    assert "segdatagen: s3://bucket/runs/tiny/v1: the object store does not serve this (" in line
+
+
 def test_unsupported_storage(refused_here: Refused, make_job: JobFactory) -> None:
     line = refused_here("run", make_job(output={"root": "ftp://host/runs"}))
     assert "ftp:// is not supported" in line

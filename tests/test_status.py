@@ -1,0 +1,74 @@
+"""Status tells what is stored: counts, reasons, rounds, attempts, holder; verify on Ray finds damage."""
+
+from pathlib import Path
+
+import pytest
+from committed import commit, make_run, plan, sample_rows
+
+from segdatagen.deep_verify import choose_parts, verify_parts
+from segdatagen.errors import UsageError
+from segdatagen.lease import Lease
+from segdatagen.publish import publish
+from segdatagen.run_folder import begin_attempt, end_attempt
+from segdatagen.samples import read_ledger
+from segdatagen.status import status_of
+from segdatagen.storage import Entry
+from segdatagen.tables import put_table
+from segdatagen.verify import write_manifest
+
+
+def test_status_of_a_run_on_its_way(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, range(1, 11))
+    attempt = begin_attempt(run.folder, {"actors": 2})
+    commit(run, [1, 2, 3])
+    commit(run, [4], "failed")
+    commit(run, [5, 6], "rejected")
+    publish(run, lambda done, total: None)
+    with Lease(run.folder, lambda holder: None):
+        found = status_of(run)
+        assert found.held_by is not None
+        assert "dead" not in found.held_by
+    assert (found.complete, found.planned, found.missing) == (False, 10, 4)
+    assert found.counts == {"ok": 3, "rejected": 2, "failed": 1}
+    assert list(found.reasons.items()) == [("rejected for a reason", 2), ("failed for a reason", 1)]
+    assert [(a.number, a.ended) for a in found.attempts] == [(1, None)]
+    assert found.published == 3
+    end_attempt(run.folder, attempt, "stopped", {})
+    later = status_of(run)
+    assert (later.held_by, later.attempts[0].outcome) == (None, "stopped")
+
+
+def test_status_is_complete_only_with_the_parts_of_the_manifest(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1, 2])
+    name = commit(run, [1, 2])
+    write_manifest(run, read_ledger(run.folder), [], goals_met=True)
+    assert status_of(run).complete
+    run.folder.delete([name])
+    assert not status_of(run).complete
+
+
+def test_deep_verify_finds_damage_on_ray(ray_session: None, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, range(1, 5))
+    commit(run, [1, 2])
+    name = commit(run, [3, 4])
+    assert verify_parts(run, 1.0, None, lambda done, total: None) == (2, ())
+    rows = sample_rows([3, 4], "ok", 1, 0)
+    wrong = rows.set_column(rows.column_names.index("mask"), "mask", rows["mask"].take([1, 0]))
+    put_table(run.folder, name, wrong.cast(rows.schema))
+    checked, problems = verify_parts(run, 1.0, None, lambda done, total: None)
+    assert checked == 2
+    assert [text.split(": ")[1] for text in problems] == ["sample 3", "sample 4"]
+
+
+def test_a_fraction_is_the_same_parts_every_time(tmp_path: Path) -> None:
+    parts = [Entry(f"part-{number}", 1) for number in range(40)]
+    chosen = choose_parts(parts, 0.25)
+    assert len(chosen) == 10
+    assert choose_parts(parts[::-1], 0.25) == chosen
+    assert len(choose_parts(parts, 0.001)) == 1
+    assert choose_parts([], 0.5) == []
+    with pytest.raises(UsageError, match="--fraction is 0"):
+        verify_parts(make_run(tmp_path / "run"), 0, None, lambda done, total: None)
