@@ -104,6 +104,8 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDon
         return pa.Table.from_pylist([_commit(run, part) for part in split_parts(block)], schema=_REPORT_SCHEMA)
 
     blocks = ray.data.from_arrow(plan_rows).repartition(target_num_rows_per_block=block_rows)
+    # A worker that dies takes the blocks that wait for it along: where each row stands alone, none may wait.
+    in_flight = 1 if block_rows == 1 else 2
     with warnings.catch_warnings():
         # The only way to bound what a row that kills its worker may cost; Ray 2.60 names no other.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -112,11 +114,11 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDon
             fn_constructor_args=(flow,),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=execution.actors, max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(size=execution.actors, max_tasks_in_flight_per_actor=in_flight),
             num_cpus=execution.cpus_per_actor,
             num_gpus=execution.gpus_per_actor or None,
             max_restarts=-1,
-            max_task_retries=0 if block_rows == 1 else 1,
+            max_task_retries=1,
         )
     # Writing waits for storage: it asks for no CPU, so that it runs however little the actors and the split leave.
     writers = TaskPoolStrategy(size=execution.actors + 1)

@@ -32,7 +32,7 @@ from segdatagen.planner import (
     state_of,
 )
 from segdatagen.run_folder import Attempt, Run, recipe_fingerprint
-from segdatagen.samples import STATUSES, Ledger, put_samples, read_ledger, split_parts
+from segdatagen.samples import STATUSES, Ledger, put_samples, read_ledger, set_aside, split_parts
 from segdatagen.sources import SourceStore
 from segdatagen.storage import Folder
 from segdatagen.verify import verify_ledger, write_manifest
@@ -192,8 +192,9 @@ class Driver:
 
     def _ledger(self) -> Ledger:
         ledger = read_ledger(self.run_.folder)
-        for sentence in ledger.unreadable:
-            self.events.note(f"{sentence}; its samples are made again")
+        for name, sentence in ledger.unreadable.items():
+            moved = set_aside(self.run_.folder, name)
+            self.events.note(f"{sentence}; its samples are made again{', it is set aside' if moved else ''}")
         return ledger
 
     def _stop_if_too_many_failed(self, tally: "Tally") -> None:

@@ -186,7 +186,7 @@ def measured_cost(run: Folder, ledger: Ledger, geometry: Geometry) -> CostModel:
         return CostModel(None, 0.4 * geometry.size[0] * geometry.size[1])
     recent = [part.name for part in ledger.parts[-32:]]
     tables, _ = read_parts(run, recent, ["seconds", "status"])
-    seconds = pa.concat_tables(tables).filter(pc.field("status") == "ok")["seconds"] if tables else pa.array([])
+    seconds = pa.concat_tables(tables.values()).filter(pc.field("status") == "ok")["seconds"] if tables else pa.array([])
     mean = pc.mean(seconds).as_py() if len(seconds) else None
     return CostModel(mean, sum(part.size for part in ledger.parts) / ledger.num_rows)
 

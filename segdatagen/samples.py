@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from segdatagen.records import SAMPLE_SCHEMA
 from segdatagen.storage import Entry, Folder
@@ -19,6 +20,8 @@ from segdatagen.tables import put_table, read_parts
 SAMPLES = "samples"
 STATUSES: tuple[str, ...] = ("failed", "rejected", "ok")
 """In order of precedence: where an id stands twice the later one counts, then the higher attempt."""
+DAMAGED = ".damaged"
+"""Suffix of a part that was set aside."""
 LEDGER_COLUMNS = ["sample_id", "status", "attempt"]
 
 
@@ -33,7 +36,7 @@ class Ledger:
     row: np.ndarray  # int32 [N], row in that part
     parts: tuple[Entry, ...]
     num_rows: int  # rows in all parts, ids that stand twice included
-    unreadable: tuple[str, ...] = field(default=())
+    unreadable: dict[str, str] = field(default_factory=dict)  # what is wrong with a part, by its name
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -63,13 +66,12 @@ def read_ledger(run: Folder) -> Ledger:
     """Read ids and outcomes of all parts of a run. An unreadable part counts as absent and is reported."""
     parts = tuple(Entry(f"{SAMPLES}/{e.name}", e.size) for e in run.child(SAMPLES).entries(".parquet"))
     tables, unreadable = read_parts(run, [part.name for part in parts], LEDGER_COLUMNS)
-    bad = {sentence.split(": ", 1)[0] for sentence in unreadable}
-    readable = [number for number, part in enumerate(parts) if run.uri_of(part.name) not in bad]
+    readable = [number for number, part in enumerate(parts) if part.name in tables]
     if not tables:
         empty = np.empty(0, np.int32)
-        return Ledger(np.empty(0, np.int64), empty.astype(np.uint8), empty, empty, empty, parts, 0, tuple(unreadable))
-    lengths = [table.num_rows for table in tables]
-    table = pa.concat_tables([table.select(LEDGER_COLUMNS) for table in tables]).combine_chunks()
+        return Ledger(np.empty(0, np.int64), empty.astype(np.uint8), empty, empty, empty, parts, 0, unreadable)
+    lengths = [table.num_rows for table in tables.values()]
+    table = pa.concat_tables([table.select(LEDGER_COLUMNS) for table in tables.values()]).combine_chunks()
     ids = table["sample_id"].to_numpy()
     status = pc.index_in(table["status"], pa.array(STATUSES)).to_numpy().astype(np.uint8)
     attempt = table["attempt"].to_numpy()
@@ -79,8 +81,26 @@ def read_ledger(run: Folder) -> Ledger:
     last = np.append(ids[order][1:] != ids[order][:-1], True)
     chosen = order[last]
     return Ledger(
-        ids[chosen], status[chosen], attempt[chosen], part[chosen], row[chosen], parts, len(ids), tuple(unreadable)
+        ids[chosen], status[chosen], attempt[chosen], part[chosen], row[chosen], parts, len(ids), unreadable
     )
+
+
+def set_aside(run: Folder, name: str) -> bool:
+    """Rename a part that is damaged, so that nobody meets it among the samples; its bytes are kept.
+
+    Returns False, and leaves it where it is, if it can be read after all or its bytes cannot: a store that did not
+    answer once has not damaged anything.
+    """
+    try:
+        data = run.read(name)
+        pq.ParquetFile(pa.BufferReader(data))
+    except pa.ArrowException:
+        run.put(f"{name}{DAMAGED}", data)
+        run.delete([name])
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def put_samples(run: Folder, table: pa.Table) -> str:

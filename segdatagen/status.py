@@ -48,7 +48,7 @@ def status_of(run: Run) -> RunStatus:
         missing=int((ledger.status_of(planned) < 0).sum()),
         counts=ledger.counts,
         reasons=reasons_of(run, ledger),
-        unreadable=ledger.unreadable,
+        unreadable=tuple(ledger.unreadable.values()),
         rounds=tuple(rounds),
         attempts=tuple(read_attempts(run.folder)),
         held_by=held_by,

@@ -4,7 +4,7 @@ A part is built in memory and stored by one `put`, so that half a table never ex
 which columns a table has.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,19 +52,12 @@ def read_part(folder: Folder, name: str, columns: Sequence[str] | None = None) -
         raise UnreadablePart(f"{folder.uri_of(name)}: not a readable Parquet file ({_first_line(error)})") from error
 
 
-def read_row_groups(folder: Folder, name: str, groups: Sequence[int]) -> pa.Table:
-    """Read some row groups of a part. Raises UnreadablePart."""
-    try:
-        with folder.open(name) as file:
-            return pq.ParquetFile(file).read_row_groups(list(groups), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise UnreadablePart(f"{folder.uri_of(name)}: not a readable Parquet file ({_first_line(error)})") from error
-
-
-def read_parts(folder: Folder, names: Iterable[str], columns: Sequence[str]) -> tuple[list[pa.Table], list[str]]:
+def read_parts(
+    folder: Folder, names: Sequence[str], columns: Sequence[str]
+) -> tuple[dict[str, pa.Table], dict[str, str]]:
     """Read the same columns of many parts at once.
 
-    Returns the tables of the readable parts, in the order of `names`, and one sentence per unreadable one.
+    Returns the tables of the readable parts by name, in the order of `names`, and a sentence for each unreadable one.
     """
 
     def attempt(name: str) -> pa.Table | str:
@@ -74,8 +67,9 @@ def read_parts(folder: Folder, names: Iterable[str], columns: Sequence[str]) -> 
             return str(error)
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        results = list(pool.map(attempt, names))
-    return [r for r in results if not isinstance(r, str)], [r for r in results if isinstance(r, str)]
+        results = dict(zip(names, pool.map(attempt, names), strict=True))
+    tables = {name: found for name, found in results.items() if not isinstance(found, str)}
+    return tables, {name: found for name, found in results.items() if isinstance(found, str)}
 
 
 def _first_line(error: Any) -> str:

@@ -35,7 +35,7 @@ def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
     rounds = read_rounds(run.folder)
     planned = read_plan(run.folder, rounds, ["sample_id"])["sample_id"].to_numpy()
     found = ledger or read_ledger(run.folder)
-    problems = list(found.unreadable)
+    problems = list(found.unreadable.values())
     missing = np.setdiff1d(planned, found.sample_ids)
     unknown = np.setdiff1d(found.sample_ids, planned)
     if not rounds:

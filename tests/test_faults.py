@@ -266,6 +266,8 @@ def test_an_unreadable_part_is_reported_and_made_again(ray_session: None, make_j
     outcome = run(job, events)
     assert any("not a readable Parquet file" in text and part.name in text for text in events.notes)
     assert outcome.complete
+    assert part.with_name(f"{part.name}.damaged").exists(), "its bytes are kept"
+    assert run(job).already_complete
     assert rows_of(job) == before
 
 

@@ -131,7 +131,7 @@ def test_worker_killed_inside_a_commit(make_job: JobFactory, tmp_path: Path, mom
     run = Path(load_job(str(job)).uri)
     assert finish(start("run", job, kill=f"samples/.*parquet|2|{moment}|{tmp_path / 'count'}")) == 0
     ledger = read_ledger(Folder(str(run)))
-    assert ledger.unreadable == ()
+    assert ledger.unreadable == {}
     assert finish(start("publish", run)) == 0
     assert_whole(run, 12)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segdatagen.errors import SegdatagenError
 from segdatagen.planner import read_plan, read_rounds
-from segdatagen.samples import STATUSES, put_samples, read_ledger, split_parts
+from segdatagen.samples import STATUSES, put_samples, read_ledger, set_aside, split_parts
 from segdatagen.verify import check_part, part_entries, verify_ledger
 
 @settings(max_examples=25, deadline=None)
@@ -59,10 +59,21 @@ def test_unreadable_parts_count_as_absent(tmp_path: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:-9])
     ledger = read_ledger(run.folder)
     assert ledger.sample_ids.tolist() == [3]
-    assert len(ledger.unreadable) == 1
+    assert list(ledger.unreadable) == [torn.relative_to(tmp_path / 'run').as_posix()]
     verdict = verify_ledger(run)
     assert torn.name in verdict.problems[0]
     assert "2 of 3 planned samples are missing" in verdict.problems[1]
+
+
+def test_only_what_is_damaged_is_set_aside(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    good, torn = commit(run, [1]), commit(run, [2])
+    (tmp_path / "run" / torn).write_bytes(b"PAR1 and then nothing")
+    assert set_aside(run.folder, torn)
+    assert not set_aside(run.folder, good)
+    assert not set_aside(run.folder, "samples/absent.parquet")
+    assert [entry.name for entry in part_entries(run.folder)] == [good]
+    assert run.folder.read(f"{torn}.damaged") == b"PAR1 and then nothing"
 
 
 def test_verify_names_what_is_in_no_plan(tmp_path: Path) -> None:
