@@ -8,7 +8,7 @@ the ledger from the plan, which is the caller's business.
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def rows_per_block(execution: Execution, num_rows: int) -> int:
     return min(AUTO_MICROBATCHES * execution.microbatch, in_batches)
 
 
-def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Iterator[PartDone]:
+def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDone, None, None]:
     """Run plan rows and yield each part once it is committed. A block whose worker died is silently missing.
 
     Closing the iterator stops the flow; what was committed stays.

@@ -21,7 +21,10 @@ CHECK_CPUS = 0.5
 def verify_parts(
     run: Run, fraction: float, address: str | None, progress: Callable[[int, int], None]
 ) -> tuple[int, tuple[str, ...]]:
-    """Check a fraction of the parts; returns how many and one sentence per problem. Raises UsageError, SegdatagenError."""
+    """Check a fraction of the parts; returns how many, and a sentence per problem.
+
+    Raises UsageError for a fraction that is none, SegdatagenError where the check itself fails.
+    """
     if not 0 < fraction <= 1:
         raise UsageError(f"--fraction is {fraction:g}: give a number above 0, 1 at most")
     chosen = choose_parts(part_entries(run.folder), fraction)

@@ -22,7 +22,7 @@ from segdatagen.labels import LabelSet
 from segdatagen.lease import Lease
 from segdatagen.publish import DATA, publish
 from segdatagen.run import run_job
-from segdatagen.run_folder import Run, open_run
+from segdatagen.run_folder import open_run
 from segdatagen.storage import Folder
 from segdatagen.tables import read_part
 from segdatagen.training.pictures import grid

@@ -80,7 +80,10 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
     if existing is not None:
         fingerprint = fingerprint_of(parts, reader.label_set)
         if existing.info.fingerprint != fingerprint:
-            raise UsageError(f"{request.out}: another source store is here (fingerprint {existing.info.fingerprint}, this data set has {fingerprint}): choose another --out")
+            raise UsageError(
+                f"{request.out}: another source store is here (fingerprint {existing.info.fingerprint}, this data set "
+                f"has {fingerprint}): choose another --out"
+            )
         return existing, True
     stray = {entry.name for entry in folder.entries(".parquet")} - {part.name for part in parts}
     folder.delete(stray)
@@ -154,7 +157,10 @@ def _run_shards(
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
         number = int(row["item"])
-        return {"number": number, "result": ingest_shard(shards[number], f"part-{number:05d}.parquet", reader, request, keep)}
+        return {
+            "number": number,
+            "result": ingest_shard(shards[number], f"part-{number:05d}.parquet", reader, request, keep),
+        }
 
     found: dict[int, ShardResult] = {}
     done = 0

@@ -18,7 +18,18 @@ from pydantic import BaseModel, ConfigDict
 from segdatagen.balance import Presence, cir, entropy
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.geometry import Geometry
-from segdatagen.goals import NO_TARGET, Balance, PlannedCopies, PlanRows, Quotas, State, Uniform, expand, is_met, missing_rows
+from segdatagen.goals import (
+    NO_TARGET,
+    Balance,
+    PlannedCopies,
+    PlanRows,
+    Quotas,
+    State,
+    Uniform,
+    expand,
+    is_met,
+    missing_rows,
+)
 from segdatagen.labels import LabelSet
 from segdatagen.records import PLAN_SCHEMA, derive_seeds, sample_ids_of
 from segdatagen.samples import STATUSES, Ledger
@@ -111,7 +122,12 @@ def presence_of(store: SourceStore, geometry: Geometry, min_pixels: int) -> Pres
 
 
 def plan_round(
-    request: PlanRequest, store: SourceStore, state: State, number: int, next_variant: Mapping[str, np.ndarray], cost: CostModel
+    request: PlanRequest,
+    store: SourceStore,
+    state: State,
+    number: int,
+    next_variant: Mapping[str, np.ndarray],
+    cost: CostModel,
 ) -> PlannedRound:
     """The rows that the goals still miss. No rows: the goals are met, or cannot be."""
     planned = missing_rows(request.goals, state, request.seed)
@@ -134,7 +150,8 @@ def read_rounds(run: Folder) -> list[RoundSummary]:
     """Summaries of the rounds that exist, in order."""
     found = [entry.name for entry in run.child("plan").entries("/summary.json")]
     return sorted(
-        (RoundSummary.model_validate_json(run.read(f"plan/{name}")) for name in found), key=lambda summary: summary.round
+        (RoundSummary.model_validate_json(run.read(f"plan/{name}")) for name in found),
+        key=lambda summary: summary.round,
     )
 
 
@@ -186,7 +203,9 @@ def measured_cost(run: Folder, ledger: Ledger, geometry: Geometry) -> CostModel:
         return CostModel(None, 0.4 * geometry.size[0] * geometry.size[1])
     recent = [part.name for part in ledger.parts[-32:]]
     tables, _ = read_parts(run, recent, ["seconds", "status"])
-    seconds = pa.concat_tables(tables.values()).filter(pc.field("status") == "ok")["seconds"] if tables else pa.array([])
+    seconds = (
+        pa.concat_tables(tables.values()).filter(pc.field("status") == "ok")["seconds"] if tables else pa.array([])
+    )
     mean = pc.mean(seconds).as_py() if len(seconds) else None
     return CostModel(mean, sum(part.size for part in ledger.parts) / ledger.num_rows)
 
@@ -211,7 +230,9 @@ def _accepted_classes(run: Folder, presence: Presence, labels: LabelSet, min_pix
     return np.where(presence.counted, counts, 0)
 
 
-def _rows_table(rows: PlanRows, planned: PlannedCopies, request: PlanRequest, store: SourceStore, number: int) -> pa.Table:
+def _rows_table(
+    rows: PlanRows, planned: PlannedCopies, request: PlanRequest, store: SourceStore, number: int
+) -> pa.Table:
     index = store.index
     source_ids = index["source_id"].combine_chunks().take(pa.array(rows.source_index))
     ids = np.empty(len(rows.variant), np.int64)
@@ -237,7 +258,9 @@ def _rows_table(rows: PlanRows, planned: PlannedCopies, request: PlanRequest, st
     return pa.table(columns, schema=PLAN_SCHEMA)
 
 
-def _summarise(request: PlanRequest, planned: PlannedCopies, state: State, number: int, cost: CostModel) -> RoundSummary:
+def _summarise(
+    request: PlanRequest, planned: PlannedCopies, state: State, number: int, cost: CostModel
+) -> RoundSummary:
     presence = state.presence
     before, after = state.class_counts, state.class_counts + planned.planned_class_counts
     classes = tuple(

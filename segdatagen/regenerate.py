@@ -78,13 +78,13 @@ def _put(out: Folder, made: dict[str, Any], image_format: str) -> tuple[str, ...
 
 
 def _compare(stored: dict[str, Any], made: dict[str, Any], files: tuple[str, ...]) -> Comparison:
-    masks = [decode_mask(row["mask"]) for row in (stored, made)]
+    mask_before, mask_after = (decode_mask(row["mask"]) for row in (stored, made))
     before, after = (decode_image(row["image"]).astype(np.int16) for row in (stored, made))
     apart = np.abs(before - after) if before.shape == after.shape else None
     return Comparison(
         sample_id=stored["sample_id"],
         identical=stored["image_hash"] == made["image_hash"] and stored["mask_hash"] == made["mask_hash"],
-        mask_identical=np.array_equal(*masks),
+        mask_identical=np.array_equal(mask_before, mask_after),
         largest_difference=None if apart is None else int(apart.max()),
         mean_difference=None if apart is None else float(apart.mean()),
         files=files,

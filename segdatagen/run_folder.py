@@ -24,7 +24,16 @@ from segdatagen.storage import Folder
 RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
 MANIFEST_NAME = "manifest.json"
-RECORDED_PACKAGES = ("segdatagen", "ray", "torch", "diffusers", "transformers", "pyarrow", "numpy", "opencv-python-headless")
+RECORDED_PACKAGES = (
+    "segdatagen",
+    "ray",
+    "torch",
+    "diffusers",
+    "transformers",
+    "pyarrow",
+    "numpy",
+    "opencv-python-headless",
+)
 
 
 class RunInfo(BaseModel):
@@ -74,7 +83,9 @@ def open_run(uri: str) -> Run:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{uri}: not a run folder ({RUN_NAME} is missing)") from None
     except ValidationError as error:
-        raise UsageError(f"{folder.uri_of(RUN_NAME)}: not a run of format {FORMAT_VERSION} ({error.errors()[0]['msg']})") from error
+        raise UsageError(
+            f"{folder.uri_of(RUN_NAME)}: not a run of format {FORMAT_VERSION} ({error.errors()[0]['msg']})"
+        ) from error
     return Run(folder, info, LabelSet.from_yaml(info.label_set, folder.uri_of(RUN_NAME)))
 
 
@@ -114,9 +125,7 @@ def write_run(uri: str, job: dict[str, Any], recipes: Mapping[str, Mapping[str, 
 def begin_attempt(run: Folder, execution: dict[str, Any]) -> Attempt:
     """Number and record a new attempt."""
     number = max((attempt.number for attempt in read_attempts(run)), default=0) + 1
-    attempt = Attempt(
-        number=number, started=now(), execution=execution, packages=_packages(), hardware=_hardware()
-    )
+    attempt = Attempt(number=number, started=now(), execution=execution, packages=_packages(), hardware=_hardware())
     put_attempt(run, attempt)
     return attempt
 
@@ -156,7 +165,12 @@ def _packages() -> dict[str, str]:
 
 
 def _hardware() -> dict[str, Any]:
-    return {"host": platform.node(), "machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
+    return {
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -80,9 +80,7 @@ def read_ledger(run: Folder) -> Ledger:
     order = np.lexsort((row, part, attempt, status, ids))
     last = np.append(ids[order][1:] != ids[order][:-1], True)
     chosen = order[last]
-    return Ledger(
-        ids[chosen], status[chosen], attempt[chosen], part[chosen], row[chosen], parts, len(ids), unreadable
-    )
+    return Ledger(ids[chosen], status[chosen], attempt[chosen], part[chosen], row[chosen], parts, len(ids), unreadable)
 
 
 def set_aside(run: Folder, name: str) -> bool:
@@ -120,6 +118,4 @@ def put_samples(run: Folder, table: pa.Table) -> str:
 def split_parts(table: pa.Table) -> list[pa.Table]:
     """A table's rows by (method, round), which is how parts are laid out."""
     keys = table.group_by(["method", "round"]).aggregate([]).to_pylist()
-    return [
-        table.filter((pc.field("method") == key["method"]) & (pc.field("round") == key["round"])) for key in keys
-    ]
+    return [table.filter((pc.field("method") == key["method"]) & (pc.field("round") == key["round"])) for key in keys]

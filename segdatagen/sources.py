@@ -100,9 +100,13 @@ def open_store(uri: str) -> SourceStore:
         info = SourceInfo.model_validate_json(folder.read(INFO_NAME))
         labels = LabelSet.from_yaml(folder.read(LABELS_NAME).decode(), folder.uri_of(LABELS_NAME))
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{uri}: no source store here ({INFO_NAME} is missing): run `segdatagen ingest` first") from None
+        raise UsageError(
+            f"{uri}: no source store here ({INFO_NAME} is missing): run `segdatagen ingest` first"
+        ) from None
     except ValidationError as error:
-        raise UsageError(f"{folder.uri_of(INFO_NAME)}: not a source store of format {FORMAT_VERSION} ({error.errors()[0]['msg']})") from error
+        raise UsageError(
+            f"{folder.uri_of(INFO_NAME)}: not a source store of format {FORMAT_VERSION} ({error.errors()[0]['msg']})"
+        ) from error
     return SourceStore(folder, info, labels)
 
 

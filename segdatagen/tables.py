@@ -33,7 +33,8 @@ def to_parquet(table: pa.Table, row_group_size: int | None = None, compression: 
         compression={name: "none" if name in binary else compression for name in table.column_names},
         use_dictionary=[name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)],
     )
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def put_table(folder: Folder, name: str, table: pa.Table, row_group_size: int | None = None) -> int:

@@ -50,7 +50,9 @@ def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
 def check_part(run: Folder, name: str) -> list[str]:
     """Decode every image and mask of a part and compare sizes and hashes; returns one sentence per problem."""
     try:
-        rows = read_part(run, name, ["sample_id", "status", "image", "mask", "height", "width", "image_hash", "mask_hash"])
+        rows = read_part(
+            run, name, ["sample_id", "status", "image", "mask", "height", "width", "image_hash", "mask_hash"]
+        )
     except UnreadablePart as error:
         return [str(error)]
     return [
@@ -108,4 +110,3 @@ def _row_problems(row: dict[str, Any]) -> list[str]:
         except DecodeError as error:
             problems.append(f"its {column} cannot be decoded ({error})")
     return problems
-

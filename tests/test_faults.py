@@ -176,7 +176,10 @@ def test_an_image_with_nan_fails_alone(ray_session: None, make_job: JobFactory, 
     channel = labels.channel_of("truck")
     tensors["mask_conv.double_conv.0.weight"][:, channel] = 1e38
     save_file(tensors, weights / "model.safetensors")
-    fields = {"methods": {"mask_ddpm": {"weights": str(weights), "steps": 2}}, "execution": {"max_failed_fraction": 1.0}}
+    fields = {
+        "methods": {"mask_ddpm": {"weights": str(weights), "steps": 2}},
+        "execution": {"max_failed_fraction": 1.0},
+    }
     job = load_job(str(make_job(plan=[uniform(1), {"max_rounds": 1}], **fields)))
     run(job)
     index = open_store(job.sources).index.to_pylist()
@@ -192,7 +195,7 @@ def test_too_many_failures_stop_the_run_and_lose_nothing(
 ) -> None:
     execution = {"microbatch": 1, "rows_per_block": 1, "max_failed_fraction": 0.1}
     job = load_job(str(make_job(plan=[uniform(4), {"max_rounds": 1}], execution=execution)))
-    with pytest.raises(SegdatagenError, match="more than max_failed_fraction 0.1.*segdatagen status"):
+    with pytest.raises(SegdatagenError, match=r"more than max_failed_fraction 0.1.*segdatagen status"):
         run(job, factories=with_fault(job, set(source_ids(scenes_store)), "mark"))
     kept = rows_of(job)
     assert kept
@@ -298,7 +301,7 @@ def test_no_space_left_stops_the_run_and_keeps_what_was_committed(
 
 def test_too_few_resources_are_named_before_anything_starts(ray_session: None, make_job: JobFactory) -> None:
     job = load_job(str(make_job(execution={"actors": 3, "cpus_per_actor": 1})))
-    with pytest.raises(SegdatagenError, match="needs 4 CPU .* but the cluster has 2"):
+    with pytest.raises(SegdatagenError, match=r"needs 4 CPU .* but the cluster has 2"):
         run(job)
     assert not Folder(job.output.root).exists()
 

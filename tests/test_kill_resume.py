@@ -19,11 +19,10 @@ from conftest import REPOSITORY, JobFactory, child_environment
 
 from segdatagen.job import load_job
 from segdatagen.planner import read_plan, read_rounds
-from segdatagen.run_folder import SUCCESS_NAME
+from segdatagen.run_folder import SUCCESS_NAME, open_run
 from segdatagen.samples import read_ledger
 from segdatagen.storage import Folder
 from segdatagen.verify import verify_ledger
-from segdatagen.run_folder import open_run
 
 ROWS_PER_BLOCK = 4
 BLOCKS_IN_FLIGHT = 2 * 2

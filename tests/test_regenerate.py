@@ -55,12 +55,12 @@ def test_unknown_and_failed_samples_are_refused(ray_session: None, make_job: Job
     failed = next(row for row in rows_of(job) if row["status"] == "failed")
     with pytest.raises(UsageError, match="has no sample 1"):
         regenerate(opened, 1, str(tmp_path / "again"))
-    with pytest.raises(UsageError, match="failed .*unreadable source.*nothing to compare"):
+    with pytest.raises(UsageError, match=r"failed .*unreadable source.*nothing to compare"):
         regenerate(opened, int(str(failed["sample_id"])), str(tmp_path / "again"))
     good = next(row for row in rows_of(job) if row["status"] == "ok")
     whole = open_source_masks(store)
     damage(store, dict.fromkeys(range(len(whole)), encode_mask(np.full((32, 32), 200, np.uint8))))
-    with pytest.raises(SegdatagenError, match="cannot be made again: load: .*200"):
+    with pytest.raises(SegdatagenError, match=r"cannot be made again: load: .*200"):
         regenerate(opened, int(str(good["sample_id"])), str(tmp_path / "again"))
     assert not (tmp_path / "again").exists()
 

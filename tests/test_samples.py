@@ -14,6 +14,7 @@ from segdatagen.planner import read_plan, read_rounds
 from segdatagen.samples import STATUSES, put_samples, read_ledger, set_aside, split_parts
 from segdatagen.verify import check_part, part_entries, verify_ledger
 
+
 @settings(max_examples=25, deadline=None)
 @given(st.dictionaries(st.tuples(st.integers(1, 4), st.integers(1, 3)), st.sampled_from(STATUSES), min_size=1))
 def test_precedence_is_ok_rejected_failed_then_attempt(
@@ -25,7 +26,9 @@ def test_precedence_is_ok_rejected_failed_then_attempt(
         commit(run, [id_], status, attempt)
         expected[id_] = max(expected.get(id_, (-1, -1)), (STATUSES.index(status), attempt))
     ledger = read_ledger(run.folder)
-    found = dict(zip(ledger.sample_ids.tolist(), zip(ledger.status.tolist(), ledger.attempt.tolist()), strict=True))
+    found = dict(
+        zip(ledger.sample_ids.tolist(), zip(ledger.status.tolist(), ledger.attempt.tolist(), strict=True), strict=True)
+    )
     assert found == expected
     assert ledger.num_rows == len(outcomes)
 
@@ -59,7 +62,7 @@ def test_unreadable_parts_count_as_absent(tmp_path: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:-9])
     ledger = read_ledger(run.folder)
     assert ledger.sample_ids.tolist() == [3]
-    assert list(ledger.unreadable) == [torn.relative_to(tmp_path / 'run').as_posix()]
+    assert list(ledger.unreadable) == [torn.relative_to(tmp_path / "run").as_posix()]
     verdict = verify_ledger(run)
     assert torn.name in verdict.problems[0]
     assert "2 of 3 planned samples are missing" in verdict.problems[1]

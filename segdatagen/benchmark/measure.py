@@ -34,7 +34,12 @@ def record(folder: Path, name: str, figures: Mapping[str, float | int | str]) ->
     if path.exists():
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    row = {"date": now(), "commit": commit(), "hardware": hardware(), "command": shlex.join(["segdatagen", *sys.argv[1:]])}
+    row = {
+        "date": now(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "command": shlex.join(["segdatagen", *sys.argv[1:]]),
+    }
     rows.append(row | {key: str(value) for key, value in figures.items()})
     columns = list(dict.fromkeys(key for existing in rows for key in existing))
     text = io.StringIO()
@@ -50,7 +55,9 @@ def commit() -> str:
     """Short hash of the checkout that is measured, with a `+` where it has changes; the version where there is none."""
     here = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
         changes = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "."], cwd=here.parent, check=False)
     except (OSError, subprocess.CalledProcessError):
         return __version__

@@ -26,12 +26,18 @@ from segdatagen.storage import Folder
 NUM_SCENES = 256
 
 
-def bench_resume(num_rows: int = 1_000_000, rows_per_part: int = 64, weights: str = "builtin:scenes-mask-ddpm") -> Figures:
+def bench_resume(
+    num_rows: int = 1_000_000, rows_per_part: int = 64, weights: str = "builtin:scenes-mask-ddpm"
+) -> Figures:
     """Commit `num_rows` rows, then measure a rerun without and with the manifest."""
     with tempfile.TemporaryDirectory() as folder:
         job = _job(folder, num_rows // NUM_SCENES, weights)
         root = f"{NUM_SCENES}@32x32"
-        ingest(IngestRequest("scenes", root, "train", job.sources), open_reader("scenes", root, "train", Options()), no_progress)
+        ingest(
+            IngestRequest("scenes", root, "train", job.sources),
+            open_reader("scenes", root, "train", Options()),
+            no_progress,
+        )
         plan_job(job, Clock(), dry_run=False)
         began = time.perf_counter()
         parts = _commit_all(Folder(job.uri), rows_per_part)
@@ -63,7 +69,8 @@ def _commit_all(run: Folder, rows_per_part: int) -> int:
     opened = open_run(run.uri)
     plan = read_plan(run, read_rounds(run))
     background = opened.label_set.ids[:1].tolist()
-    for number, start in enumerate(range(0, plan.num_rows, rows_per_part)):
+    starts = range(0, plan.num_rows, rows_per_part)
+    for start in starts:
         rows = plan.slice(start, rows_per_part)
         count = rows.num_rows
         known = {name: rows[name] for name in rows.column_names if name in SAMPLE_SCHEMA.names}
@@ -71,7 +78,7 @@ def _commit_all(run: Folder, rows_per_part: int) -> int:
         known |= {"class_ids": pa.array([background] * count), "class_pixels": pa.array([[1024]] * count)}
         table = pa.table({f.name: known.get(f.name, pa.nulls(count)) for f in SAMPLE_SCHEMA})
         put_samples(run, table)
-    return number + 1
+    return len(starts)
 
 
 def _job(folder: str, per_source: int, weights: str) -> Job:

@@ -100,8 +100,6 @@ def sample_ddim(predict: Noise, x: Tensor, betas: Tensor, steps: int) -> Tensor:
 
 def sample_dpmpp_2m(predict: Noise, x: Tensor, betas: Tensor, steps: int) -> Tensor:
     """Second-order multistep DPM-Solver++ of Lu et al. (2022), by diffusers; nothing is clipped."""
-    from diffusers import DPMSolverMultistepScheduler  # two seconds of processor time, for this sampler alone
-
     from diffusers import DPMSolverMultistepScheduler  # here, because it doubles the start of every actor
 
     scheduler = DPMSolverMultistepScheduler(

@@ -19,10 +19,25 @@ class Stage(Protocol):
     `verdict` is the status that such a row gets. A stage that raises fails the rows that make it raise.
     """
 
-    name: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    verdict: Literal["failed", "rejected"]
+    @property
+    def name(self) -> str:
+        """How reasons and times call it."""
+        ...
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that it needs."""
+        ...
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Columns that it returns, exactly."""
+        ...
+
+    @property
+    def verdict(self) -> Literal["failed", "rejected"]:
+        """What becomes of a row that it gives a reason."""
+        ...
 
     def __call__(self, batch: Batch) -> Batch:
         """Columns `reads` in, columns `writes` out."""
