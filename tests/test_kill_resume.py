@@ -184,9 +184,12 @@ def job_methods(make_job: JobFactory, steps: int) -> dict[str, Any]:
     return {"mask_ddpm": options.model_dump() | {"steps": steps}}
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_second_live_run_is_refused(make_job: JobFactory) -> None:
     """The lease of a live driver is renewed, so a second one gives up and says who runs it."""
-    job = make_job(plan=[{"method": "mask_ddpm", "strategy": "uniform", "per_source": 200}], execution=EXECUTION)
+    plan = [{"method": "mask_ddpm", "strategy": "uniform", "per_source": 200}]
+    job = make_job(plan=plan, execution=EXECUTION, methods=job_methods(make_job, steps=200))
     run = Path(load_job(str(job)).uri)
     first = start("run", job)
     try:
