@@ -129,7 +129,7 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
 
 
 def set_fault_policy() -> None:
-    """A block whose worker died costs its rows for now, not the run (DESIGN.md section 6)."""
+    """A block whose worker died costs its rows, which are found missing later, and not the run."""
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1
 

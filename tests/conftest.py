@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from segdatagen import cluster
+from segdatagen.cli import main
 from segdatagen.datasets import Options, open_reader
 from segdatagen.diffusion.mask_unet import MaskUNet
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
@@ -30,6 +31,7 @@ SIZE = 32
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 JobFactory = Callable[..., Path]
+Refused = Callable[..., str]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -147,3 +149,48 @@ def visible(folder: Path) -> dict[str, str]:
         if not any(part.startswith(".") for part in name.parts):
             found[name.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
     return found
+
+
+def the_line(status: int, out: str, err: str) -> str:
+    """The one sentence of a command that refused."""
+    assert status in (1, 2), f"exit status {status}: {out}{err}"
+    assert "Traceback" not in out + err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("segdatagen: ")
+    assert out == ""
+    return err
+
+
+@pytest.fixture
+def refused(command: Command, tmp_path: Path) -> Refused:
+    """`refused("plan", job)`: the line of a child process that refused, which left `tmp_path` as it was."""
+
+    def run(*arguments: object, **options: object) -> str:
+        before = visible(tmp_path)
+        done: subprocess.CompletedProcess[str] = command(*arguments, **options)
+        line = the_line(done.returncode, done.stdout, done.stderr)
+        assert visible(tmp_path) == before
+        return line
+
+    return run
+
+
+@pytest.fixture
+def refused_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """As `refused`, in this process."""
+
+    def run(*arguments: object) -> str:
+        before = visible(tmp_path)
+        capfd.readouterr()
+        status = main([str(word) for word in arguments])
+        line = the_line(status, *capfd.readouterr())
+        assert visible(tmp_path) == before
+        return line
+
+    return run
+
+
+@pytest.fixture
+def refused_on_ray(ray_session: None, refused_here: Refused) -> Refused:
+    """As `refused_here`, on the Ray of this process."""
+    return refused_here

@@ -1,0 +1,134 @@
+"""Wrong sources cost one line: what is wrong, in which file, and how often; no store is left behind.
+
+As in `test_wrong_input`: each kind of mistake once with the real command, its variants in this process.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import Refused, make_scenes_store
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Path:
+    """Three CamVid-like pairs: `images/` and `masks/` of ids 0, 3 and 8."""
+    root = tmp_path / "data"
+    for number in range(3):
+        mask = np.full((24, 32), 0, np.uint8)
+        mask[8:] = 3
+        mask[12:16, number : number + 8] = 8
+        save(root / "masks" / f"{number}.png", mask)
+        save(root / "images" / f"{number}.png", np.full((24, 32, 3), 90 + number, np.uint8))
+    return root
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(pixels).save(path)
+
+
+def ingest_words(data_format: str, root: Path, out: Path, *more: str) -> list[str]:
+    return ["ingest", data_format, str(root), "--split", "train", "--out", str(out), *more]
+
+
+def test_missing_folder(refused: Refused, tmp_path: Path) -> None:
+    line = refused(*ingest_words("id_masks", tmp_path / "nowhere", tmp_path / "store", "--labels", "camvid"))
+    assert str(tmp_path / "nowhere") in line
+    assert "missing or empty folder" in line
+
+
+@pytest.mark.parametrize("data_format", ["camvid", "masks"])
+def test_missing_folder_of_other_formats(refused_here: Refused, tmp_path: Path, data_format: str) -> None:
+    labels = [] if data_format == "camvid" else ["--labels", "camvid"]
+    line = refused_here(*ingest_words(data_format, tmp_path / "nowhere", tmp_path / "store", *labels))
+    assert str(tmp_path / "nowhere") in line
+    assert "missing or empty folder" in line
+
+
+def test_empty_folder(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "data" / "masks").mkdir(parents=True)
+    line = refused(*ingest_words("id_masks", tmp_path / "data", tmp_path / "store", "--labels", "camvid"))
+    assert str(tmp_path / "data" / "masks") in line
+    assert "missing or empty folder" in line
+
+
+def test_missing_colormap(refused_here: Refused, data_set: Path, tmp_path: Path) -> None:
+    line = refused_here(*ingest_words("colormap", data_set, tmp_path / "store"))
+    assert str(data_set) in line
+    assert "colormap.json" in line
+
+
+def test_image_without_mask(refused: Refused, data_set: Path, tmp_path: Path) -> None:
+    (data_set / "masks" / "1.png").unlink()
+    line = refused(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "image without mask" in line
+    assert "images/1.png" in line
+
+
+def test_mask_of_another_size(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    save(data_set / "masks" / "1.png", np.zeros((12, 16), np.uint8))
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "size mismatch" in line
+    assert "masks/1.png" in line
+    assert "mask 16 x 12, image 32 x 24" in line
+
+
+def test_rgb_mask_where_ids_are_expected(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    save(data_set / "masks" / "2.png", np.zeros((24, 32, 3), np.uint8))
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "colours where ids are expected" in line
+    assert "masks/2.png" in line
+
+
+def test_unknown_id(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:2, :5] = 77
+    save(data_set / "masks" / "0.png", mask)
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "unknown id" in line
+    assert "masks/0.png" in line
+    assert "77: 10 pixels" in line
+
+
+def test_unknown_colour(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    (data_set / "colormap.json").write_text(json.dumps({"road": [128, 64, 128], "sky": [70, 130, 180]}))
+    for number in range(3):
+        mask = np.full((24, 32, 3), (128, 64, 128), np.uint8)
+        mask[0, : 3 * number] = (1, 2, 3)
+        save(data_set / "masks" / f"{number}.png", mask)
+    line = refused_on_ray(*ingest_words("colormap", data_set, tmp_path / "store"))
+    assert "unknown colour in 2 (masks/1.png, masks/2.png)" in line
+    assert "(1, 2, 3): 9 pixels" in line
+
+
+def test_truncated_mask(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    path = data_set / "masks" / "1.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "unreadable mask" in line
+    assert "masks/1.png" in line
+
+
+def test_truncated_image(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    path = data_set / "images" / "1.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "unreadable image" in line
+    assert "images/1.png" in line
+
+
+def test_another_data_set_at_the_same_address(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    out = make_scenes_store(tmp_path / "store")
+    line = refused_on_ray(*ingest_words("id_masks", data_set, out, "--labels", "camvid"))
+    assert f"{out}: another source store is here" in line
+
+
+def test_unknown_format(refused_here: Refused, tmp_path: Path) -> None:
+    line = refused_here(*ingest_words("cityscapes", tmp_path, tmp_path / "store"))
+    assert "'cityscapes'" in line
+    assert "id_masks" in line
