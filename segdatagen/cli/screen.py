@@ -6,6 +6,7 @@ the work is.
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,10 @@ from rich.table import Table
 
 SECONDS_BETWEEN_SENTENCES = 10.0
 
-out = Console(soft_wrap=True, highlight=False)
+LOG_WIDTH = 120
+"""Columns of a table where nobody says how wide the screen is."""
+
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
