@@ -72,7 +72,7 @@ class ChainActor:
             method = part["method"][0].as_py()
             try:
                 made.append(self._chain(method).run(part, self._flow.attempt))
-            except (SegdatagenError, OSError, RuntimeError, ImportError) as error:
+            except (SegdatagenError, OSError, RuntimeError, ImportError, ValueError, TypeError, KeyError) as error:
                 made.append(failed_rows(part, self._flow.attempt, f"{method} cannot start: {error}"))
         return pa.concat_tables(made)
 
@@ -121,7 +121,7 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
             max_task_retries=1,
         )
     # Writing waits for storage: it asks for no CPU, so that it runs however little the actors and the split leave.
-    writers = TaskPoolStrategy(size=execution.actors + 1)
+    writers = TaskPoolStrategy(size=min(execution.actors + 1, -(-plan_rows.num_rows // block_rows)))
     committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=writers)
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
     for row in committed.iter_rows():

@@ -57,7 +57,9 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
     run = open_run(job.uri)
     with Lease(run.folder, events.waiting):
         index = publish(run, lambda *n: progress("publish", *n))
-    rows = pa.concat_tables(read_part(run.folder.child(DATA), shard.name, ["image", "mask"]) for shard in index.shards)
+    rows = pa.concat_tables(
+        read_part(run.folder.child(DATA), shard.name, ["source_id", "image", "mask"]) for shard in index.shards
+    )
     folder.put("pairs.png", encode_image(pairs_picture(rows, run.label_set), "png"))
     return DemoResult(job.uri, folder.uri_of("pairs.png"), outcome)
 
@@ -83,9 +85,10 @@ def demo_job(out: str) -> dict[str, object]:
 
 
 def pairs_picture(rows: pa.Table, label_set: LabelSet) -> np.ndarray:
-    """Masks in colour above the images that were made for them, uint8 [H, W, 3]: evenly chosen rows of a table."""
-    count = min(COLUMNS * ROWS, rows.num_rows)
-    chosen = rows.take(np.linspace(0, rows.num_rows - 1, count).round().astype(int)).to_pylist()
+    """Masks in colour above the images that were made for them, uint8 [H, W, 3]: one row per source, evenly chosen."""
+    _, first = np.unique(rows["source_id"].to_numpy(), return_index=True)
+    count = min(COLUMNS * ROWS, len(first))
+    chosen = rows.take(first[np.linspace(0, len(first) - 1, count).round().astype(int)]).to_pylist()
     lines = []
     for start in range(0, count, COLUMNS):
         line = chosen[start : start + COLUMNS]

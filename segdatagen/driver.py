@@ -5,7 +5,7 @@ a method does, nor how parts travel.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -97,6 +97,11 @@ class Session:
         goals = [goal.model_dump(mode="json") for goal in self.job.plan]
         return {"goals": goals, "min_pixels": self.job.settings.min_pixels}
 
+    def may_plan(self, rounds: Sequence[RoundSummary]) -> bool:
+        """Whether `max_rounds` allows one more round with these settings."""
+        used = sum(summary.settings == self.settings for summary in rounds)
+        return used < self.job.settings.max_rounds
+
     def next_round(self, run: Folder, ledger: Ledger, rounds: list[RoundSummary]) -> PlannedRound:
         """What is still missing after what was accepted; no rows if nothing is."""
         plan = read_plan(run, rounds, ["sample_id", "method", "source_id", "target_class"])
@@ -137,8 +142,7 @@ class Driver:
             if rows.num_rows or left == 0:
                 return Outcome(ledger.counts, plan.num_rows, goals_met=False, complete=False)
             planned = self.session.next_round(folder, ledger, rounds)
-            used = sum(summary.settings == self.session.settings for summary in rounds)
-            if planned.summary.num_rows and used < self.session.job.settings.max_rounds:
+            if planned.summary.num_rows and self.session.may_plan(rounds):
                 put_round(folder, planned)
                 self.events.planned(planned.summary)
                 continue
@@ -202,7 +206,8 @@ class Driver:
             uri = self.run_.folder.uri
             raise SegdatagenError(
                 f"{uri}: {tally.counts['failed']} of {tally.num_done} samples failed, more than max_failed_fraction "
-                f"{tally.allowed:g}; `segdatagen status {uri}` shows why; what is done is kept"
+                f"{tally.allowed:g}; what is done is kept; `segdatagen status {uri}` shows why; --retry-failed makes "
+                "them again, a higher max_failed_fraction leaves them"
             )
 
 

@@ -4,6 +4,7 @@ A shard is one Ray task: it reads its items, checks each, and puts one part. The
 not at all. It does not know formats, nor what the sources are for.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ from segdatagen.sources import (
     SourceInfo,
     SourceStore,
     fingerprint_of,
+    is_part,
     open_store,
     part_table,
     source_row,
 )
 from segdatagen.storage import Folder
 from segdatagen.tables import to_parquet
+
+PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 
 Progress = Callable[[int, int], None]
 """Called with sources done and sources in all."""
@@ -68,6 +72,8 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
     folder = Folder(request.out)
     folder.require_writable()
     existing = open_store(request.out) if folder.exists(INFO_NAME) else None
+    if existing is None:
+        _require_nothing_else(folder)
     shards = [listing.items[start : start + SHARD_SIZE] for start in range(0, len(listing.items), SHARD_SIZE)]
     keep = existing is None
     results = _run_shards(shards, reader, request, keep, progress)
@@ -75,7 +81,7 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
     parts = tuple(result.part for result in results if result.part is not None)
     if (bad and not request.skip_bad) or not parts:
         if keep:
-            folder.delete(entry.name for entry in folder.entries(".parquet"))
+            folder.delete(_part_names(folder))
         raise UsageError(describe_bad(request.root, bad, len(listing.items) + len(listing.orphans)))
     if existing is not None:
         fingerprint = fingerprint_of(parts, reader.label_set)
@@ -85,8 +91,7 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
                 f"has {fingerprint}): choose another --out"
             )
         return existing, True
-    stray = {entry.name for entry in folder.entries(".parquet")} - {part.name for part in parts}
-    folder.delete(stray)
+    folder.delete(_part_names(folder) - {part.name for part in parts})
     return seal_store(request, reader, parts, bad), False
 
 
@@ -146,6 +151,23 @@ def describe_bad(root: str, bad: Sequence[BadItem], num_items: int) -> str:
         names = first_names([item.file_name for item in items])
         sentences.append(f"{problem} in {len(items)} ({names}) {extra}".rstrip())
     return f"{root}: {len(bad)} of {num_items} files are bad: {'. '.join(sentences)}. Correct them or give --skip-bad"
+
+
+def _part_names(folder: Folder) -> set[str]:
+    """Parts of a store that an earlier, interrupted ingest may have left; nothing else is ever deleted."""
+    return {entry.name for entry in folder.entries(".parquet") if PART_NAME.fullmatch(entry.name)}
+
+
+def _require_nothing_else(folder: Folder) -> None:
+    """Raise UsageError where a folder without a store holds anything but the parts of an interrupted ingest."""
+    for entry in folder.entries():
+        own = entry.name == LABELS_NAME
+        if PART_NAME.fullmatch(entry.name):
+            own = is_part(folder, entry.name)
+        if not own:
+            raise UsageError(
+                f"{folder.uri}: holds {entry.name} and is no source store: choose an empty or a new folder for --out"
+            )
 
 
 def _run_shards(

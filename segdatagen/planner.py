@@ -32,6 +32,7 @@ from segdatagen.goals import (
 )
 from segdatagen.labels import LabelSet
 from segdatagen.records import PLAN_SCHEMA, derive_seeds, sample_ids_of
+from segdatagen.run_folder import SUCCESS_NAME
 from segdatagen.samples import STATUSES, Ledger
 from segdatagen.sources import SourceStore, transformed_counts
 from segdatagen.storage import Folder
@@ -138,7 +139,8 @@ def plan_round(
 
 
 def put_round(run: Folder, planned: PlannedRound) -> None:
-    """Store rows, then the summary that makes the round exist."""
+    """Store rows, then the summary that makes the round exist. The run is no longer complete from the first row on."""
+    run.delete([SUCCESS_NAME])
     folder = run.child(_folder(planned.summary.round))
     folder.delete([entry.name for entry in folder.entries()])
     for part, start in enumerate(range(0, planned.rows.num_rows, ROWS_PER_PART)):

@@ -60,7 +60,7 @@ def _stored_row(run: Run, sample_id: int) -> dict[str, Any]:
     ledger = read_ledger(run.folder)
     place = np.flatnonzero(ledger.sample_ids == sample_id)
     if not len(place):
-        raise UsageError(f"{run.folder.uri}: has no sample {sample_id}: `segdatagen status` lists the run")
+        raise UsageError(f"{run.folder.uri}: has no sample {sample_id}: ids are in the column sample_id of data/")
     part = ledger.parts[ledger.part[place[0]]].name
     table: pa.Table = read_part(run.folder, part).take([int(ledger.row[place[0]])])
     row: dict[str, Any] = table.to_pylist()[0]

@@ -5,6 +5,8 @@ methods or parts.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
@@ -56,11 +58,20 @@ def chain_factories(session: Session) -> dict[str, ChainFactory]:
     return {method: factory(method) for method in session.job.methods.named()}
 
 
-def plan_job(job: Job, events: Events, *, dry_run: bool) -> tuple[RoundSummary, bool]:
-    """The round that a run would work on next, and whether it is new.
+@dataclass(frozen=True)
+class PlanOutcome:
+    """The round that a run would work on next: `is_new` unless it was planned before, `is_allowed` by `max_rounds`."""
 
-    A round that is not finished yet stands; only then the next one is planned and, unless it is a dry run or empty,
-    stored.
+    summary: RoundSummary
+    is_new: bool
+    is_allowed: bool
+
+
+def plan_job(job: Job, events: Events, *, dry_run: bool) -> PlanOutcome:
+    """Plan the round that a run would work on next.
+
+    A round that is not finished yet stands; only then the next one is planned and, unless it is a dry run, empty or
+    past `max_rounds`, stored.
     """
     session = prepare(job)
     folder = Folder(job.uri)
@@ -70,9 +81,12 @@ def plan_job(job: Job, events: Events, *, dry_run: bool) -> tuple[RoundSummary, 
         with Lease(folder, events.waiting):
             write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
             planned = _next_or_unfinished(session, folder)
-            if isinstance(planned, PlannedRound) and planned.summary.num_rows:
+            if isinstance(planned, PlannedRound) and planned.summary.num_rows and session.may_plan(read_rounds(folder)):
                 put_round(folder, planned)
-    return (planned.summary, True) if isinstance(planned, PlannedRound) else (planned, False)
+    if isinstance(planned, RoundSummary):
+        return PlanOutcome(planned, is_new=False, is_allowed=True)
+    others = [summary for summary in read_rounds(folder) if summary.round < planned.summary.round]
+    return PlanOutcome(planned.summary, is_new=True, is_allowed=session.may_plan(others))
 
 
 def run_job(
@@ -86,13 +100,14 @@ def run_job(
     session = prepare(job)
     folder = Folder(job.uri)
     manifest = read_manifest(folder)
-    if manifest and manifest["settings"] == session.settings and not options.retry_failed:
+    if manifest and not options.retry_failed and _nothing_to_do(session, manifest):
         planned = sum(manifest["counts"].values())
         return Outcome(manifest["counts"], planned, manifest["goals_met"], complete=True, already_complete=True)
     execution = job.execution
     with connect(options.address):
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
+            folder.sweep()
             run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
             driver = Driver(session, run, lease, attempt, options, events, factories or chain_factories(session))
@@ -106,6 +121,13 @@ def run_job(
             finally:
                 end_attempt(folder, attempt, outcome_text, driver.seconds)
             return outcome
+
+
+def _nothing_to_do(session: Session, manifest: Mapping[str, Any]) -> bool:
+    """Whether a run that ended whole met the goals of this job, or may not plan another round for them."""
+    if manifest["settings"] != session.settings:
+        return False
+    return bool(manifest["goals_met"] or manifest["rounds_of_settings"] >= session.job.settings.max_rounds)
 
 
 def _next_or_unfinished(session: Session, folder: Folder) -> PlannedRound | RoundSummary:

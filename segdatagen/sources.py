@@ -110,6 +110,16 @@ def open_store(uri: str) -> SourceStore:
     return SourceStore(folder, info, labels)
 
 
+def is_part(folder: Folder, name: str) -> bool:
+    """Whether a Parquet file is a part of a source store, by its columns."""
+    try:
+        with folder.open(name) as file:
+            found = pq.read_schema(file)
+    except (pa.ArrowException, OSError):
+        return False
+    return bool(found.equals(SOURCE_SCHEMA, check_metadata=False))
+
+
 def source_row(item: Item, raw: RawSource, split: str, label_set: LabelSet) -> dict[str, object]:
     """One row of the store from what a reader returned."""
     ids, pixels = class_pixels(raw.mask)

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from segdatagen.errors import SegdatagenError, UsageError
 
+HALF_PUT = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Temporary files of `put` on a disk."""
 CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 
@@ -152,6 +155,13 @@ class Folder:
                 continue
             if self.is_local:
                 self._prune(Path(self._path(name)).parent)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left of a `put`, for who alone writes here. An object store has no halves."""
+        if self.is_local:
+            for parent, _, names in os.walk(self._root):
+                for name in filter(HALF_PUT.fullmatch, names):
+                    Path(parent, name).unlink(missing_ok=True)
 
     def require_writable(self) -> None:
         """Raise UsageError if nothing can be put here. Writes nothing."""

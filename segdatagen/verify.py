@@ -64,12 +64,17 @@ def check_part(run: Folder, name: str) -> list[str]:
 
 
 def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], goals_met: bool) -> None:
-    """`manifest.json`, then `_SUCCESS`: the run is whole."""
+    """`manifest.json`, then `_SUCCESS`: the run is whole.
+
+    `settings` are those of the last round, `rounds_of_settings` the rounds that had them.
+    """
+    settings = rounds[-1].settings if rounds else {}
     manifest = {
         "format_version": FORMAT_VERSION,
         "written": now(),
         "fingerprints": run.info.fingerprints,
-        "settings": rounds[-1].settings if rounds else {},
+        "settings": settings,
+        "rounds_of_settings": sum(summary.settings == settings for summary in rounds),
         "goals_met": goals_met,
         "rounds": len(rounds),
         "counts": ledger.counts,
@@ -80,12 +85,13 @@ def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], goa
 
 
 def read_manifest(run: Folder) -> dict[str, Any] | None:
-    """The manifest of a run that ended whole and whose parts are still those of the manifest; None otherwise."""
+    """The manifest of a run that ended whole, if rounds and parts are still those it names; None otherwise."""
     if not run.exists(SUCCESS_NAME):
         return None
     manifest: dict[str, Any] = json.loads(run.read(MANIFEST_NAME))
-    parts = {f"{SAMPLES}/{entry.name}": entry.size for entry in run.child(SAMPLES).entries(".parquet")}
-    return manifest if manifest["parts"] == parts else None
+    parts = {entry.name: entry.size for entry in part_entries(run)}
+    unchanged = manifest["parts"] == parts and manifest["rounds"] == len(read_rounds(run))
+    return manifest if unchanged else None
 
 
 def part_entries(run: Folder) -> list[Entry]:

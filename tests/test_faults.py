@@ -23,14 +23,14 @@ from segdatagen.job import Job, load_job
 from segdatagen.lease import Holder
 from segdatagen.methods import METHODS, Chain, method_contexts
 from segdatagen.planner import RoundSummary, read_plan, read_rounds
-from segdatagen.run import run_job
+from segdatagen.run import plan_job, run_job
 from segdatagen.run_folder import SUCCESS_NAME, open_run
 from segdatagen.samples import read_ledger
 from segdatagen.sources import ROW_GROUP_SIZE, open_store
 from segdatagen.stages.stage import Batch, objects
 from segdatagen.storage import Folder
 from segdatagen.tables import read_part
-from segdatagen.verify import verify_ledger
+from segdatagen.verify import read_manifest, verify_ledger
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -257,6 +257,32 @@ def test_raised_quota_adds_a_round_and_remakes_nothing(ray_session: None, make_j
     assert outcome.counts["ok"] == 18
     assert all(after[row["sample_id"]] == row for row in before)
     assert run(again).already_complete
+
+
+def test_more_rounds_are_planned_only_as_max_rounds_allows(
+    ray_session: None, make_job: JobFactory, scenes_store: Path
+) -> None:
+    execution = {"max_failed_fraction": 0.5}
+    once = load_job(str(make_job(plan=[uniform(2), {"max_rounds": 1}], execution=execution)))
+    outcome = run(once, factories=with_fault(once, {source_ids(scenes_store)[0]}, "mark"))
+    assert (outcome.goals_met, outcome.counts["ok"]) == (False, 11)
+    assert run(once).already_complete
+    planned = plan_job(once, Events(), dry_run=False)
+    assert (planned.is_new, planned.is_allowed, planned.summary.num_rows) == (True, False, 1)
+    assert len(read_rounds(Folder(once.uri))) == 1, "what may not be made is not stored"
+    more = load_job(str(make_job(plan=[uniform(2), {"max_rounds": 2}], execution=execution)))
+    outcome = run(more)
+    assert (outcome.goals_met, outcome.counts["ok"], outcome.already_complete) == (True, 12, False)
+
+
+def test_a_planned_round_makes_a_run_incomplete(ray_session: None, make_job: JobFactory) -> None:
+    job = load_job(str(make_job(plan=[uniform(1)])))
+    run(job)
+    assert plan_job(load_job(str(make_job(plan=[uniform(2)]))), Events(), dry_run=False).summary.num_rows == 6
+    assert not (Path(job.uri) / SUCCESS_NAME).exists()
+    assert read_manifest(Folder(job.uri)) is None
+    outcome = run(job)
+    assert (outcome.already_complete, outcome.counts["ok"]) == (False, 12)
 
 
 def test_an_unreadable_part_is_reported_and_made_again(ray_session: None, make_job: JobFactory) -> None:

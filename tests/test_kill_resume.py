@@ -127,6 +127,7 @@ def test_worker_killed_inside_a_commit(make_job: JobFactory, tmp_path: Path, mom
     job = make_job(execution=EXECUTION)
     run = Path(load_job(str(job)).uri)
     assert finish(start("run", job, kill=f"samples/.*parquet|2|{moment}|{tmp_path / 'count'}")) == 0
+    assert (tmp_path / "count").stat().st_size >= 2, "the switch was reached"
     ledger = read_ledger(Folder(str(run)))
     assert ledger.unreadable == {}
     assert finish(start("publish", run)) == 0
@@ -150,9 +151,10 @@ def test_ten_random_kills(make_job: JobFactory) -> None:
         wait_for_parts(process, run, len(before) + chance.randint(0, 3))
         time.sleep(chance.random())
         committed = part_names(run)
-        below = descendants(process.pid)
+        below = wait_for_workers(process) if victim == "worker" else descendants(process.pid)
+        assert process.poll() is None, "the command still runs when it is killed"
         if victim == "worker":
-            kill_all([pid for pid, name in below.items() if "MapWorker" in name][:1])
+            kill_all(list(below)[:1])
         else:
             kill_all([process.pid, *(below if victim == "all" else ())])
             process.communicate(timeout=PATIENCE)
@@ -175,6 +177,17 @@ def wait_for_parts(process: subprocess.Popen[str], run: Path, count: int) -> Non
     while len(list((run / "samples").rglob("[!.]*.parquet"))) < count and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def wait_for_workers(process: subprocess.Popen[str]) -> dict[int, str]:
+    """The processes that hold the chains, once there is one."""
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        found = {pid: name for pid, name in descendants(process.pid).items() if "MapWorker" in name}
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError("no worker to kill")
 
 
 def job_methods(make_job: JobFactory, steps: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from committed import commit, make_run, plan, sample_rows
 from segdatagen.deep_verify import choose_parts, verify_parts
 from segdatagen.errors import UsageError
 from segdatagen.lease import Lease
+from segdatagen.planner import read_rounds
 from segdatagen.publish import publish
 from segdatagen.run_folder import begin_attempt, end_attempt
 from segdatagen.samples import read_ledger
@@ -43,9 +44,13 @@ def test_status_is_complete_only_with_the_parts_of_the_manifest(tmp_path: Path) 
     run = make_run(tmp_path / "run")
     plan(run, [1, 2])
     name = commit(run, [1, 2])
-    write_manifest(run, read_ledger(run.folder), [], goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
     assert status_of(run).complete
     run.folder.delete([name])
+    assert not status_of(run).complete
+    commit(run, [1, 2])
+    assert status_of(run).complete
+    plan(run, [3], number=1)
     assert not status_of(run).complete
 
 

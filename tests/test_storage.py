@@ -230,3 +230,14 @@ def test_what_cannot_be_written_is_refused_beforehand_and_untouched(tmp_path: Pa
 def test_other_protocols_are_refused_by_name(uri: str) -> None:
     with pytest.raises(UsageError, match=f"{uri.split(':')[0]}:// is not supported"):
         Folder(uri)
+
+
+def test_sweep_removes_half_puts_alone(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.put("samples/a.parquet", b"whole")
+    assert folder.put_if_unchanged("lease.json", b"{}", None)
+    half = tmp_path / "samples" / ".a.parquet.k3_x9abc"
+    half.write_bytes(b"ha")
+    before = {path for path in tmp_path.rglob("*") if path != half}
+    folder.sweep()
+    assert set(tmp_path.rglob("*")) == before

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Refused, make_scenes_store
+
+from segdatagen.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -126,6 +130,28 @@ def test_another_data_set_at_the_same_address(refused_on_ray: Refused, data_set:
     out = make_scenes_store(tmp_path / "store")
     line = refused_on_ray(*ingest_words("id_masks", data_set, out, "--labels", "camvid"))
     assert f"{out}: another source store is here" in line
+
+
+def test_folder_with_other_files_is_no_place_for_a_store(refused: Refused, tmp_path: Path) -> None:
+    run = tmp_path / "out" / "runs" / "part-00000.parquet"
+    run.parent.mkdir(parents=True)
+    run.write_bytes(b"somebody's samples")
+    line = refused("ingest", "scenes", "2@32x32", "--split", "train", "--out", str(tmp_path / "out"))
+    assert "holds runs/part-00000.parquet and is no source store" in line
+
+
+def test_parts_of_somebody_else_are_not_replaced(refused_here: Refused, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["theirs"]}), tmp_path / "part-00000.parquet")
+    line = refused_here("ingest", "scenes", "2@32x32", "--split", "train", "--out", str(tmp_path))
+    assert "holds part-00000.parquet" in line
+
+
+def test_parts_of_an_interrupted_ingest_are_replaced(ray_session: None, tmp_path: Path) -> None:
+    whole = make_scenes_store(tmp_path / "store")
+    (whole / "source.json").unlink()
+    (whole / "part-00000.parquet").rename(whole / "part-00007.parquet")
+    assert main(["ingest", "scenes", "2@32x32", "--split", "train", "--out", str(whole), "--json"]) == 0
+    assert sorted(path.name for path in whole.iterdir()) == ["labels.yaml", "part-00000.parquet", "source.json"]
 
 
 def test_unknown_format(refused_here: Refused, tmp_path: Path) -> None:

@@ -36,15 +36,19 @@ def plan(
     from segdatagen.run import plan_job
 
     loaded = load_job(job)
-    summary, is_new = plan_job(loaded, RunScreen(silent=as_json), dry_run=dry_run)
+    planned = plan_job(loaded, RunScreen(silent=as_json), dry_run=dry_run)
+    summary = planned.summary
     if as_json:
-        screen.print_json(summary.model_dump(mode="json") | {"new": is_new, "stored": not dry_run})
+        stored = not planned.is_new or (planned.is_allowed and not dry_run and summary.num_rows > 0)
+        screen.print_json(summary.model_dump(mode="json") | {"new": planned.is_new, "stored": stored})
         return
     print_round(summary)
-    if not is_new:
+    if not planned.is_new:
         screen.say(f"{loaded.uri}: this round is planned and not finished yet: `segdatagen run` goes on with it")
     elif not summary.num_rows:
         screen.say(f"{loaded.uri}: nothing is missing")
+    elif not planned.is_allowed:
+        screen.say(f"{loaded.uri}: max_rounds {loaded.settings.max_rounds} is reached: raise it to plan this round")
     elif dry_run:
         screen.say("dry run: nothing was written")
     else:
@@ -107,7 +111,9 @@ def status(run: RunUri, as_json: Json = False) -> None:
         print_round(summary)
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     state = "complete" if found.complete else "not complete"
-    screen.say(f"{run}: {state}, round {len(found.rounds)}, {counts}, {found.missing} of {found.planned} to do")
+    screen.say(
+        f"{run}: {state}, {len(found.rounds)} rounds planned, {counts}, {found.missing} of {found.planned} to do"
+    )
     for reason, count in found.reasons.items():
         screen.say(f"{count} x {reason}")
     for sentence in found.unreadable:
@@ -152,7 +158,7 @@ def verify(
         for sentence in problems:
             screen.say(sentence)
     if problems:
-        raise SegdatagenError(f"{run}: {len(problems)} problems")
+        raise SegdatagenError(f"{run}: not as planned, {problems[0]}" + (", and more" if len(problems) > 1 else ""))
 
 
 def publish(run: RunUri, as_json: Json = False) -> None:
