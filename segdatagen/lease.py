@@ -64,12 +64,8 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        while True:
-            found = self._run.read_versioned(LEASE_NAME)
-            if found is not None:
-                self._await_free(*found)
-            if self._put(self._holder, found[1] if found else None):
-                break
+        while not self._put(self._holder, self.await_free()):
+            continue
         self._thread.start()
         return self
 
@@ -81,12 +77,20 @@ class Lease:
         if self._lost_to is None:
             self._run.delete([LEASE_NAME])
 
+    def await_free(self) -> str | None:
+        """The version of a lease that nobody renews, None where there is none; writes nothing. Raises LeaseError."""
+        found = self._run.read_versioned(LEASE_NAME)
+        if found is None:
+            return None
+        self._await_still(*found)
+        return found[1]
+
     def check(self) -> None:
         """Raise LeaseError if another process took the lease over."""
         if self._lost_to is not None:
             raise LeaseError(f"{self._run.uri}: the lease was taken over by {self._lost_to}; this process stops")
 
-    def _await_free(self, data: bytes, version: str) -> None:
+    def _await_still(self, data: bytes, version: str) -> None:
         """Return once nobody renews this version of the lease. Raises LeaseError if its holder does."""
         holder = parse_holder(data)
         if holder is None or holder.is_dead_here():

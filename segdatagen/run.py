@@ -103,6 +103,7 @@ def run_job(
     if manifest and not options.retry_failed and _nothing_to_do(session, manifest):
         planned = sum(manifest["counts"].values())
         return Outcome(manifest["counts"], planned, manifest["goals_met"], complete=True, already_complete=True)
+    Lease(folder, events.waiting).await_free()  # before Ray, whose start costs seconds
     execution = job.execution
     with connect(options.address):
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)

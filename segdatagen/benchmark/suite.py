@@ -1,6 +1,6 @@
 """The measurements that `segdatagen bench` knows, by name.
 
-Each runs with its own defaults, which are those of the figures in the README.
+Each runs with its own defaults, which are those of the rows in `benchmarks/`.
 """
 
 from collections.abc import Callable
