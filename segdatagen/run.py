@@ -76,17 +76,13 @@ def plan_job(job: Job, events: Events, *, dry_run: bool) -> PlanOutcome:
     session = prepare(job)
     folder = Folder(job.uri)
     if dry_run:
-        planned = _next_or_unfinished(session, folder)
-    else:
-        with Lease(folder, events.waiting):
-            write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
-            planned = _next_or_unfinished(session, folder)
-            if isinstance(planned, PlannedRound) and planned.summary.num_rows and session.may_plan(read_rounds(folder)):
-                put_round(folder, planned)
-    if isinstance(planned, RoundSummary):
-        return PlanOutcome(planned, is_new=False, is_allowed=True)
-    others = [summary for summary in read_rounds(folder) if summary.round < planned.summary.round]
-    return PlanOutcome(planned.summary, is_new=True, is_allowed=session.may_plan(others))
+        return _plan_next(session, folder)[0]
+    with Lease(folder, events.waiting):
+        write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+        outcome, planned = _plan_next(session, folder)
+        if planned is not None and planned.summary.num_rows and outcome.is_allowed:
+            put_round(folder, planned)
+    return outcome
 
 
 def run_job(
@@ -131,9 +127,11 @@ def _nothing_to_do(session: Session, manifest: Mapping[str, Any]) -> bool:
     return bool(manifest["goals_met"] or manifest["rounds_of_settings"] >= session.job.settings.max_rounds)
 
 
-def _next_or_unfinished(session: Session, folder: Folder) -> PlannedRound | RoundSummary:
+def _plan_next(session: Session, folder: Folder) -> tuple[PlanOutcome, PlannedRound | None]:
+    """What `plan_job` returns, and the round itself if it is new."""
     ledger, rounds = read_ledger(folder), read_rounds(folder)
-    planned = read_plan(folder, rounds, ["sample_id"])["sample_id"].to_numpy()
-    if (ledger.status_of(planned) < 0).any():
-        return rounds[-1]
-    return session.next_round(folder, ledger, rounds)
+    sample_ids = read_plan(folder, rounds, ["sample_id"])["sample_id"].to_numpy()
+    if (ledger.status_of(sample_ids) < 0).any():
+        return PlanOutcome(rounds[-1], is_new=False, is_allowed=True), None
+    planned = session.next_round(folder, ledger, rounds)
+    return PlanOutcome(planned.summary, is_new=True, is_allowed=session.may_plan(rounds)), planned

@@ -5,6 +5,7 @@ never cached; what is deleted stays deleted. The only module that touches fsspec
 mean.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -260,7 +261,8 @@ def _replace_file(path: str, data: bytes) -> None:
     parent, name = os.path.split(path)
     os.makedirs(parent, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=parent)
-    try:
+    with contextlib.ExitStack() as unless_replaced:
+        unless_replaced.callback(os.unlink, temporary)
         with io.FileIO(descriptor, "wb") as file:
             view = memoryview(data)
             while view:
@@ -268,9 +270,7 @@ def _replace_file(path: str, data: bytes) -> None:
             os.fchmod(descriptor, 0o644)
             os.fsync(descriptor)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        unless_replaced.pop_all()
     folder = os.open(parent, os.O_RDONLY)
     try:
         os.fsync(folder)
