@@ -87,14 +87,6 @@ class Presence:
         flat = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
         return cls.from_pairs(source_ids, class_names, source_index, flat, excluded)
 
-    @classmethod
-    def from_matrix(
-        cls, source_ids: Iterable[str], class_names: Sequence[str], matrix: BoolArray, excluded: Sequence[int] = ()
-    ) -> Presence:
-        """Presence from a boolean matrix [num_sources, num_classes]."""
-        source_index, channel = np.nonzero(matrix)
-        return cls.from_pairs(source_ids, class_names, source_index, channel, excluded)
-
     @property
     def num_sources(self) -> int:
         """Number of sources, those without any class included: |D_origin| of the paper."""

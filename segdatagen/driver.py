@@ -23,6 +23,7 @@ from segdatagen.planner import (
     PlannedRound,
     PlanRequest,
     RoundSummary,
+    accepted_per_class,
     measured_cost,
     next_variants,
     plan_round,
@@ -52,8 +53,8 @@ class Events(Protocol):
     def planned(self, summary: RoundSummary) -> None:
         """A round was added to the plan."""
 
-    def working(self, num_done: int, num_planned: int) -> None:
-        """A flow begins; so many of the planned rows are done."""
+    def working(self, num_done: int, num_after: int) -> None:
+        """A flow begins: so many rows are done, and so many will be after it."""
 
     def part(self, part: PartDone) -> None:
         """A part was committed."""
@@ -106,11 +107,12 @@ class Session:
         """What is still missing after what was accepted; no rows if nothing is."""
         plan = read_plan(run, rounds, ["sample_id", "method", "source_id", "target_class"])
         min_pixels = self.job.settings.min_pixels
-        state = state_of(run, self.presence, self.store.label_set, min_pixels, plan, ledger)
+        accepted = accepted_per_class(run, ledger, self.store.label_set, min_pixels)
+        state = state_of(self.presence, plan, ledger, accepted)
         fingerprints = {method: recipe_fingerprint(recipe) for method, recipe in self.recipes.items()}
-        request = PlanRequest(self.job.plan, self.settings, fingerprints, self.job.seed, min_pixels)
+        request = PlanRequest(len(rounds), self.job.plan, self.settings, fingerprints, self.job.seed, min_pixels)
         cost = measured_cost(run, ledger, self.job.geometry)
-        return plan_round(request, self.store, state, len(rounds), next_variants(plan, self.presence), cost)
+        return plan_round(request, self.store, state, next_variants(plan, self.presence), cost)
 
 
 @dataclass
@@ -151,7 +153,7 @@ class Driver:
     def _make(self, rows: pa.Table, ledger: Ledger, num_planned: int) -> None:
         """Run rows; those that do not come back run alone, and are written as failed after three passes."""
         tally = Tally.of(ledger, rows, num_planned, self.session.job.execution.max_failed_fraction)
-        self.events.working(tally.num_done, num_planned)
+        self.events.working(tally.num_done, tally.num_done + rows.num_rows)
         block_rows = rows_per_block(self.session.job.execution, rows.num_rows)
         for number in range(1 + PASSES_OF_ONE):
             if number:

@@ -74,6 +74,8 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
     existing = open_store(request.out) if folder.exists(INFO_NAME) else None
     if existing is None:
         _require_nothing_else(folder)
+    else:
+        _require_same_origin(existing, request, reader)
     shards = [listing.items[start : start + SHARD_SIZE] for start in range(0, len(listing.items), SHARD_SIZE)]
     keep = existing is None
     results = _run_shards(shards, reader, request, keep, progress)
@@ -87,8 +89,8 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
         fingerprint = fingerprint_of(parts, reader.label_set)
         if existing.info.fingerprint != fingerprint:
             raise UsageError(
-                f"{request.out}: another source store is here (fingerprint {existing.info.fingerprint}, this data set "
-                f"has {fingerprint}): choose another --out"
+                f"{request.out}: another source store is here, of {existing.info.root}: its sources differ from those "
+                f"of {request.root}; choose another --out"
             )
         return existing, True
     folder.delete(_part_names(folder) - {part.name for part in parts})
@@ -168,6 +170,25 @@ def _require_nothing_else(folder: Folder) -> None:
             raise UsageError(
                 f"{folder.uri}: holds {entry.name} and is no source store: choose an empty or a new folder for --out"
             )
+
+
+def _require_same_origin(store: SourceStore, request: IngestRequest, reader: Reader) -> None:
+    """Raise UsageError, before anything is read, where a store cannot hold what is asked for."""
+    found = store.info
+    differences = [
+        f"{name} {old} -> {new}"
+        for name, old, new in (
+            ("format", found.data_format, request.data_format),
+            ("split", found.split, request.split),
+            ("label set", store.label_set.name, reader.label_set.name),
+            ("number of scenes and size", found.root, request.root),
+        )
+        if old != new and (name != "number of scenes and size" or request.data_format == "scenes")
+    ]
+    if differences:
+        raise UsageError(
+            f"{request.out}: another source store is here ({', '.join(differences)}): choose another --out"
+        )
 
 
 def _run_shards(

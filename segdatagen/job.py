@@ -4,24 +4,22 @@ Parsed and checked as a whole, so that a mistake costs one line and no GPU. The 
 plan (which samples are made) and the execution (where) are told apart here and nowhere else. Knows nothing of Ray.
 """
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segdatagen.errors import UsageError
+from segdatagen.config_files import describe, read_config
 from segdatagen.geometry import Geometry
 from segdatagen.goals import Balance, Quotas, Uniform
 from segdatagen.images import ImageFormat
-from segdatagen.storage import read_any
 
 Sampler = Literal["ancestral", "ddim", "dpm++2m"]
 DType = Literal["float32", "bfloat16", "float16"]
 Goal = Uniform | Balance | Quotas
 STRATEGIES: dict[str, type[Goal]] = {"uniform": Uniform, "balance": Balance, "quotas": Quotas}
 
-
-Model = TypeVar("Model", bound=BaseModel)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
 
 
 class _Part(BaseModel):
@@ -86,8 +84,8 @@ class Execution(_Part):
 class Job(_Part):
     """A whole job file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME, description=_A_NAME)
+    version: str = Field(pattern=NAME, description=_A_NAME)
     sources: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     geometry: Geometry
@@ -105,13 +103,16 @@ class Job(_Part):
             return data
         goals: list[Any] = []
         settings: dict[str, Any] = dict(data.get("settings", {}))
-        for entry in data["plan"]:
+        for number, entry in enumerate(data["plan"]):
             if isinstance(entry, dict) and "strategy" in entry:
                 kind = STRATEGIES.get(str(entry["strategy"]))
                 if kind is None:
                     known = ", ".join(STRATEGIES)
                     raise ValueError(f"plan: unknown strategy {entry['strategy']!r}: choose one of {known}")
-                goals.append(kind.model_validate(entry))
+                try:
+                    goals.append(kind.model_validate(entry))
+                except ValidationError as error:
+                    raise ValueError(f"plan.{number}: {describe(error, kind)}") from error
             elif isinstance(entry, dict) and "method" not in entry:
                 settings |= entry
             else:
@@ -144,44 +145,4 @@ class Job(_Part):
 
 def load_job(uri: str) -> Job:
     """Read a job file from a path or URI. Raises UsageError that names the field, the value and what is allowed."""
-    return parse_model(Job, uri)
-
-
-def parse_model(model: type[Model], uri: str) -> Model:
-    """Read a YAML file into a model. Raises UsageError in one line."""
-    try:
-        text = read_any(uri).decode()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UsageError(f"{uri}: no such file") from None
-    except OSError as error:
-        raise UsageError(f"{uri}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{uri}: not a text file ({error})") from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{uri}: broken YAML{where}: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{uri}: expected a mapping of fields, found {type(data).__name__}")
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UsageError(f"{uri}: {describe(error)}") from error
-
-
-def describe(error: ValidationError) -> str:
-    """The problems of a pydantic error in one line: field, what is wrong, value."""
-    sentences = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            sentences.append(f"{field}: unknown key")
-        elif problem["type"] == "value_error":
-            sentences.append(f"{field}: {problem['ctx']['error']}".removeprefix(": "))
-        elif problem["type"] == "missing":
-            sentences.append(f"{field}: missing")
-        else:
-            sentences.append(f"{field}: {problem['msg']}, not {problem['input']!r}")
-    return "; ".join(" ".join(sentence.split()) for sentence in sentences)
+    return read_config(Job, uri)

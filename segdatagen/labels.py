@@ -8,7 +8,7 @@ of object stores: who keeps a label set in one reads the text there and calls `L
 import difflib
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from segdatagen.config_files import load_yaml
 from segdatagen.errors import UsageError
 
 IGNORE_CHANNEL = -1
@@ -180,28 +181,12 @@ def from_colormap(name: str, mapping: Mapping[str, Sequence[int]]) -> LabelSet:
     return label_set
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, where YAML's own loader silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: list[Any] = []
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.append(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read(text: str) -> tuple[list[str], LabelSet | None]:
     """All problems of a YAML text and, when there are none, its label set."""
     try:
-        document = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "an unknown line"
-        return [f"broken YAML at {where}: {error.problem or error.context}"], None
-    except yaml.YAMLError as error:
-        return [f"broken YAML: {' '.join(str(error).split())}"], None
+        document = load_yaml(text)
+    except ValueError as error:
+        return [str(error)], None
     return _validated(document)
 
 

@@ -12,8 +12,9 @@ from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.goals import check_goals
-from segdatagen.job import Job
+from segdatagen.goals import Quotas, check_goals
+from segdatagen.job import Goal, Job
+from segdatagen.labels import LabelSet
 from segdatagen.lease import Lease
 from segdatagen.methods import METHODS, Chain, check_weights, content_recipes, method_contexts
 from segdatagen.planner import (
@@ -35,6 +36,7 @@ from segdatagen.verify import read_manifest
 def prepare(job: Job) -> Session:
     """Check everything that can be checked without writing. Raises UsageError."""
     store = open_store(job.sources)
+    job = _with_class_names(job, store.label_set)
     refuse_evaluation_splits(store, job.settings.allow_splits)
     if job.geometry.fit == "pad" and not store.label_set.ignore_ids:
         raise UsageError(f"geometry.fit: pad needs a label set with an ignore id, {store.label_set.name} has none")
@@ -118,6 +120,21 @@ def run_job(
             finally:
                 end_attempt(folder, attempt, outcome_text, driver.seconds)
             return outcome
+
+
+def _with_class_names(job: Job, label_set: LabelSet) -> Job:
+    """The job with quotas under the label set's own class names, whatever alias or case the file has."""
+    goals: list[Goal] = []
+    for goal in job.plan:
+        if isinstance(goal, Quotas):
+            named = [(label_set.names[label_set.channel_of(name)], quota) for name, quota in goal.quotas.items()]
+            quotas = dict(named)
+            if len(quotas) < len(named):
+                raise UsageError(f"quotas: two names mean the same class of {label_set.name}: {', '.join(goal.quotas)}")
+            goals.append(goal.model_copy(update={"quotas": quotas}))
+        else:
+            goals.append(goal)
+    return job.model_copy(update={"plan": tuple(goals)})
 
 
 def _nothing_to_do(session: Session, manifest: Mapping[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from segdatagen.images import DecodeError, class_pixels, decode_image, decode_ma
 from segdatagen.labels import LabelSet
 from segdatagen.records import FORMAT_VERSION, SOURCE_SCHEMA
 from segdatagen.storage import Folder
-from segdatagen.tables import UnreadablePart, read_part
+from segdatagen.tables import UnreadablePart, read_part, read_parts
 
 SHARD_SIZE = 256
 """Sources per part."""
@@ -71,13 +71,14 @@ class SourceStore:
     def index(self) -> pa.Table:
         """Every column but the pixels, in order of `source_id`, with `source_file` and `source_row`."""
         columns = ["source_id", "split", "height", "width", "class_ids", "class_pixels"]
-        with ThreadPoolExecutor(8) as pool:
-            tables = list(pool.map(lambda part: read_part(self.folder, part.name, columns), self.info.parts))
+        tables, unreadable = read_parts(self.folder, [part.name for part in self.info.parts], columns)
+        for sentence in unreadable.values():
+            raise UnreadablePart(sentence)
         placed = [
-            table.append_column("source_file", pa.array([part.name] * table.num_rows)).append_column(
+            table.append_column("source_file", pa.array([name] * table.num_rows)).append_column(
                 "source_row", pa.array(np.arange(table.num_rows, dtype=np.int32))
             )
-            for part, table in zip(self.info.parts, tables, strict=True)
+            for name, table in tables.items()
         ]
         return pa.concat_tables(placed)
 

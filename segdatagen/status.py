@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from segdatagen.lease import read_holder
-from segdatagen.planner import RoundSummary, read_plan, read_rounds
+from segdatagen.planner import RoundSummary, accepted_per_class, read_plan, read_rounds
 from segdatagen.publish import read_index
 from segdatagen.run_folder import Attempt, Run, read_attempts
 from segdatagen.samples import STATUSES, Ledger, read_ledger
@@ -19,7 +19,11 @@ from segdatagen.verify import read_manifest
 
 
 class RunStatus(BaseModel):
-    """The state of a run. `reasons` counts why samples are not `ok`, most frequent first."""
+    """The state of a run.
+
+    `accepted` counts, now, the accepted samples that show each class. `reasons` counts why samples are not `ok`, most
+    frequent first.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     uri: str
@@ -27,6 +31,7 @@ class RunStatus(BaseModel):
     planned: int
     missing: int
     counts: dict[str, int]
+    accepted: dict[str, int]
     reasons: dict[str, int]
     unreadable: tuple[str, ...]
     rounds: tuple[RoundSummary, ...]
@@ -47,6 +52,7 @@ def status_of(run: Run) -> RunStatus:
         planned=len(planned),
         missing=int((ledger.status_of(planned) < 0).sum()),
         counts=ledger.counts,
+        accepted=_accepted(run, ledger, rounds),
         reasons=reasons_of(run, ledger),
         unreadable=tuple(ledger.unreadable.values()),
         rounds=tuple(rounds),
@@ -54,6 +60,15 @@ def status_of(run: Run) -> RunStatus:
         held_by=held_by,
         published=None if index is None else index.num_rows,
     )
+
+
+def _accepted(run: Run, ledger: Ledger, rounds: list[RoundSummary]) -> dict[str, int]:
+    """Accepted samples per class that counts, with the `min_pixels` of the last round."""
+    if not rounds:
+        return {}
+    counts = accepted_per_class(run.folder, ledger, run.label_set, int(rounds[-1].settings["min_pixels"]))
+    by_name = dict(zip(run.label_set.names, counts.tolist(), strict=True))
+    return {summary.name: by_name[summary.name] for summary in rounds[-1].classes}
 
 
 def reasons_of(run: Run, ledger: Ledger) -> dict[str, int]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from segdatagen.images import encode_image, encode_mask
 from segdatagen.labels import load_label_set
-from segdatagen.planner import PlannedRound, RoundSummary, put_round
+from segdatagen.planner import ClassSummary, PlannedRound, RoundSummary, put_round
 from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, bytes_hash
 from segdatagen.run_folder import Run, write_run
 from segdatagen.samples import put_samples
@@ -37,10 +37,10 @@ def plan(run: Run, ids: Sequence[int], number: int = 0) -> None:
     }
     summary = RoundSummary(
         round=number,
-        settings={},
+        settings={"min_pixels": 100},
         num_rows=count,
         rows_per_method={METHOD: count},
-        classes=(),
+        classes=tuple(_summary_of(name) for name in run.label_set.names),
         entropy_before=0,
         entropy_after=0,
         cir_before=0,
@@ -51,6 +51,10 @@ def plan(run: Run, ids: Sequence[int], number: int = 0) -> None:
         estimated_bytes=0,
     )
     put_round(run.folder, PlannedRound(pa.table(columns, schema=PLAN_SCHEMA), summary, goals_met=False))
+
+
+def _summary_of(name: str) -> ClassSummary:
+    return ClassSummary(name=name, real=1, accepted=0, planned=1, wanted=1, total=2, share_before=0, share_after=0)
 
 
 def commit(run: Run, ids: Sequence[int], status: str = "ok", attempt: int = 1, number: int = 0) -> str:

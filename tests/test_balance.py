@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import presence_of_matrix
 
 from segdatagen.balance import (
     ClassOrders,
@@ -28,7 +29,7 @@ def random_presence(rng: np.random.Generator) -> Presence:
     excluded = np.flatnonzero(rng.random(num_classes) < 0.1)
     ids = [f"image {rng.integers(1 << 40)}-{index}" for index in range(num_sources)]
     names = [f"class {channel}" for channel in range(num_classes)]
-    return Presence.from_matrix(ids, names, matrix, excluded.tolist())
+    return presence_of_matrix(ids, names, matrix, excluded.tolist())
 
 
 def random_progress(rng: np.random.Generator, presence: Presence) -> Progress:
@@ -99,7 +100,7 @@ def test_a_generated_image_counts_at_once_for_every_class_it_holds() -> None:
 
 def test_sources_with_fewest_classes_come_first() -> None:
     rng = np.random.default_rng(0)
-    presence = Presence.from_matrix([str(i) for i in range(300)], list("abcdefgh"), rng.random((300, 8)) < 0.4)
+    presence = presence_of_matrix([str(i) for i in range(300)], list("abcdefgh"), rng.random((300, 8)) < 0.4)
     orders = class_orders(presence, seed=3)
     for channel in range(8):
         order = orders.of(channel)
@@ -116,9 +117,9 @@ def test_order_depends_neither_on_the_order_of_sources_nor_on_that_of_classes() 
     rng = np.random.default_rng(1)
     matrix = rng.random((200, 5)) < 0.5
     ids, names = [f"s{i}" for i in range(200)], list("abcde")
-    presence = Presence.from_matrix(ids, names, matrix)
+    presence = presence_of_matrix(ids, names, matrix)
     rows, columns = rng.permutation(200), rng.permutation(5)
-    shuffled = Presence.from_matrix([ids[r] for r in rows], [names[c] for c in columns], matrix[rows][:, columns])
+    shuffled = presence_of_matrix([ids[r] for r in rows], [names[c] for c in columns], matrix[rows][:, columns])
     for name in names:
         order = ids_in_order(presence, class_orders(presence, 7), name)
         assert order == ids_in_order(shuffled, class_orders(shuffled, 7), name)
@@ -180,7 +181,7 @@ def test_constructors_agree(case: int) -> None:
     rng = np.random.default_rng(case)
     matrix = rng.random((int(rng.integers(0, 9)), int(rng.integers(1, 5)))) < 0.5
     ids, names = [f"s{i}" for i in range(len(matrix))], [f"c{i}" for i in range(matrix.shape[1])]
-    from_matrix = Presence.from_matrix(ids, names, matrix)
+    from_matrix = presence_of_matrix(ids, names, matrix)
     doubled = [[*np.flatnonzero(row)[::-1], *np.flatnonzero(row)] for row in matrix]
     from_lists = Presence.from_lists(ids, names, doubled)
     assert from_matrix.indptr.tolist() == from_lists.indptr.tolist()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matrices import presence_of_matrix
 
 from segdatagen import balance_auto
 from segdatagen.balance import Presence, balance, class_orders
@@ -16,7 +17,7 @@ def random_presence(rng: np.random.Generator, most_sources: int = 25, most_class
     matrix[0, 0] = True
     excluded = [num_classes - 1] if num_classes > 1 and rng.random() < 0.3 else []
     ids, names = [f"s{index}" for index in range(num_sources)], [f"c{channel}" for channel in range(num_classes)]
-    return Presence.from_matrix(ids, names, matrix, excluded)
+    return presence_of_matrix(ids, names, matrix, excluded)
 
 
 def literal_total(presence: Presence, quota: int, seed: int) -> int:

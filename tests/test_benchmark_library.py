@@ -1,4 +1,4 @@
-"""The measurements that need no run, on small inputs: their figures are whole, and both sides did the same work."""
+"""The measurements on small inputs: their figures are whole, and both sides did the same work."""
 
 import csv
 from pathlib import Path
@@ -9,6 +9,8 @@ from segdatagen.balance import Presence, entropy
 from segdatagen.benchmark.codec import bench_codec
 from segdatagen.benchmark.measure import Figures, record
 from segdatagen.benchmark.plan import NUM_CLASSES, SIZE, bench_plan, put_random_store
+from segdatagen.benchmark.resume import bench_resume
+from segdatagen.benchmark.run import bench_run
 from segdatagen.benchmark.scenes import bench_scenes
 from segdatagen.geometry import Geometry
 from segdatagen.planner import presence_of
@@ -44,6 +46,20 @@ def test_plan_has_as_many_rows_as_asked_and_equals_the_literal_loop() -> None:
     assert abs(int(figures["rows"]) - 3000) < 60
     assert abs(int(figures["rows_twice"]) - 6000) < 60
     assert 0.01 < float(figures["peak_rss_gib"]) < 2
+
+
+def test_run_is_held_against_the_plain_loop(ray_session: None, scenes_weights: Path) -> None:
+    figures = bench_run(seconds=0, weights=str(scenes_weights), segments=2, size=32)
+    assert_a_row_can_hold(figures)
+    assert (figures["segments"], figures["samples"], figures["rows_per_block"]) == (2, 32, 16)
+    lowest, highest = float(figures["efficiency_lowest_segment"]), float(figures["efficiency_highest_segment"])
+    assert lowest <= float(figures["efficiency"]) <= highest
+
+
+def test_resume_finds_all_rows_committed(ray_session: None) -> None:
+    figures = bench_resume(num_rows=512, rows_per_part=64)
+    assert_a_row_can_hold(figures)
+    assert (figures["rows"], figures["parts"]) == (512, 8)
 
 
 def test_the_random_store_has_the_long_tail_that_it_claims(tmp_path: Path) -> None:

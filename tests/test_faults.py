@@ -42,6 +42,7 @@ class Events:
         self.parts: list[PartDone] = []
         self.notes: list[str] = []
         self.rounds: list[RoundSummary] = []
+        self.flows: list[tuple[int, int]] = []
         self._at_part = at_part
 
     def waiting(self, holder: Holder) -> None:
@@ -50,7 +51,8 @@ class Events:
     def planned(self, summary: RoundSummary) -> None:
         self.rounds.append(summary)
 
-    def working(self, num_done: int, num_planned: int) -> None: ...
+    def working(self, num_done: int, num_after: int) -> None:
+        self.flows.append((num_done, num_after))
 
     def part(self, part: PartDone) -> None:
         self.parts.append(part)
@@ -234,7 +236,9 @@ def test_the_chain_without_ray_gives_the_same_rows(ray_session: None, make_job: 
 def test_limit_keeps_a_stratified_first_part(ray_session: None, make_job: JobFactory) -> None:
     path = make_job(plan=[{"method": "mask_ddpm", "strategy": "balance", "n_balance": 9}])
     job = load_job(str(path))
-    outcome = run(job, limit=5)
+    events = Events()
+    outcome = run(job, events, limit=5)
+    assert events.flows == [(0, 5)]
     assert (outcome.complete, outcome.counts["ok"]) == (False, 5)
     opened = open_run(job.uri)
     plan = read_plan(opened.folder, read_rounds(opened.folder))

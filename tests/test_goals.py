@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import presence_of_matrix
 from pydantic import TypeAdapter, ValidationError
 
 from segdatagen.balance import Presence, balance
@@ -35,7 +36,7 @@ def random_presence(rng: np.random.Generator) -> Presence:
     matrix[0, 0] = True
     excluded = [num_classes - 1] if num_classes > 1 and rng.random() < 0.3 else []
     ids, names = [f"s{index}" for index in range(num_sources)], [f"c{channel}" for channel in range(num_classes)]
-    return Presence.from_matrix(ids, names, matrix, excluded)
+    return presence_of_matrix(ids, names, matrix, excluded)
 
 
 def random_goals(rng: np.random.Generator, presence: Presence) -> list[AnyGoal]:

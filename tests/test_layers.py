@@ -20,6 +20,7 @@ LAYERS = {
     "records": 0,
     "storage": 0,
     "tables": 0,
+    "config_files": 0,
     "datasets": 1,
     "geometry": 1,
     "balance": 1,

@@ -25,7 +25,7 @@ from segdatagen.images import decode_image
 from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.checkpoints import KEPT, Checkpoint, load_newest, save_checkpoint
-from segdatagen.training.data import Share, TrainingArrays, batch_of_step, sources_of_step
+from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step, sources_of_step
 from segdatagen.training.kind import TrainingProgress, TrainingResult
 from segdatagen.training.loop import build_network, learning_rate_at, update_average
 from segdatagen.training.mask_ddpm import MaskDDPMTraining, MaskDDPMTrainingOptions
@@ -266,7 +266,7 @@ def test_labels_are_dropped_for_the_whole_batch_of_all_workers(scenes_store: Pat
         seen = []
         for rank in (0, 1):
             network.zero_grad(set_to_none=True)
-            kind.loss(network, batch_of_step(kind.arrays, 0, step, 2, True, Share(rank, 2), CPU)).backward()
+            kind.loss(network, batch_of_step(kind.arrays, Order(0, 2, True), step, Share(rank, 2), CPU)).backward()
             seen.append(mask_weight.grad is None)
         assert seen[0] == seen[1]
         dropped.append(seen[0])
@@ -279,7 +279,7 @@ def test_loss_is_one_where_nothing_is_predicted(scenes_store: Path, tmp_path: Pa
     for name in ("weight", "bias"):
         nn.init.zeros_(network.get_submodule("outc").get_parameter(name))
     with torch.inference_mode():
-        batches = [batch_of_step(kind.arrays, 0, step, 4, False, Share(), CPU) for step in range(5)]
+        batches = [batch_of_step(kind.arrays, Order(0, 4, False), step, Share(), CPU) for step in range(5)]
         losses = [float(kind.loss(network, batch)) for batch in batches]
     assert np.mean(losses) == pytest.approx(1, abs=0.02)
 
@@ -297,8 +297,9 @@ def test_every_epoch_is_a_permutation(num_sources: int, batch_size: int, seed: i
 def test_shares_of_workers_make_up_the_batch(scenes_store: Path, tmp_path: Path) -> None:
     arrays = kind_of(fields(scenes_store, tmp_path)).arrays
     before = arrays.fingerprint()
-    whole = batch_of_step(arrays, 5, 3, 8, True, Share(), CPU)
-    shares = [batch_of_step(arrays, 5, 3, 8, True, Share(rank, 4), CPU) for rank in range(4)]
+    order = Order(seed=5, batch_size=8, flip=True)
+    whole = batch_of_step(arrays, order, 3, Share(), CPU)
+    shares = [batch_of_step(arrays, order, 3, Share(rank, 4), CPU) for rank in range(4)]
     assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
     assert torch.equal(torch.cat([share.channels for share in shares]), whole.channels)
     generators = [generator for share in shares for generator in share.row_chance]
@@ -315,7 +316,7 @@ def test_shares_of_workers_make_up_the_batch(scenes_store: Path, tmp_path: Path)
     assert 0 < flipped < 8
     assert arrays.fingerprint() == before  # the store in memory is not what is mirrored
     with pytest.raises(UsageError, match="batch_size 8 is not a multiple of num_workers 3"):
-        batch_of_step(arrays, 5, 3, 8, True, Share(0, 3), CPU)
+        batch_of_step(arrays, order, 3, Share(0, 3), CPU)
 
 
 def test_last_two_checkpoints_are_kept_and_a_torn_one_is_passed_over(tmp_path: Path) -> None:

@@ -126,10 +126,28 @@ def test_truncated_image(refused_on_ray: Refused, data_set: Path, tmp_path: Path
     assert "images/1.png" in line
 
 
-def test_another_data_set_at_the_same_address(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+def test_another_data_set_at_the_same_address(refused: Refused, data_set: Path, tmp_path: Path) -> None:
     out = make_scenes_store(tmp_path / "store")
-    line = refused_on_ray(*ingest_words("id_masks", data_set, out, "--labels", "camvid"))
-    assert f"{out}: another source store is here" in line
+    line = refused(*ingest_words("id_masks", data_set, out, "--labels", "camvid"))
+    assert f"{out}: another source store is here (format scenes -> id_masks, label set scenes -> camvid)" in line
+
+
+def test_another_number_of_scenes_at_the_same_address(refused_here: Refused, tmp_path: Path) -> None:
+    out = make_scenes_store(tmp_path / "store")
+    line = refused_here("ingest", "scenes", "9@32x32", "--split", "val", "--out", out)
+    assert "split train -> val, number of scenes and size" in line
+    assert "-> 9@32x32" in line
+
+
+def test_changed_masks_at_the_same_address(
+    refused_on_ray: Refused, data_set: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid")
+    assert main(words) == 0
+    capfd.readouterr()
+    save(data_set / "masks" / "1.png", np.zeros((24, 32), np.uint8))
+    line = refused_on_ray(*words)
+    assert f"another source store is here, of {data_set}: its sources differ" in line
 
 
 def test_folder_with_other_files_is_no_place_for_a_store(refused: Refused, tmp_path: Path) -> None:

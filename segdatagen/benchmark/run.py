@@ -1,19 +1,20 @@
 """Orchestration efficiency: the same stages in a plain loop, and as a run on Ray, in one process and one command.
 
 Efficiency is (samples x seconds per sample of a plain loop) / (actor-seconds from the first to the last block); what
-comes before the first block is start-up and is reported apart. Runs with real scenes and a real network.
+comes before the first block is start-up and is reported apart. The speed of a machine drifts by more than what is
+measured, so the run is made in segments, with the plain loop between them. Real scenes and a real network.
 """
 
 import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import pairwise
 
 import pyarrow as pa
 
 from segdatagen.benchmark.measure import Figures, no_progress
 from segdatagen.cluster import connect
-from segdatagen.dataflow import PartDone, rows_per_block
+from segdatagen.dataflow import PartDone
 from segdatagen.datasets import Options, open_reader
 from segdatagen.driver import RunOptions
 from segdatagen.ingest import IngestRequest, ingest
@@ -23,13 +24,14 @@ from segdatagen.methods import METHODS, Chain, method_contexts
 from segdatagen.planner import RoundSummary, read_plan, read_rounds
 from segdatagen.run import run_job
 from segdatagen.run_folder import open_run
+from segdatagen.sources import open_store
 
-SIZE = 64
 NUM_SCENES = 32
 STEPS = 20
 MICROBATCH = 8
+BLOCK_ROWS = 2 * MICROBATCH
 PLAIN_BLOCKS = 3
-"""Blocks of the plain loop, before the run and again after it: a machine's speed drifts."""
+"""Blocks of the plain loop before, between and after the segments of the run."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Clock:
     def planned(self, summary: RoundSummary) -> None:
         """Not of interest."""
 
-    def working(self, num_done: int, num_planned: int) -> None:
+    def working(self, num_done: int, num_after: int) -> None:
         """Not of interest."""
 
     def part(self, part: PartDone) -> None:
@@ -56,65 +58,116 @@ class Clock:
         """Not of interest."""
 
 
-def bench_run(seconds: float = 150.0, actors: int = 1, weights: str = "builtin:scenes-mask-ddpm") -> Figures:
-    """Measure a run that takes about `seconds`, start-up apart. Figures are per sample of 64 x 64 at 20 DDIM steps."""
-    with tempfile.TemporaryDirectory() as folder, connect():
-        store = f"{folder}/sources"
-        root = f"{NUM_SCENES}@{SIZE}x{SIZE}"
-        request = IngestRequest("scenes", root, "train", store)
+@dataclass(frozen=True)
+class _Setup:
+    """What all runs of one measurement share; `folder` holds the sources and the runs."""
+
+    folder: str
+    weights: str
+    actors: int
+    size: int
+
+    def put_sources(self) -> None:
+        """Ingest the scenes."""
+        root = f"{NUM_SCENES}@{self.size}x{self.size}"
+        request = IngestRequest("scenes", root, "train", f"{self.folder}/sources")
         ingest(request, open_reader("scenes", root, "train", Options()), no_progress)
-        chain = _chain(_job(folder, store, weights, 1, actors))
-        warm = _job(folder, store, weights, 1, actors).model_copy(update={"name": "warm"})
+
+    def job(self, name: str, per_source: int) -> Job:
+        """A run of `per_source` samples of every scene."""
+        method = {"weights": self.weights, "sampler": "ddim", "steps": STEPS, "guidance": 3.0}
+        return Job.model_validate(
+            {
+                "name": name,
+                "version": "v1",
+                "sources": f"{self.folder}/sources",
+                "geometry": {"size": [self.size, self.size], "fit": "resize"},
+                "methods": {"mask_ddpm": method},
+                "plan": [{"method": "mask_ddpm", "strategy": "uniform", "per_source": per_source}],
+                "output": {"root": f"{self.folder}/runs"},
+                "execution": {
+                    "actors": self.actors,
+                    "cpus_per_actor": 0.5,
+                    "torch_threads": 1,
+                    "microbatch": MICROBATCH,
+                    "rows_per_block": BLOCK_ROWS,
+                },
+            }
+        )
+
+
+def bench_run(
+    seconds: float = 150.0,
+    actors: int = 1,
+    weights: str = "builtin:scenes-mask-ddpm",
+    segments: int = 3,
+    size: int = 64,
+) -> Figures:
+    """Measure a run that works for about `seconds`, in `segments` attempts with the plain loop before and after each.
+
+    Figures are per sample of `size` x `size` at 20 DDIM steps.
+    """
+    with tempfile.TemporaryDirectory() as folder, connect():
+        setup = _Setup(folder, weights, actors, size)
+        setup.put_sources()
+        warm = setup.job("warm", 1)
         run_job(warm, RunOptions(limit=MICROBATCH), Clock())
-        plan = _plan_of(warm)
+        chain, plan = _chain(warm), _plan_of(warm)
         _plain_seconds(chain, plan, 1)
-        before = _plain_seconds(chain, plan, PLAIN_BLOCKS)
-        per_source = max(2, round(seconds * actors / before / NUM_SCENES))
-        job, clock = _job(folder, store, weights, per_source, actors), Clock()
-        run_job(job, RunOptions(), clock)
-        ended = time.time()
-        after = _plain_seconds(chain, plan, PLAIN_BLOCKS)
-    return _figures(clock, ended, (before, after), actors, rows_per_block(job.execution, per_source * NUM_SCENES))
+        plain = [_plain_seconds(chain, plan, PLAIN_BLOCKS)]
+        # At least one block per actor after the first.
+        rows = BLOCK_ROWS * max(1 + actors, 1 + round(seconds * actors / segments / plain[0] / BLOCK_ROWS))
+        job = setup.job("bench", -(-rows * segments // NUM_SCENES))
+        measured = []
+        for _ in range(segments):
+            clock = Clock()
+            run_job(job, RunOptions(limit=rows), clock)
+            measured.append(_Segment.of(clock, time.time()))
+            plain.append(_plain_seconds(chain, plan, PLAIN_BLOCKS))
+    return _figures(measured, plain, actors)
 
 
-def _figures(clock: Clock, ended: float, plain: tuple[float, float], actors: int, block_rows: int) -> Figures:
-    finished = sorted(clock.finished)
-    span = finished[-1][0] - finished[0][0]
-    rows = sum(count for _, count in finished[1:])
-    reference = sum(plain) / 2
+@dataclass(frozen=True)
+class _Segment:
+    """One attempt: rows and seconds between the first and the last block, and the seconds around them."""
+
+    rows: int
+    span: float
+    start_up: float
+    ending: float
+
+    @classmethod
+    def of(cls, clock: Clock, ended: float) -> "_Segment":
+        finished = sorted(clock.finished)
+        first, last = finished[0][0], finished[-1][0]
+        return cls(sum(count for _, count in finished[1:]), last - first, first - clock.began, ended - last)
+
+
+def _figures(segments: list[_Segment], plain: list[float], actors: int) -> Figures:
+    """Every segment is held against the plain loop just before and just after it."""
+    references = [(before + after) / 2 for before, after in pairwise(plain)]
+    ratios = [s.rows * reference / (actors * s.span) for s, reference in zip(segments, references, strict=True)]
+    span, rows = sum(s.span for s in segments), sum(s.rows for s in segments)
+    worth = sum(s.rows * reference for s, reference in zip(segments, references, strict=True))
     return {
         "actors": actors,
-        "samples": rows + finished[0][1],
-        "rows_per_block": block_rows,
+        "segments": len(segments),
+        "samples": rows,
+        "rows_per_block": BLOCK_ROWS,
         "seconds_first_to_last_block": round(span, 1),
-        "seconds_before_first_block": round(finished[0][0] - clock.began, 1),
-        "seconds_after_last_block": round(ended - finished[-1][0], 1),
-        "plain_seconds_per_sample_before": round(plain[0], 4),
-        "plain_seconds_per_sample_after": round(plain[1], 4),
+        "seconds_before_first_block": round(sum(s.start_up for s in segments) / len(segments), 1),
+        "seconds_after_last_block": round(sum(s.ending for s in segments) / len(segments), 1),
+        "plain_seconds_per_sample": round(sum(plain) / len(plain), 4),
+        "plain_slowest_to_fastest": round(max(plain) / min(plain), 3),
         "seconds_per_sample": round(actors * span / rows, 4),
-        "efficiency": round(rows * reference / (actors * span), 3),
+        "efficiency": round(worth / (actors * span), 3),
+        "efficiency_lowest_segment": round(min(ratios), 3),
+        "efficiency_highest_segment": round(max(ratios), 3),
     }
-
-
-def _job(folder: str, store: str, weights: str, per_source: int, actors: int) -> Job:
-    return Job.model_validate(
-        {
-            "name": "bench",
-            "version": "v1",
-            "sources": store,
-            "geometry": {"size": [SIZE, SIZE], "fit": "resize"},
-            "methods": {"mask_ddpm": {"weights": weights, "sampler": "ddim", "steps": STEPS, "guidance": 3.0}},
-            "plan": [{"method": "mask_ddpm", "strategy": "uniform", "per_source": per_source}],
-            "output": {"root": str(Path(folder) / "runs")},
-            "execution": {"actors": actors, "cpus_per_actor": 0.5, "torch_threads": 1, "microbatch": MICROBATCH},
-        }
-    )
 
 
 def _chain(job: Job) -> Chain:
     """The chain that an actor builds, here in this process, with the same torch threads."""
-    from segdatagen.sources import open_store
-
     return Chain(METHODS["mask_ddpm"](method_contexts(job, open_store(job.sources).label_set)["mask_ddpm"]))
 
 
@@ -125,8 +178,7 @@ def _plan_of(job: Job) -> pa.Table:
 
 def _plain_seconds(chain: Chain, plan: pa.Table, blocks: int) -> float:
     """Seconds per sample of the chain in a plain loop over blocks as a run has them."""
-    size = 2 * MICROBATCH
     began = time.perf_counter()
     for number in range(blocks):
-        chain.run(plan.slice(number * size % (plan.num_rows - size + 1), size), 1)
-    return (time.perf_counter() - began) / (blocks * size)
+        chain.run(plan.slice(number * BLOCK_ROWS % plan.num_rows, BLOCK_ROWS), 1)
+    return (time.perf_counter() - began) / (blocks * BLOCK_ROWS)

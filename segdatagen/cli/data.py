@@ -55,7 +55,8 @@ def ingest(
         screen.print_json(store.info.model_dump(mode="json") | {"unchanged": unchanged})
         return
     state = "already there, unchanged" if unchanged else "written"
-    screen.say(f"{out}: {store.info.num_sources} sources in {len(store.info.parts)} parts, {state}")
+    sources, parts = screen.as_count(store.info.num_sources, "source"), screen.as_count(len(store.info.parts), "part")
+    screen.say(f"{out}: {sources} in {parts}, {state}")
     for problem in store.info.skipped:
         screen.say(f"left out: {problem}")
 

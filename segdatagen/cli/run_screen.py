@@ -9,6 +9,7 @@ from segdatagen.cli import screen
 from segdatagen.dataflow import PartDone
 from segdatagen.lease import Holder
 from segdatagen.planner import RoundSummary
+from segdatagen.status import RunStatus
 
 
 class RunScreen:
@@ -17,7 +18,7 @@ class RunScreen:
     def __init__(self, silent: bool = False) -> None:
         self._silent = silent
         self._meter: screen.Meter | None = None
-        self._done = self._planned = self._made = self._rejected = self._failed = 0
+        self._done = self._after = self._made = self._rejected = self._failed = 0
         self._began: float | None = None
         self._first_part: float | None = None
 
@@ -31,13 +32,13 @@ class RunScreen:
             self.close()
             print_round(summary)
 
-    def working(self, num_done: int, num_planned: int) -> None:
+    def working(self, num_done: int, num_after: int) -> None:
         """A flow begins."""
         self.close()
-        self._done, self._planned, self._made = num_done, num_planned, 0
+        self._done, self._after, self._made = num_done, num_after, 0
         self._began, self._first_part = time.monotonic(), None
         self._meter = screen.Meter("run", self._silent, self._describe)
-        self._meter.update(num_done, num_planned)
+        self._meter.update(num_done, num_after)
 
     def part(self, part: PartDone) -> None:
         """A part was committed."""
@@ -50,7 +51,7 @@ class RunScreen:
         else:
             self._made += rows
         if self._meter is not None:
-            self._meter.update(self._done, self._planned)
+            self._meter.update(self._done, self._after)
 
     def note(self, text: str) -> None:
         """Anything else that should be read."""
@@ -65,12 +66,24 @@ class RunScreen:
 
     def _describe(self) -> str:
         """Images per second since the first part, time left, rejected, failed."""
-        seconds = time.monotonic() - self._first_part if self._first_part is not None else 0.0
-        if not self._made or not seconds:
+        if self._first_part is None:
             return "starting"
+        outcome = f"{self._rejected} rejected, {self._failed} failed"
+        seconds = time.monotonic() - self._first_part
+        if not self._made or not seconds:
+            return outcome
         rate = self._made / seconds
-        left = screen.as_duration((self._planned - self._done) / rate)
-        return f"{rate:.2f} images/s, {left} left, {self._rejected} rejected, {self._failed} failed"
+        return f"{rate:.2f} images/s, {screen.as_duration((self._after - self._done) / rate)} left, {outcome}"
+
+
+def print_standing(status: RunStatus) -> None:
+    """What every class has now against what the last round wants: real images and accepted samples that show it."""
+    for summary in status.rounds[-1:]:
+        rows = [
+            [c.name, c.real, status.accepted[c.name], c.real + status.accepted[c.name], c.wanted]
+            for c in summary.classes
+        ]
+        screen.table(["class", "real", "accepted", "both", "wanted"], rows, f"round {summary.round}")
 
 
 def print_round(summary: RoundSummary) -> None:

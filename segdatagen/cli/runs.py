@@ -99,7 +99,7 @@ def status(run: RunUri, as_json: Json = False) -> None:
     Example: segdatagen status s3://bucket/runs/camvid-balanced/v1
     """
     from segdatagen.cli import screen
-    from segdatagen.cli.run_screen import print_round
+    from segdatagen.cli.run_screen import print_standing
     from segdatagen.run_folder import open_run
     from segdatagen.status import status_of
 
@@ -107,13 +107,11 @@ def status(run: RunUri, as_json: Json = False) -> None:
     if as_json:
         screen.print_json(found.model_dump(mode="json"))
         return
-    for summary in found.rounds[-1:]:
-        print_round(summary)
+    print_standing(found)
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     state = "complete" if found.complete else "not complete"
-    screen.say(
-        f"{run}: {state}, {len(found.rounds)} rounds planned, {counts}, {found.missing} of {found.planned} to do"
-    )
+    rounds = screen.as_count(len(found.rounds), "round")
+    screen.say(f"{run}: {state}, {rounds} planned, {counts}, {found.missing} of {found.planned} to do")
     for reason, count in found.reasons.items():
         screen.say(f"{count} x {reason}")
     for sentence in found.unreadable:
@@ -153,7 +151,7 @@ def verify(
         screen.print_json(asdict(verdict) | {"problems": problems, "parts_decoded": checked})
     else:
         counts = ", ".join(f"{count} {name}" for name, count in verdict.counts.items())
-        decoded = f", {checked} files decoded" if deep else ""
+        decoded = f", {screen.as_count(checked, 'file')} decoded" if deep else ""
         screen.say(f"{run}: {verdict.planned} planned, {counts}, {verdict.duplicates} made twice{decoded}")
         for sentence in problems:
             screen.say(sentence)
@@ -180,7 +178,8 @@ def publish(run: RunUri, as_json: Json = False) -> None:
         screen.print_json(index.model_dump(mode="json"))
         return
     size = screen.as_bytes(sum(shard.size for shard in index.shards))
-    screen.say(f"{run}/data: {index.num_rows} samples in {len(index.shards)} shards, {size}, index {index.number}")
+    samples, shards = screen.as_count(index.num_rows, "sample"), screen.as_count(len(index.shards), "shard")
+    screen.say(f"{run}/data: {samples} in {shards}, {size}, index {index.number}")
 
 
 def regenerate(

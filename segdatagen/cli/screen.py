@@ -99,6 +99,11 @@ def as_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def as_count(count: int, noun: str) -> str:
+    """A number with its noun in the right form."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def as_bytes(count: float) -> str:
     """Bytes as a person would say them."""
     for unit in ("B", "kB", "MB", "GB"):

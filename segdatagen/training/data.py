@@ -48,6 +48,15 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Order:
+    """What decides which images a step sees: each row is mirrored with probability 1/2 if `flip`."""
+
+    seed: int
+    batch_size: int
+    flip: bool
+
+
+@dataclass(frozen=True)
 class Batch:
     """One worker's rows of a step: images uint8 `[B, H, W, 3]`, channels int64 `[B, H, W]`, and sources of chance.
 
@@ -71,10 +80,9 @@ def sources_of_step(num_sources: int, seed: int, step: int, batch_size: int) -> 
     return found
 
 
-def batch_of_step(
-    arrays: TrainingArrays, seed: int, step: int, batch_size: int, flip: bool, share: Share, device: torch.device
-) -> Batch:
+def batch_of_step(arrays: TrainingArrays, order: Order, step: int, share: Share, device: torch.device) -> Batch:
     """This worker's share of the batch of `step`, counted from 0. Raises `UsageError` unless the shares are equal."""
+    seed, batch_size = order.seed, order.batch_size
     if batch_size % share.num_workers:
         raise UsageError(f"batch_size {batch_size} is not a multiple of num_workers {share.num_workers}")
     length = batch_size // share.num_workers
@@ -82,7 +90,7 @@ def batch_of_step(
     sources = sources_of_step(len(arrays.images), seed, step, batch_size)[rows.start : rows.stop]
     row_chance = [generator_for(seed, "row", step, row) for row in rows]
     images, channels = arrays.images[sources], arrays.channels[sources]
-    if flip:
+    if order.flip:
         for place, generator in enumerate(row_chance):
             if float(torch.rand((), generator=generator)) < 0.5:
                 images[place] = images[place, :, ::-1]

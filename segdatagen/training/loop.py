@@ -20,7 +20,7 @@ from segdatagen.images import encode_image
 from segdatagen.records import derive_seed
 from segdatagen.storage import Folder
 from segdatagen.training.checkpoints import Checkpoint, collect, load_newest, restore, save_checkpoint
-from segdatagen.training.data import Batch, Share, batch_of_step
+from segdatagen.training.data import Batch, Order, Share, batch_of_step
 from segdatagen.training.kind import Kind, Progress, Summary, TrainingProgress, TrainingResult
 from segdatagen.training.loss_log import LossLog
 from segdatagen.training.options import TrainingOptions
@@ -89,9 +89,8 @@ class Loop:
 
     def _train_step(self, step: int) -> None:
         options = self._options
-        batch = batch_of_step(
-            self._kind.arrays, options.seed, step, options.batch_size, options.flip, self._share, self._device
-        )
+        order = Order(options.seed, options.batch_size, options.flip)
+        batch = batch_of_step(self._kind.arrays, order, step, self._share, self._device)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate_at(options, step)
         self._optimizer.zero_grad(set_to_none=True)

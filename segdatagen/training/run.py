@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from segdatagen.config_files import read_config
 from segdatagen.errors import UsageError
-from segdatagen.job import parse_model
 from segdatagen.sources import read_arrays
 from segdatagen.training.data import Share, TrainingArrays
 from segdatagen.training.kind import Progress, TrainingResult
@@ -40,7 +40,7 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     """
     if kind not in KINDS:
         raise UsageError(f"unknown kind of training {kind!r}: choose one of {', '.join(KINDS)}")
-    options = parse_model(KINDS[kind].options_type, config_uri)
+    options = read_config(KINDS[kind].options_type, config_uri)
     command = f"segdatagen train {kind} {config_uri}{' --local' if local else ''}"
     worker = functools.partial(train_share, TrainingRequest(kind, options, command))
     if local:

@@ -18,7 +18,6 @@ Image = npt.NDArray[np.uint8]
 GLOW_SIDE = 48
 GLOW_GAIN = 0.5
 MAX_GLOWS = 12
-CLOUD_STRIDE = 5
 
 
 @cache

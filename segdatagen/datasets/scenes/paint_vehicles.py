@@ -3,6 +3,8 @@
 Where one drives, and which, the layout has decided.
 """
 
+from typing import NamedTuple
+
 from segdatagen.datasets.scenes.canvas import Canvas, Paint, Sprite
 from segdatagen.datasets.scenes.layout import TRUCK, Colour, Light, Thing
 
@@ -23,6 +25,14 @@ def paint_vehicle(canvas: Canvas, light: Light, thing: Thing, segment: int) -> N
         _truck(Hull(canvas, light, thing, segment), light, thing)
     else:
         _car(Hull(canvas, light, thing, segment), light, thing)
+
+
+class _Lamps(NamedTuple):
+    """Where the lamps of a profile are, in metres: u of the front and of the rear ones, and their height."""
+
+    front: float
+    rear: float
+    v: float
 
 
 class Hull:
@@ -158,7 +168,8 @@ def _wheel(sprite: Sprite, light: Light, u: float, radius: float, depth: float, 
     sprite.ellipse(u, radius, radius * 0.5, radius * 0.5, light.shade((150.0, 150.0, 152.0), depth), segment)
 
 
-def _end_lamps(sprite: Sprite, light: Light, thing: Thing, front: float, rear: float, v: float, segment: int) -> None:
+def _end_lamps(sprite: Sprite, light: Light, thing: Thing, lamps: _Lamps, segment: int) -> None:
+    front, rear, v = lamps
     dark = light.is_dark
     white = HEADLIGHT if dark else light.shade((232.0, 232.0, 220.0), thing.z)
     red = TAIL_LIGHT if dark else light.shade((176.0, 30.0, 30.0), thing.z)
@@ -193,7 +204,7 @@ def _car_profile(sprite: Sprite, light: Light, thing: Thing, segment: int) -> No
     sprite.box(-2.1, 0.28, 2.1, 0.4, light.shade(thing.colour, depth, 0.6), segment)
     for u in (-1.3, 1.3):
         _wheel(sprite, light, u, 0.33, depth, segment)
-    _end_lamps(sprite, light, thing, 2.12, -2.1, 0.62, segment)
+    _end_lamps(sprite, light, thing, _Lamps(2.12, -2.1, 0.62), segment)
 
 
 def _truck_profile(sprite: Sprite, light: Light, thing: Thing, segment: int) -> None:
@@ -207,4 +218,4 @@ def _truck_profile(sprite: Sprite, light: Light, thing: Thing, segment: int) -> 
     sprite.polygon(((2.3, 1.3), (3.55, 1.3), (3.2, 2.1), (2.3, 2.1)), light.shade(GLASS, depth), segment)
     for u in (-2.9, -1.9, 2.7):
         _wheel(sprite, light, u, 0.48, depth, segment)
-    _end_lamps(sprite, light, thing, 3.7, -3.7, 0.66, segment)
+    _end_lamps(sprite, light, thing, _Lamps(3.7, -3.7, 0.66), segment)

@@ -1,0 +1,143 @@
+"""YAML files into pydantic models, and their mistakes as one line: field, what is allowed, what was found.
+
+It does not know what the files configure.
+"""
+
+import types
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from segdatagen.errors import UsageError
+from segdatagen.storage import read_any
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_ALLOWED = {
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping of fields",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+}
+"""What is allowed, by the type of pydantic's error. Others keep pydantic's words."""
+
+
+def read_config(model: type[Model], uri: str) -> Model:
+    """Read a YAML file from a path or URI into a model. Raises UsageError in one line."""
+    try:
+        text = read_any(uri).decode()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UsageError(f"{uri}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{uri}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{uri}: not a text file ({error})") from error
+    try:
+        data = load_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{uri}: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{uri}: expected a mapping of fields, found {type(data).__name__}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{uri}: {describe(error, model)}") from error
+
+
+def load_yaml(text: str) -> object:
+    """Parse YAML. Raises ValueError with line and column; a key that stands twice in a mapping is a mistake too."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "an unknown line"
+        raise ValueError(f"broken YAML at {where}: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"broken YAML: {' '.join(str(error).split())}") from error
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The problems of a pydantic error in one line: field, what is allowed, value."""
+    sentences: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    for problem in error.errors():
+        path, owner = _resolve(model, problem["loc"])
+        field, kind = ".".join(path), problem["type"]
+        if kind == "extra_forbidden":
+            known = f"; allowed are {', '.join(owner.model_fields)}" if owner else ""
+            sentence = f"unknown key{known}"
+        elif kind == "missing":
+            sentence = "missing"
+        elif kind == "value_error":
+            sentence = str(problem["ctx"]["error"])
+        else:
+            allowed = owner.model_fields[path[-1]].description if owner and path[-1] in owner.model_fields else None
+            is_pattern = kind == "string_pattern_mismatch" and allowed
+            sentence = f"must be {allowed}" if is_pattern else _ALLOWED.get(kind, problem["msg"])
+            sentence = sentence.format_map(problem.get("ctx", {}))
+            values[field] = f", not {problem['input']!r}"
+        sentences.setdefault(field, []).append(sentence)
+    lines = [
+        f"{field}: {' or '.join(dict.fromkeys(found))}{values.get(field, '')}".removeprefix(": ")
+        for field, found in sentences.items()
+    ]
+    return "; ".join(" ".join(line.split()) for line in lines)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, where YAML's own loader silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _resolve(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None]:
+    """A place as fields and indices, without the tags of unions, and the model that owns its last field."""
+    path: list[str] = []
+    owner: type[BaseModel] | None = model
+    annotation: Any = model
+    for part in place:
+        models = [found for found in _alternatives(annotation) if _is_model(found)]
+        if models:
+            owner = next((found for found in models if part in found.model_fields), models[0])
+            path.append(str(part))
+            field = owner.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        elif isinstance(part, int) or any(get_origin(found) in (dict, Mapping) for found in _alternatives(annotation)):
+            path.append(str(part))
+            annotation = next(iter(get_args(annotation)[-1:]), None)
+            owner = None
+    return path, owner
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type that it is."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
