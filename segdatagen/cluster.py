@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 
 import ray
@@ -17,6 +18,8 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 """Blocks are a few megabytes and few are in flight: a laptop keeps its memory for the models."""
 ANSWER_SECONDS = 5.0
 """A cluster that does not accept a connection by then is not there."""
+
+LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 
 
 @contextlib.contextmanager
@@ -33,7 +36,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
     if address:
         _require_answer(address)
     try:
-        with _quiet_native_code():
+        with _without_log_level_line():
             if address:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             else:
@@ -69,16 +72,19 @@ def _require_answer(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_native_code() -> Iterator[None]:
-    """Keep what native code writes to standard error off the screen: that the log level was set, at every start."""
-    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(screen, 2)
-        os.close(screen)
-        os.close(nowhere)
+def _without_log_level_line() -> Iterator[None]:
+    """Drop the line with which Ray's native code reports its log level; what else it writes is shown afterwards."""
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        try:
+            os.dup2(kept.fileno(), 2)
+            yield
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+            kept.seek(0)
+            lines = [line for line in kept.read().splitlines(keepends=True) if LOG_LEVEL_LINE not in line]
+            os.write(2, b"".join(lines))
 
 
 def quiet_ray_data() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from test_layers import LAYERS
 
 from segdatagen.cli import app
 from segdatagen.datasets import FORMATS
-from segdatagen.job import STRATEGIES, Job
+from segdatagen.job import STRATEGIES, Job, load_job
 from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 
 REPOSITORY = Path(__file__).parents[1]
@@ -167,3 +168,38 @@ def test_help_imports_nothing_heavy_and_answers_within_a_second() -> None:
     assert status == 0
     assert not HEAVY & set(modules)
     assert min(seconds for _, seconds, _ in runs) < 1.0  # processor time: the machine may be busy with something else
+
+
+def fenced_commands(document: Path) -> list[str]:
+    """The `segdatagen ...` lines of fenced blocks and of the comments of job files, without what follows them."""
+    text = document.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if document.suffix == ".md" else [text]
+    return [line for block in blocks for line in re.findall(r"^(?:#   )?(segdatagen .+)$", block, re.MULTILINE)]
+
+
+SPOKEN = [
+    (path.relative_to(REPOSITORY).as_posix(), line)
+    for path in [*DOCUMENTS, *sorted(REPOSITORY.glob("jobs/*/*.yaml"))]
+    for line in fenced_commands(path)
+]
+
+
+@pytest.mark.parametrize(("document", "line"), SPOKEN, ids=[f"{name}: {line}" for name, line in SPOKEN])
+def test_commands_in_documents_can_be_given(document: str, line: str) -> None:
+    """Every word is one that the command takes, and job files that are named exist."""
+    words = shlex.split(line, comments=True)[1:]
+    group, spoken = typer.main.get_command(app), words
+    while hasattr(group, "commands"):
+        assert words[0] in group.commands, line
+        group, words = group.commands[words[0]], words[1:]
+    group.make_context(spoken[0], list(words))
+    assert all((REPOSITORY / word).exists() for word in words if word.startswith("jobs/"))
+
+
+def test_the_readme_shows_commands_that_are_tested() -> None:
+    assert len([line for name, line in SPOKEN if name == "README.md"]) >= 5
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("jobs/*/job.yaml")), ids=lambda path: path.parent.name)
+def test_shipped_job_files_are_jobs(path: Path) -> None:
+    assert load_job(str(path)).uri.startswith("out/")
