@@ -18,8 +18,9 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
 demo: $(SETUP)
 	$(BIN)/segdatagen demo
 
+# Two processes: most of the time goes into waiting for Ray.
 test: $(SETUP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(SETUP)
 	$(BIN)/ruff check .

@@ -104,8 +104,9 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
         return pa.Table.from_pylist([_commit(run, part) for part in split_parts(block)], schema=_REPORT_SCHEMA)
 
     blocks = ray.data.from_arrow(plan_rows).repartition(target_num_rows_per_block=block_rows)
-    # A worker that dies takes the blocks that wait for it along: where each row stands alone, none may wait.
-    in_flight = 1 if block_rows == 1 else 2
+    # A worker that dies takes the blocks that wait for it along: where each row stands alone, none may wait. Nor is a
+    # row tried again there: the driver has more passes, and each try may cost the start of an actor.
+    in_flight, retries = (1, 0) if block_rows == 1 else (2, 1)
     with warnings.catch_warnings():
         # The only way to bound what a row that kills its worker may cost; Ray 2.60 names no other.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -118,7 +119,7 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
             num_cpus=execution.cpus_per_actor,
             num_gpus=execution.gpus_per_actor or None,
             max_restarts=-1,
-            max_task_retries=1,
+            max_task_retries=retries,
         )
     # Writing waits for storage: it asks for no CPU, so that it runs however little the actors and the split leave.
     writers = TaskPoolStrategy(size=min(execution.actors + 1, -(-plan_rows.num_rows // block_rows)))

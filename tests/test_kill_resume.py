@@ -90,16 +90,17 @@ def assert_whole(run: Path, num_planned: int) -> None:
     assert len(np.unique(ids)) == num_planned
 
 
-NAMED_MOMENTS = [
-    ("run.json$", 1, "before"),
-    ("plan/.*part", 1, "after"),
-    ("plan/.*summary", 1, "before"),
-    ("lease.json$", 1, "after"),
-    ("attempts/", 1, "after"),
-    ("manifest.json$", 1, "before"),
-    ("_SUCCESS$", 1, "before"),
+MOMENTS = [
+    ("plan", "run.json$", "before"),
+    ("plan", "plan/.*part", "after"),
+    ("plan", "plan/.*summary", "before"),
+    ("run", "lease.json$", "after"),
+    ("run", "attempts/", "after"),
+    ("run", "manifest.json$", "before"),
+    ("run", "_SUCCESS$", "before"),
 ]
-PUBLISH_MOMENTS = [("data/_index", 1, "after"), ("data/[0-9a-f]+.parquet", 1, "before"), ("data/_index", 1, "before")]
+"""What a run writes once, in its order; `plan` writes the first three as `run` does, and needs no Ray."""
+PUBLISH_MOMENTS = [("data/_index", "after"), ("data/[0-9a-f]+.parquet", "before"), ("data/_index", "before")]
 
 
 @pytest.mark.ray
@@ -107,13 +108,13 @@ PUBLISH_MOMENTS = [("data/_index", 1, "after"), ("data/[0-9a-f]+.parquet", 1, "b
 def test_driver_killed_inside_every_write(make_job: JobFactory, tmp_path: Path) -> None:
     job = make_job(execution=EXECUTION)
     run = Path(load_job(str(job)).uri)
-    for place, (pattern, number, moment) in enumerate(NAMED_MOMENTS):
-        kill = f"{pattern}|{number}|{moment}|{tmp_path / f'count-{place}'}"
-        assert finish(start("run", job, kill=kill)) == -signal.SIGKILL, f"killed {moment} {pattern}"
+    for place, (verb, pattern, moment) in enumerate(MOMENTS):
+        kill = f"{pattern}|1|{moment}|{tmp_path / f'count-{place}'}"
+        assert finish(start(verb, job, kill=kill)) == -signal.SIGKILL, f"killed {moment} {pattern}"
         assert not (run / SUCCESS_NAME).exists()
     assert finish(start("run", job)) == 0
-    for place, (pattern, number, moment) in enumerate(PUBLISH_MOMENTS):
-        kill = f"{pattern}|{number}|{moment}|{tmp_path / f'count-publish-{place}'}"
+    for place, (pattern, moment) in enumerate(PUBLISH_MOMENTS):
+        kill = f"{pattern}|1|{moment}|{tmp_path / f'count-publish-{place}'}"
         assert finish(start("publish", run, kill=kill)) == -signal.SIGKILL, f"killed {moment} {pattern}"
     assert finish(start("publish", run)) == 0
     assert_whole(run, 12)
@@ -141,7 +142,7 @@ def test_ten_random_kills(make_job: JobFactory) -> None:
     chance = random.Random(20261121)
     plan = [{"method": "mask_ddpm", "strategy": "uniform", "per_source": 40}]
     methods = job_methods(make_job, steps=12)
-    job = make_job(plan=plan, execution=EXECUTION, methods=methods)
+    job = make_job(plan=plan, execution=EXECUTION | {"actors": 1}, methods=methods)
     run = Path(load_job(str(job)).uri)
     victims = ["driver", "worker", "all"] * 3 + ["worker"]
     chance.shuffle(victims)

@@ -26,6 +26,7 @@ from segdatagen.storage import Folder
 
 pytestmark = pytest.mark.s3
 BUCKET = "segdatagen"
+START_ATTEMPTS = 8
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,7 @@ def s3_server(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pytest.skip("the S3 test server needs ceph-mon, ceph-osd, radosgw and ceph-common")
     script = shared / "s3" / "ceph-rgw.sh"
     folder = tmp_path_factory.mktemp("s3") / "server"
-    port = free_port()
-    exports = subprocess.run(
-        ["bash", str(script), "start", str(folder), str(port)], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
+    exports = start_server(script, folder)
     words = [word for line in exports.splitlines() for word in line.removeprefix("export ").split()]
     settings = dict(word.split("=", 1) for word in words)
     before = {name: os.environ.get(name) for name in settings}
@@ -51,6 +49,20 @@ def s3_server(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         subprocess.run(["bash", str(script), "stop", str(folder)], check=True)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def start_server(script: Path, folder: Path) -> str:
+    """Start the server and return what it exports.
+
+    Its object daemon now and then asks the monitor before that knows it, and gives up ("wrong fsid"): start again then.
+    """
+    for _ in range(START_ATTEMPTS):
+        words = ["bash", str(script), "start", str(folder), str(free_port())]
+        started = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+        if started.returncode == 0:
+            return started.stdout
+        subprocess.run(["bash", str(script), "stop", str(folder)], check=True)
+    raise OSError(f"the S3 test server did not start in {START_ATTEMPTS} attempts")
 
 
 def free_port() -> int:
