@@ -1,4 +1,4 @@
-"""YAML files into pydantic models, and their mistakes as one line: field, what is allowed, what was found.
+"""YAML and JSON files into pydantic models, and their mistakes as one line: field, what is allowed, what was found.
 
 It does not know what the files configure.
 """
@@ -10,8 +10,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from segdatagen.errors import UsageError
-from segdatagen.storage import read_any
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.storage import Folder, read_any
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -63,6 +63,15 @@ def read_config(model: type[Model], uri: str) -> Model:
         raise UsageError(f"{uri}: {describe(error, model)}") from error
 
 
+def read_stored(folder: Folder, name: str, model: type[Model]) -> Model:
+    """Read a JSON document that segdatagen wrote. Raises FileNotFoundError, and SegdatagenError where it is damaged."""
+    data = folder.read(name)
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise SegdatagenError(f"{folder.uri_of(name)}: damaged ({describe(error, model)})") from error
+
+
 def load_yaml(text: str) -> object:
     """Parse YAML. Raises ValueError with line and column; a key that stands twice in a mapping is a mistake too."""
     try:
@@ -71,7 +80,7 @@ def load_yaml(text: str) -> object:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "an unknown line"
         raise ValueError(f"broken YAML at {where}: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise ValueError(f"broken YAML: {' '.join(str(error).split())}") from error
 
 
@@ -92,9 +101,13 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             allowed = owner.model_fields[path[-1]].description if owner and path[-1] in owner.model_fields else None
             is_pattern = kind == "string_pattern_mismatch" and allowed
-            sentence = f"must be {allowed}" if is_pattern else _ALLOWED.get(kind, problem["msg"])
-            sentence = sentence.format_map(problem.get("ctx", {}))
-            values[field] = f", not {problem['input']!r}"
+            if is_pattern:
+                sentence = f"must be {allowed}"
+            elif kind in _ALLOWED:
+                sentence = _ALLOWED[kind].format_map(problem.get("ctx", {}))
+            else:
+                sentence = problem["msg"]
+            values[field] = f", not {_shown(problem['input'])}"
         sentences.setdefault(field, []).append(sentence)
     lines = [
         f"{field}: {' or '.join(dict.fromkeys(found))}{values.get(field, '')}".removeprefix(": ")
@@ -132,6 +145,11 @@ def _resolve(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list[s
             annotation = next(iter(get_args(annotation)[-1:]), None)
             owner = None
     return path, owner
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

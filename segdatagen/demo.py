@@ -15,6 +15,7 @@ from segdatagen.cluster import connect
 from segdatagen.colours import encode
 from segdatagen.datasets import Options, open_reader
 from segdatagen.driver import Events, Outcome, RunOptions
+from segdatagen.errors import UsageError
 from segdatagen.images import decode_image, decode_mask, encode_image
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import load_job
@@ -47,7 +48,10 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
     """Make the demo below `out`; a second call goes on or finds everything done. `progress` gets a title too."""
     folder = Folder(out)
     folder.require_writable()
-    folder.put("job.yaml", yaml.safe_dump(demo_job(out), sort_keys=False).encode())
+    text = yaml.safe_dump(demo_job(out), sort_keys=False).encode()
+    if folder.exists("job.yaml") and folder.read("job.yaml") != text:
+        raise UsageError(f"{folder.uri_of('job.yaml')} is not that of the demo: choose another --out")
+    folder.put("job.yaml", text)
     job = load_job(folder.uri_of("job.yaml"))
     root = f"{NUM_SCENES}@{SIZE}x{SIZE}"
     with connect():

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segdatagen.images import Image, Mask
 
+MAX_SIDE = 16384
 SIZE_STEP = 8
 """Width and height are multiples of it: every network here halves the resolution three times."""
 
@@ -31,8 +32,10 @@ class Geometry(BaseModel):
     def model_post_init(self, context: object) -> None:
         """Refuse sizes that no network here can make."""
         for pixels in self.size:
-            if pixels < SIZE_STEP or pixels % SIZE_STEP:
-                raise ValueError(f"size must be positive multiples of {SIZE_STEP}, not {self.size[0]} x {self.size[1]}")
+            if not SIZE_STEP <= pixels <= MAX_SIDE or pixels % SIZE_STEP:
+                raise ValueError(
+                    f"size must be multiples of {SIZE_STEP} up to {MAX_SIDE}, not {self.size[0]} x {self.size[1]}"
+                )
 
     def keeps(self, height: int, width: int) -> bool:
         """True where a source of this size is used as it is."""

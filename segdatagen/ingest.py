@@ -75,6 +75,7 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
     if existing is None:
         _require_nothing_else(folder)
     else:
+        _require_whole(existing)
         _require_same_origin(existing, request, reader)
     shards = [listing.items[start : start + SHARD_SIZE] for start in range(0, len(listing.items), SHARD_SIZE)]
     keep = existing is None
@@ -169,6 +170,18 @@ def _require_nothing_else(folder: Folder) -> None:
         if not own:
             raise UsageError(
                 f"{folder.uri}: holds {entry.name} and is no source store: choose an empty or a new folder for --out"
+            )
+
+
+def _require_whole(store: SourceStore) -> None:
+    """Raise UsageError where parts of a store are gone or of another size: it can neither be used nor compared."""
+    present = {entry.name: entry.size for entry in store.folder.entries(".parquet")}
+    for part in store.info.parts:
+        if present.get(part.name) != part.size:
+            found = "is gone" if part.name not in present else f"has {present[part.name]} bytes, not {part.size}"
+            raise UsageError(
+                f"{store.folder.uri}: {part.name} {found}: delete {INFO_NAME} there and ingest again, or choose "
+                "another --out"
             )
 
 

@@ -32,7 +32,7 @@ class MaskDDPMOptions(_Part):
     weights: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
     sampler: Sampler = "ddim"
     steps: int = Field(default=50, ge=1, le=1000)
-    guidance: float = Field(default=3.0, ge=0, description="0: conditional only")
+    guidance: float = Field(default=3.0, ge=0, allow_inf_nan=False, description="0: conditional only")
     dtype: DType = "float32"
 
 
@@ -87,7 +87,7 @@ class Job(_Part):
     name: str = Field(pattern=NAME, description=_A_NAME)
     version: str = Field(pattern=NAME, description=_A_NAME)
     sources: str = Field(min_length=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry
     methods: Methods
     plan: tuple[Goal, ...] = Field(min_length=1)
@@ -102,7 +102,10 @@ class Job(_Part):
         if not isinstance(data, dict) or not isinstance(data.get("plan"), list):
             return data
         goals: list[Any] = []
-        settings: dict[str, Any] = dict(data.get("settings", {}))
+        given = data.get("settings", {})
+        if not isinstance(given, dict):
+            raise ValueError(f"settings: must be a mapping, not {given!r}; in a job file they are an entry of the plan")
+        settings: dict[str, Any] = dict(given)
         for number, entry in enumerate(data["plan"]):
             if isinstance(entry, dict) and "strategy" in entry:
                 kind = STRATEGIES.get(str(entry["strategy"]))
@@ -114,6 +117,8 @@ class Job(_Part):
                 except ValidationError as error:
                     raise ValueError(f"plan.{number}: {describe(error, kind)}") from error
             elif isinstance(entry, dict) and "method" not in entry:
+                if settings.keys() & entry.keys():
+                    raise ValueError(f"plan.{number}: {', '.join(sorted(settings.keys() & entry.keys()))}: given twice")
                 settings |= entry
             else:
                 raise ValueError(f"plan: each entry has a method and a strategy, or settings, not {entry!r}")

@@ -126,6 +126,12 @@ def check_weights(context: MethodContext) -> None:
     """Raise UsageError unless weights exist, have the classes of the sources, and can do the steps of the job."""
     options = context.options
     config = check_mask_ddpm(options.weights, context.label_set.num_classes)
+    for channel, (known, name) in enumerate(zip(config.classes, context.label_set.names, strict=True)):
+        if known != name:
+            raise UsageError(
+                f"the weights {options.weights} were trained on {config.label_set}, whose class {channel} is {known}: "
+                f"in {context.label_set.name} it is {name}; use weights of the same classes in the same order"
+            )
     most = config.network.diffusion_steps
     if options.sampler == "ancestral" and options.steps != most:
         problem = f"the ancestral sampler visits every step: {most}, not {options.steps}"

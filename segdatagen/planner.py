@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from segdatagen.balance import Presence, cir, entropy
+from segdatagen.config_files import read_stored
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.goals import (
@@ -154,7 +155,7 @@ def read_rounds(run: Folder) -> list[RoundSummary]:
     """Summaries of the rounds that exist, in order."""
     found = [entry.name for entry in run.child("plan").entries("/summary.json")]
     return sorted(
-        (RoundSummary.model_validate_json(run.read(f"plan/{name}")) for name in found),
+        (read_stored(run, f"plan/{name}", RoundSummary) for name in found),
         key=lambda summary: summary.round,
     )
 

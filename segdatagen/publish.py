@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from segdatagen.config_files import read_stored
+from segdatagen.errors import SegdatagenError
 from segdatagen.records import FORMAT_VERSION, SAMPLE_SCHEMA
 from segdatagen.run_folder import Run, now
-from segdatagen.samples import STATUSES, Ledger, read_ledger
+from segdatagen.samples import SAMPLES, STATUSES, Ledger, read_ledger
 from segdatagen.storage import Folder
-from segdatagen.tables import put_table, read_part
+from segdatagen.tables import put_table, read_part, read_parts
 
 DATA = "data"
 TARGET_BYTES = 384 * 2**20
@@ -56,12 +58,24 @@ class Slice:
 
 
 def publish(run: Run, progress: Callable[[int, int], None]) -> Index:
-    """Bring `data/` up to date with the ledger; returns its index. Safe to run again, and to kill at any instant."""
+    """Bring `data/` up to date with the ledger; returns its index. Safe to run again, and to kill at any instant.
+
+    Raises SegdatagenError where parts are unreadable or gone: what was published is not taken back for that.
+    """
     ledger = read_ledger(run.folder)
+    for sentence in ledger.unreadable.values():
+        raise SegdatagenError(f"{sentence}: make its samples again with `segdatagen run`, then publish")
     wanted = ledger.ids_with("ok")
     data = run.folder.child(DATA)
     newest = read_index(run.folder)
-    kept = _keep(data, newest.shards if newest else (), wanted)
+    shards_with_ids = _read_shards(data, newest.shards if newest else ())
+    gone = np.setdiff1d(_ids(shards_with_ids), ledger.sample_ids)
+    if len(gone):
+        raise SegdatagenError(
+            f"{run.folder.uri}: {len(gone)} published samples are no longer in {SAMPLES}/, the first is {gone[0]}: "
+            "make them again with `segdatagen run`, then publish"
+        )
+    kept = [(shard, ids) for shard, ids in shards_with_ids if np.isin(ids, wanted).all()]
     missing = np.setdiff1d(wanted, _ids(kept))
     if len(missing):
         kept = [(shard, ids) for shard, ids in kept if shard.size >= MIN_BYTES]
@@ -84,7 +98,7 @@ def read_index(run: Folder) -> Index | None:
     if not names:
         return None
     newest = max(names, key=lambda name: int(name.removeprefix("_index-").removesuffix(".json")))
-    return Index.model_validate_json(run.child(DATA).read(newest))
+    return read_stored(run.child(DATA), newest, Index)
 
 
 def slices_of(ledger: Ledger, ids: np.ndarray) -> list[Slice]:
@@ -113,16 +127,12 @@ def pack(slices: Sequence[Slice], target_bytes: int) -> list[list[Slice]]:
     return groups
 
 
-def _keep(data: Folder, shards: Sequence[Shard], wanted: np.ndarray) -> list[tuple[Shard, np.ndarray]]:
-    """Shards that hold only what is wanted, with their ids. A shard that is gone is not kept."""
+def _read_shards(data: Folder, shards: Sequence[Shard]) -> list[tuple[Shard, np.ndarray]]:
+    """Shards with their ids. One that is gone, of another size or unreadable is left out: it is written again."""
     present = {entry.name: entry.size for entry in data.entries(".parquet")}
-    kept = []
-    for shard in shards:
-        if present.get(shard.name) == shard.size:
-            ids = read_part(data, shard.name, ["sample_id"])["sample_id"].to_numpy()
-            if np.isin(ids, wanted).all():
-                kept.append((shard, ids))
-    return kept
+    whole = [shard for shard in shards if present.get(shard.name) == shard.size]
+    tables, _ = read_parts(data, [shard.name for shard in whole], ["sample_id"])
+    return [(shard, tables[shard.name]["sample_id"].to_numpy()) for shard in whole if shard.name in tables]
 
 
 def _ids(kept: Sequence[tuple[Shard, np.ndarray]]) -> np.ndarray:

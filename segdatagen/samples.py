@@ -91,13 +91,14 @@ def set_aside(run: Folder, name: str) -> bool:
     """
     try:
         data = run.read(name)
-        pq.ParquetFile(pa.BufferReader(data))
-    except pa.ArrowException:
+    except OSError:
+        return False
+    try:
+        pq.ParquetFile(pa.BufferReader(data)).read(columns=LEDGER_COLUMNS).select(LEDGER_COLUMNS)
+    except (pa.ArrowException, OSError, KeyError):  # OSError: pages that do not decompress
         run.put(f"{name}{DAMAGED}", data)
         run.delete([name])
         return True
-    except OSError:
-        return False
     return False
 
 

@@ -54,8 +54,9 @@ class Folder:
         if protocol not in ("file", "s3"):
             raise UsageError(f"{uri}: {protocol}:// is not supported, use a path or s3://bucket/folder")
         options = {"use_listings_cache": False} if protocol == "s3" else {}
-        self.uri = uri.rstrip("/")
-        filesystem, self._root = fsspec.url_to_fs(self.uri, **options)
+        self.uri = uri.rstrip("/") or "/"
+        filesystem, root = fsspec.url_to_fs(self.uri, **options)
+        self._root = root.rstrip("/")  # empty for the root of the disk
         self._filesystem = filesystem if protocol == "file" else _Asked(filesystem, self.uri)
 
     def __repr__(self) -> str:
@@ -71,11 +72,11 @@ class Folder:
 
     def child(self, name: str) -> "Folder":
         """The folder `name` inside this one."""
-        return Folder(f"{self.uri}/{name}")
+        return Folder(self.uri_of(name))
 
     def uri_of(self, name: str) -> str:
         """Where an object lies, for messages."""
-        return f"{self.uri}/{name}"
+        return f"{self.uri.rstrip('/')}/{name}"
 
     def exists(self, name: str = "") -> bool:
         """True if the object, or any object below that name, exists."""
@@ -94,7 +95,7 @@ class Folder:
     def entries(self, suffix: str = "") -> list[Entry]:
         """Every object below this folder whose name ends in `suffix`, sorted by name. Empty if there is no folder."""
         if self.is_local:
-            found = list(_scan(self._root, ""))
+            found = list(_scan(self._path(""), ""))
         else:
             try:
                 details = self._filesystem.find(self._root, detail=True)
@@ -160,7 +161,7 @@ class Folder:
     def sweep(self) -> None:
         """Remove what killed processes left of a `put`, for who alone writes here. An object store has no halves."""
         if self.is_local:
-            for parent, _, names in os.walk(self._root):
+            for parent, _, names in os.walk(self._path("")):
                 for name in filter(HALF_PUT.fullmatch, names):
                     Path(parent, name).unlink(missing_ok=True)
 
@@ -171,14 +172,14 @@ class Folder:
             if not self._filesystem.exists(bucket):
                 raise UsageError(f"{self.uri}: bucket {bucket} does not exist or cannot be read: create it first")
             return
-        ancestor = Path(self._root)
+        ancestor = Path(self._path(""))
         while not os.path.exists(ancestor) and ancestor != ancestor.parent:
             ancestor = ancestor.parent
         if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
             raise UsageError(f"{self.uri}: cannot write here, {ancestor} is not a writable folder")
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}" if name else self._root
+        return f"{self._root}/{name}" if name or not self._root else self._root
 
     def _call(self, method: str, **arguments: Any) -> Any:
         return self._filesystem.call_s3(method, **arguments)
@@ -209,7 +210,7 @@ class Folder:
 
     def _prune(self, parent: Path) -> None:
         """Remove folders that became empty, up to and including this one."""
-        root = Path(self._root)
+        root = Path(self._path(""))
         while parent == root or root in parent.parents:
             try:
                 parent.rmdir()
@@ -241,20 +242,31 @@ class _Asked:
 
 def read_any(uri: str) -> bytes:
     """All bytes of the object at a URI. Raises FileNotFoundError."""
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    return Folder(parent or ".").read(name)
+    parent, slash, name = uri.rstrip("/").rpartition("/")
+    return Folder(parent or slash or ".").read(name)
 
 
 def _scan(root: str, prefix: str) -> Iterable[Entry]:
     try:
-        with os.scandir(root) as found:
-            for item in found:
-                if item.is_dir():
-                    yield from _scan(item.path, f"{prefix}{item.name}/")
-                else:
-                    yield Entry(prefix + item.name, item.stat().st_size)
+        found = os.scandir(root)
     except (FileNotFoundError, NotADirectoryError):
         return
+    with found:
+        for item in found:
+            if item.is_dir():
+                if item.is_symlink() and f"{os.path.realpath(root)}/".startswith(f"{os.path.realpath(item.path)}/"):
+                    raise StorageError(f"{item.path} links to a folder that it lies in: remove the link")
+                yield from _scan(item.path, f"{prefix}{item.name}/")
+            elif (size := _size(item)) is not None:
+                yield Entry(prefix + item.name, size)
+
+
+def _size(item: os.DirEntry[str]) -> int | None:
+    """Bytes of a file; 0 for a link to nothing, which whoever reads it will name; None if it is gone by now."""
+    try:
+        return item.stat().st_size
+    except FileNotFoundError:
+        return 0 if item.is_symlink() else None
 
 
 def _replace_file(path: str, data: bytes) -> None:

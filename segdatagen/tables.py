@@ -50,7 +50,8 @@ def read_part(folder: Folder, name: str, columns: Sequence[str] | None = None) -
     """Read a part, or some columns of it. Raises UnreadablePart."""
     try:
         with folder.open(name) as file:
-            return pq.ParquetFile(file).read(columns=list(columns) if columns else None, use_threads=False)
+            table = pq.ParquetFile(file).read(columns=list(columns) if columns else None, use_threads=False)
+            return table.select(columns) if columns else table
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UnreadablePart(f"{folder.uri_of(name)}: not a readable Parquet file ({_first_line(error)})") from error
 

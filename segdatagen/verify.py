@@ -85,10 +85,16 @@ def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], goa
 
 
 def read_manifest(run: Folder) -> dict[str, Any] | None:
-    """The manifest of a run that ended whole, if rounds and parts are still those it names; None otherwise."""
+    """The manifest of a run that ended whole, if rounds and parts are still those it names; None otherwise.
+
+    A manifest that is damaged says nothing: the run looks at its parts again and writes another.
+    """
     if not run.exists(SUCCESS_NAME):
         return None
-    manifest: dict[str, Any] = json.loads(run.read(MANIFEST_NAME))
+    try:
+        manifest: dict[str, Any] = json.loads(run.read(MANIFEST_NAME))
+    except (FileNotFoundError, ValueError):
+        return None
     parts = {entry.name: entry.size for entry in part_entries(run)}
     unchanged = manifest["parts"] == parts and manifest["rounds"] == len(read_rounds(run))
     return manifest if unchanged else None

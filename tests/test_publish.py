@@ -7,6 +7,7 @@ import pytest
 from committed import commit, make_run, plan
 
 import segdatagen.publish
+from segdatagen.errors import SegdatagenError
 from segdatagen.publish import pack, publish, read_index, slices_of
 from segdatagen.run_folder import Run
 from segdatagen.samples import read_ledger
@@ -65,16 +66,41 @@ def test_new_samples_rewrite_only_undersized_shards(tmp_path: Path, monkeypatch:
     assert published_ids(tmp_path / "run") == list(range(1, 21))
 
 
-def test_what_is_no_longer_good_disappears(tmp_path: Path) -> None:
+def test_what_was_published_is_not_taken_back_where_its_part_is_gone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     plan(run, [1, 2, 3])
     name = commit(run, [1, 2])
     commit(run, [3])
-    publish_quietly(run)
-    run.folder.delete([name])
     index = publish_quietly(run)
-    assert index.num_rows == 1
-    assert published_ids(tmp_path / "run") == [3]
+    run.folder.delete([name])
+    with pytest.raises(SegdatagenError, match=r"2 published samples are no longer in samples/, the first is 1"):
+        publish_quietly(run)
+    assert published_ids(tmp_path / "run") == [1, 2, 3]
+    commit(run, [1, 2], attempt=2)
+    assert publish_quietly(run) == index
+
+
+def test_nothing_is_published_while_a_part_is_unreadable(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1, 2, 3])
+    name = commit(run, [1, 2])
+    commit(run, [3])
+    whole = (tmp_path / "run" / name).read_bytes()
+    (tmp_path / "run" / name).write_bytes(whole[:-9])
+    with pytest.raises(SegdatagenError, match="not a readable Parquet file"):
+        publish_quietly(run)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_shard_damaged_at_its_size_is_written_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1, 2])
+    commit(run, [1, 2])
+    shard = publish_quietly(run).shards[0]
+    path = tmp_path / "run" / "data" / shard.name
+    path.write_bytes(bytes(path.stat().st_size))
+    assert publish_quietly(run).shards == (shard,)
+    assert published_ids(tmp_path / "run") == [1, 2]
 
 
 def test_a_lost_shard_is_written_again(tmp_path: Path) -> None:

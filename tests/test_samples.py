@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from committed import commit, make_run, plan, sample_rows
 from hypothesis import given, settings
@@ -77,6 +78,30 @@ def test_only_what_is_damaged_is_set_aside(tmp_path: Path) -> None:
     assert not set_aside(run.folder, "samples/absent.parquet")
     assert [entry.name for entry in part_entries(run.folder)] == [good]
     assert run.folder.read(f"{torn}.damaged") == b"PAR1 and then nothing"
+
+
+def test_a_part_damaged_behind_an_intact_footer_is_set_aside(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    name = commit(run, [1, 2, 3])
+    path = tmp_path / "run" / name
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    assert column.path_in_schema == "sample_id"
+    start = column.dictionary_page_offset or column.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(data)
+    assert list(read_ledger(run.folder).unreadable) == [name]
+    assert set_aside(run.folder, name)
+    assert read_ledger(run.folder).parts == ()
+
+
+def test_a_file_of_another_schema_is_no_part(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    commit(run, [1])
+    pq.write_table(pa.table({"text": ["theirs"]}), tmp_path / "run" / "samples" / "theirs.parquet")
+    ledger = read_ledger(run.folder)
+    assert list(ledger.unreadable) == ["samples/theirs.parquet"]
+    assert ledger.sample_ids.tolist() == [1]
 
 
 def test_verify_names_what_is_in_no_plan(tmp_path: Path) -> None:

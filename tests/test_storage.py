@@ -241,3 +241,44 @@ def test_sweep_removes_half_puts_alone(tmp_path: Path) -> None:
     before = {path for path in tmp_path.rglob("*") if path != half}
     folder.sweep()
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_broken_link_hides_nothing(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"1234")
+    (tmp_path / "b.link").symlink_to(tmp_path / "nowhere")
+    assert Folder(str(tmp_path)).entries() == [Entry("a", 4), Entry("b", 4), Entry("b.link", 0), Entry("c", 4)]
+
+
+def test_a_link_to_its_own_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "back").symlink_to("..")
+    (tmp_path / "other").symlink_to("images")
+    with pytest.raises(StorageError, match=r"images/back links to a folder that it lies in"):
+        Folder(str(tmp_path)).entries()
+
+
+def test_listings_are_whole_while_somebody_puts(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    for number in range(50):
+        folder.put(f"part-{number:02d}", b"0")
+    program = (
+        "import sys; from segdatagen.storage import Folder; f = Folder(sys.argv[1])\nwhile True: f.put('more', b'1')"
+    )
+    process = run_python(program, str(tmp_path))
+    try:
+        while not folder.exists("more"):
+            time.sleep(0.01)
+        assert all(len(folder.entries("")) >= 50 for _ in range(2000))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_root_of_the_disk_is_a_folder() -> None:
+    root = Folder("/")
+    assert root.uri_of("etc/passwd") == "/etc/passwd"
+    assert root.read("etc/passwd") == read_any("/etc/passwd") == Path("/etc/passwd").read_bytes()
+    assert root.child("etc").exists("passwd")
+    with pytest.raises(FileNotFoundError):
+        read_any(f"/{Path(__file__).name}")

@@ -7,6 +7,7 @@ this process.
 import ctypes
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ def without_override() -> None:
 
 
 # Job files
+
+
+def uniform() -> dict[str, object]:
+    return {"method": "mask_ddpm", "strategy": "uniform", "per_source": 1}
 
 
 def test_unknown_class_in_quotas(refused: Refused, make_job: JobFactory) -> None:
@@ -100,8 +105,16 @@ def test_wrong_type(refused: Refused, make_job: JobFactory) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"geometry": {"size": [60, 64]}}, "geometry: size must be positive multiples of 8, not 60 x 64"),
+        ({"geometry": {"size": [60, 64]}}, "geometry: size must be multiples of 8 up to 16384, not 60 x 64"),
         ({"geometry": {"size": 64}}, "geometry.size: must be a list, not 64"),
+        ({"settings": 5}, "settings: must be a mapping, not 5"),
+        ({"plan": [uniform(), {"max_rounds": 1}, {"max_rounds": 2}]}, "plan.2: max_rounds: given twice"),
+        ({"geometry": {"size": [6400000, 64]}}, "geometry: size must be multiples of 8 up to 16384, not 6400000 x 64"),
+        (
+            {"methods": {"mask_ddpm": {"weights": "x", "guidance": float("inf")}}},
+            "methods.mask_ddpm.guidance: must be a finite number, not inf",
+        ),
+        ({"seed": True}, "seed: must be an integer, not True"),
         ({"name": "a/b"}, "name: must be letters, digits, dots, underscores and hyphens, the first a letter or digit"),
         ({"execution": {"actors": 0}}, "execution.actors: must be at least 1, not 0"),
         ({"execution": {"actors": 1.5}}, "execution.actors: must be an integer, not 1.5"),
@@ -178,6 +191,18 @@ def test_weights_of_another_number_of_classes(refused: Refused, make_job: JobFac
     assert str(weights) in line
     assert "11 classes of camvid" in line
     assert "has 12" in line
+
+
+def test_weights_of_other_classes_of_the_same_number(
+    refused_here: Refused, make_job: JobFactory, scenes_weights: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(scenes_weights, weights)
+    config = json.loads((weights / "config.json").read_text())
+    config["classes"][1:3] = config["classes"][2:0:-1]
+    (weights / "config.json").write_text(json.dumps(config))
+    line = refused_here("run", make_job(methods={"mask_ddpm": {"weights": str(weights)}}))
+    assert "whose class 1 is road: in scenes it is building" in line
 
 
 def test_fewer_steps_than_the_ancestral_sampler_visits(

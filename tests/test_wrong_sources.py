@@ -11,7 +11,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Refused, make_scenes_store
+from conftest import NUM_SCENES, Refused, make_scenes_store
 
 from segdatagen.cli import main
 
@@ -148,6 +148,20 @@ def test_changed_masks_at_the_same_address(
     save(data_set / "masks" / "1.png", np.zeros((24, 32), np.uint8))
     line = refused_on_ray(*words)
     assert f"another source store is here, of {data_set}: its sources differ" in line
+
+
+def test_a_store_that_lost_a_part(refused_here: Refused, tmp_path: Path) -> None:
+    out = make_scenes_store(tmp_path / "store")
+    (out / "part-00000.parquet").unlink()
+    line = refused_here("ingest", "scenes", f"{NUM_SCENES}@32x32", "--split", "train", "--out", out)
+    assert f"{out}: part-00000.parquet is gone: delete source.json there and ingest again" in line
+
+
+def test_a_link_to_nothing_among_the_masks(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    (data_set / "masks" / "1.png").unlink()
+    (data_set / "masks" / "1.png").symlink_to(data_set / "nowhere")
+    line = refused_on_ray(*ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid"))
+    assert "1 of 3 files are bad: unreadable mask in 1 (masks/1.png)" in line
 
 
 def test_folder_with_other_files_is_no_place_for_a_store(refused: Refused, tmp_path: Path) -> None:

@@ -115,21 +115,21 @@ def bench_run(
         chain, plan = _chain(warm), _plan_of(warm)
         _plain_seconds(chain, plan, 1)
         plain = [_plain_seconds(chain, plan, PLAIN_BLOCKS)]
-        # At least one block per actor after the first.
-        rows = BLOCK_ROWS * max(1 + actors, 1 + round(seconds * actors / segments / plain[0] / BLOCK_ROWS))
+        # At least one block per actor after its first.
+        rows = BLOCK_ROWS * max(2 * actors, 1 + round(seconds * actors / segments / plain[0] / BLOCK_ROWS))
         job = setup.job("bench", -(-rows * segments // NUM_SCENES))
         measured = []
         for _ in range(segments):
             clock = Clock()
             run_job(job, RunOptions(limit=rows), clock)
-            measured.append(_Segment.of(clock, time.time()))
+            measured.append(_Segment.of(clock, time.time(), actors))
             plain.append(_plain_seconds(chain, plan, PLAIN_BLOCKS))
     return _figures(measured, plain, actors)
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """One attempt: rows and seconds between the first and the last block, and the seconds around them."""
+    """One attempt: rows and seconds from the block at which all actors had one to the last, and the seconds around."""
 
     rows: int
     span: float
@@ -137,10 +137,12 @@ class _Segment:
     ending: float
 
     @classmethod
-    def of(cls, clock: Clock, ended: float) -> "_Segment":
+    def of(cls, clock: Clock, ended: float, actors: int) -> "_Segment":
+        # With several actors the first block of each is started before the first of all ends: none of them counts.
         finished = sorted(clock.finished)
-        first, last = finished[0][0], finished[-1][0]
-        return cls(sum(count for _, count in finished[1:]), last - first, first - clock.began, ended - last)
+        first, last = finished[actors - 1][0], finished[-1][0]
+        rows = sum(count for _, count in finished[actors:])
+        return cls(rows, last - first, finished[0][0] - clock.began, ended - last)
 
 
 def _figures(segments: list[_Segment], plain: list[float], actors: int) -> Figures:

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = command.main(args=arguments, prog_name="segdatagen", standalone_mode=False)
     except SegdatagenError as error:
         return _refuse(str(error), error.exit_status)
+    except PermissionError as error:
+        return _refuse(f"{error.filename or error}: permission denied", 1)
     except typer.Exit as exit_:
         return exit_.exit_code
     except typer.Abort:
