@@ -19,6 +19,7 @@ from test_layers import LAYERS
 from segdatagen.cli import app
 from segdatagen.datasets import FORMATS
 from segdatagen.job import STRATEGIES, Job, load_job
+from segdatagen.labels import LabelSet
 from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 
 REPOSITORY = Path(__file__).parents[1]
@@ -145,6 +146,11 @@ def test_the_job_file_of_the_readme_is_one() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", section(read("README.md"), "The job file"), re.DOTALL)
     job = Job.model_validate(yaml.safe_load(text))
     assert job.settings.max_rounds == 2
+
+
+def test_the_label_set_of_the_readme_is_one() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", section(read("README.md"), "Your data"), re.DOTALL)
+    assert LabelSet.from_yaml(text).names == ("ground", "crate")
 
 
 def test_the_readme_names_every_strategy_and_format() -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from segdatagen.dataflow import ChainFactory, PartDone
 from segdatagen.driver import Outcome, RunOptions
 from segdatagen.errors import SegdatagenError
-from segdatagen.images import encode_mask
+from segdatagen.images import decode_image, encode_mask
 from segdatagen.job import Job, load_job
 from segdatagen.lease import Holder
 from segdatagen.methods import METHODS, Chain, method_contexts
@@ -108,6 +108,13 @@ def rows_of(job: Job) -> list[dict[str, object]]:
     for number, part in enumerate(ledger.parts):
         found += read_part(folder, part.name, columns).take(ledger.row[ledger.part == number]).to_pylist()
     return sorted(found, key=lambda row: row["sample_id"])
+
+
+def images_of(job: Job) -> np.ndarray:
+    """The generated images in order of their ids, uint8 [N, H, W, 3]."""
+    folder = open_run(job.uri).folder
+    tables = [read_part(folder, part.name, ["sample_id", "image"]) for part in read_ledger(folder).parts]
+    return np.stack([decode_image(row["image"]) for row in pa.concat_tables(tables).sort_by("sample_id").to_pylist()])
 
 
 def source_ids(store: Path) -> list[str]:
@@ -210,16 +217,20 @@ def test_too_many_failures_stop_the_run_and_lose_nothing(
 
 def test_same_rows_whatever_the_actors_blocks_and_batches(ray_session: None, make_job: JobFactory) -> None:
     """Bitwise the same at an equal batch shape; at another one, masks bitwise and images within 2 of 255."""
-    made = {}
+    made, images = {}, {}
     for name, actors, block, batch in [("a", 1, 4, 2), ("b", 3, 4, 2), ("c", 1, 1, 2), ("d", 2, 6, 3)]:
         execution = {"actors": actors, "cpus_per_actor": 0.3, "rows_per_block": block, "microbatch": batch}
         output = {"root": str(make_job().parent / "runs"), "image_format": "png"}
         job = load_job(str(make_job(name=name, execution=execution, output=output)))
         run(job)
         made[name] = rows_of(job)
+        images[name] = images_of(job)
     assert made["a"] == made["b"] == made["c"]
     without_images = [[{k: v for k, v in row.items() if k != "image_hash"} for row in made[name]] for name in "ad"]
     assert without_images[0] == without_images[1]
+    difference = np.abs(images["a"].astype(int) - images["d"].astype(int))
+    assert images["a"].shape == (12, 32, 32, 3)
+    assert difference.max() <= 2
 
 
 def test_the_chain_without_ray_gives_the_same_rows(ray_session: None, make_job: JobFactory) -> None:

@@ -79,8 +79,8 @@ def balance(
 
     try:
         text = read_any(stats)
-    except OSError:
-        raise UsageError(f"{stats}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{stats}: {(error.strerror or str(error)).lower()}") from None
     report = balance_report(parse_stats(text), [parse_n_balance(value) for value in n_balance], seed, min_pixels, ratio)
     if as_json:
         screen.print_json(report)

@@ -169,6 +169,7 @@ def publish(run: RunUri, as_json: Json = False) -> None:
     from segdatagen.lease import Lease
     from segdatagen.publish import publish as publish_run
     from segdatagen.run_folder import open_run
+    from segdatagen.verify import verify_ledger
 
     opened = open_run(run)
     events = RunScreen(silent=as_json)
@@ -178,8 +179,11 @@ def publish(run: RunUri, as_json: Json = False) -> None:
         screen.print_json(index.model_dump(mode="json"))
         return
     size = screen.as_bytes(sum(shard.size for shard in index.shards))
+    missing = verify_ledger(opened).problems
     samples, shards = screen.as_count(index.num_rows, "sample"), screen.as_count(len(index.shards), "shard")
     screen.say(f"{run}/data: {samples} in {shards}, {size}, index {index.number}")
+    for sentence in missing:
+        screen.say(f"the run is not whole: {sentence}, then publish again")
 
 
 def regenerate(
