@@ -18,9 +18,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
 demo: $(SETUP)
 	$(BIN)/segdatagen demo
 
-# Two processes: most of the time goes into waiting for Ray.
 test: $(SETUP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 check: $(SETUP)
 	$(BIN)/ruff check .

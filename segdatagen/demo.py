@@ -20,7 +20,6 @@ from segdatagen.images import decode_image, decode_mask, encode_image
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import load_job
 from segdatagen.labels import LabelSet
-from segdatagen.lease import Lease
 from segdatagen.publish import DATA, publish
 from segdatagen.run import run_job
 from segdatagen.run_folder import open_run
@@ -59,8 +58,7 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
         ingest(request, open_reader("scenes", root, "train", Options()), lambda *n: progress("ingest", *n))
         outcome = run_job(job, RunOptions(), events)
     run = open_run(job.uri)
-    with Lease(run.folder, events.waiting):
-        index = publish(run, lambda *n: progress("publish", *n))
+    index = publish(run, events.waiting, lambda *n: progress("publish", *n))
     rows = pa.concat_tables(
         read_part(run.folder.child(DATA), shard.name, ["source_id", "image", "mask"]) for shard in index.shards
     )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from segdatagen.config_files import read_stored
 from segdatagen.errors import SegdatagenError
+from segdatagen.lease import Holder, Lease
 from segdatagen.records import FORMAT_VERSION, SAMPLE_SCHEMA
 from segdatagen.run_folder import Run, now
 from segdatagen.samples import SAMPLES, STATUSES, Ledger, read_ledger
@@ -57,11 +58,17 @@ class Slice:
     num_bytes: int
 
 
-def publish(run: Run, progress: Callable[[int, int], None]) -> Index:
+def publish(run: Run, waiting: Callable[[Holder], None], progress: Callable[[int, int], None]) -> Index:
     """Bring `data/` up to date with the ledger; returns its index. Safe to run again, and to kill at any instant.
 
-    Raises SegdatagenError where parts are unreadable or gone: what was published is not taken back for that.
+    Holds the lease of the run meanwhile; `waiting` is called if another process held it. Raises SegdatagenError where
+    that process is alive, and where parts are unreadable or gone: what was published is not taken back for that.
     """
+    with Lease(run.folder, waiting):
+        return _publish(run, progress)
+
+
+def _publish(run: Run, progress: Callable[[int, int], None]) -> Index:
     ledger = read_ledger(run.folder)
     for sentence in ledger.unreadable.values():
         raise SegdatagenError(f"{sentence}: make its samples again with `segdatagen run`, then publish")

@@ -104,6 +104,8 @@ def open_store(uri: str) -> SourceStore:
         raise UsageError(
             f"{uri}: no source store here ({INFO_NAME} is missing): run `segdatagen ingest` first"
         ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{folder.uri_of(LABELS_NAME)}: damaged ({error}): ingest again") from error
     except ValidationError as error:
         raise UsageError(
             f"{folder.uri_of(INFO_NAME)}: not a source store of format {FORMAT_VERSION} ({error.errors()[0]['msg']})"

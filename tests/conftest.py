@@ -36,15 +36,10 @@ Refused = Callable[..., str]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the Ray of the test process, so that `-m "not ray"` leaves it out; the longest files come first.
-
-    Of two processes one then works through the kills while the other does everything else.
-    """
+    """Mark what uses the Ray of the test process, so that `-m "not ray"` leaves it out."""
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

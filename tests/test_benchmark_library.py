@@ -7,6 +7,7 @@ import cv2
 
 from segdatagen.balance import Presence, entropy
 from segdatagen.benchmark.codec import bench_codec
+from segdatagen.benchmark.flow import bench_flow
 from segdatagen.benchmark.measure import Figures, record
 from segdatagen.benchmark.plan import NUM_CLASSES, SIZE, bench_plan, put_random_store
 from segdatagen.benchmark.resume import bench_resume
@@ -54,6 +55,13 @@ def test_run_is_held_against_the_plain_loop(ray_session: None, scenes_weights: P
     assert (figures["segments"], figures["samples"], figures["rows_per_block"]) == (2, 32, 16)
     lowest, highest = float(figures["efficiency_lowest_segment"]), float(figures["efficiency_highest_segment"])
     assert lowest <= float(figures["efficiency"]) <= highest
+
+
+def test_flow_counts_every_row(ray_session: None, scenes_weights: Path) -> None:
+    figures = bench_flow(num_rows=128, weights=str(scenes_weights))
+    assert (figures["rows"], figures["parts"]) == (128, 8)
+    assert float(figures["rows_per_second"]) > 0
+    assert 50 < float(figures["driver_mib_at_the_end"]) < 20_000
 
 
 def test_resume_finds_all_rows_committed(ray_session: None) -> None:

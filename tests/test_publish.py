@@ -14,7 +14,7 @@ from segdatagen.samples import read_ledger
 
 
 def publish_quietly(run: Run) -> segdatagen.publish.Index:
-    return publish(run, lambda done, total: None)
+    return publish(run, lambda holder: None, lambda done, total: None)
 
 
 def published_ids(run: Path) -> list[int]:

@@ -25,7 +25,7 @@ def test_status_of_a_run_on_its_way(tmp_path: Path) -> None:
     commit(run, [1, 2, 3])
     commit(run, [4], "failed")
     commit(run, [5, 6], "rejected")
-    publish(run, lambda done, total: None)
+    publish(run, lambda holder: None, lambda done, total: None)
     with Lease(run.folder, lambda holder: None):
         found = status_of(run)
         assert found.held_by is not None

@@ -59,17 +59,18 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class _Setup:
+class Setup:
     """What all runs of one measurement share; `folder` holds the sources and the runs."""
 
     folder: str
     weights: str
     actors: int
     size: int
+    num_sources: int = NUM_SCENES
 
     def put_sources(self) -> None:
         """Ingest the scenes."""
-        root = f"{NUM_SCENES}@{self.size}x{self.size}"
+        root = f"{self.num_sources}@{self.size}x{self.size}"
         request = IngestRequest("scenes", root, "train", f"{self.folder}/sources")
         ingest(request, open_reader("scenes", root, "train", Options()), no_progress)
 
@@ -108,7 +109,7 @@ def bench_run(
     Figures are per sample of `size` x `size` at 20 DDIM steps.
     """
     with tempfile.TemporaryDirectory() as folder, connect():
-        setup = _Setup(folder, weights, actors, size)
+        setup = Setup(folder, weights, actors, size)
         setup.put_sources()
         warm = setup.job("warm", 1)
         run_job(warm, RunOptions(limit=MICROBATCH), Clock())

@@ -6,6 +6,7 @@ Each runs with its own defaults, which are those of the rows in `benchmarks/`.
 from collections.abc import Callable
 
 from segdatagen.benchmark.codec import bench_codec
+from segdatagen.benchmark.flow import bench_flow
 from segdatagen.benchmark.measure import Figures
 from segdatagen.benchmark.plan import bench_plan
 from segdatagen.benchmark.resume import bench_resume
@@ -14,6 +15,7 @@ from segdatagen.benchmark.scenes import bench_scenes
 
 BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "codec": bench_codec,
+    "flow": bench_flow,
     "plan": bench_plan,
     "resume": bench_resume,
     "run": bench_run,

@@ -166,15 +166,14 @@ def publish(run: RunUri, as_json: Json = False) -> None:
     """
     from segdatagen.cli import screen
     from segdatagen.cli.run_screen import RunScreen
-    from segdatagen.lease import Lease
     from segdatagen.publish import publish as publish_run
     from segdatagen.run_folder import open_run
     from segdatagen.verify import verify_ledger
 
     opened = open_run(run)
     events = RunScreen(silent=as_json)
-    with Lease(opened.folder, events.waiting), screen.meter("publish", silent=as_json) as progress:
-        index = publish_run(opened, progress)
+    with screen.meter("publish", silent=as_json) as progress:
+        index = publish_run(opened, events.waiting, progress)
     if as_json:
         screen.print_json(index.model_dump(mode="json"))
         return

@@ -4,6 +4,7 @@ A stage is built once per process, loads its model then, and returns exactly the
 rows in the same order. It does not know which method it serves.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -44,7 +45,7 @@ class Stage(Protocol):
         ...
 
 
-def objects(values: list[object]) -> np.ndarray:
+def objects(values: Sequence[object]) -> np.ndarray:
     """A one-dimensional object array, also where all values are lists of one length."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
