@@ -107,7 +107,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
                 sentence = _ALLOWED[kind].format_map(problem.get("ctx", {}))
             else:
                 sentence = problem["msg"]
-            values[field] = f", not {_shown(problem['input'])}"
+            values[field] = f", not {shown(problem['input'])}"
         sentences.setdefault(field, []).append(sentence)
     lines = [
         f"{field}: {' or '.join(dict.fromkeys(found))}{values.get(field, '')}".removeprefix(": ")
@@ -147,7 +147,8 @@ def _resolve(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list[s
     return path, owner
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as an error message quotes it: 60 characters at most."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

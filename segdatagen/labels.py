@@ -18,7 +18,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from segdatagen.config_files import load_yaml
+from segdatagen.config_files import load_yaml, shown
 from segdatagen.errors import UsageError
 
 IGNORE_CHANNEL = -1
@@ -194,7 +194,7 @@ def _validated(document: object) -> tuple[list[str], LabelSet | None]:
     """All problems of a parsed document and, when there are none, its label set."""
     if not isinstance(document, dict):
         keys = ", ".join(LabelSet.model_fields)
-        return [f"expected a mapping with the keys {keys}, found {_shown(document)}"], None
+        return [f"expected a mapping with the keys {keys}, found {shown(document)}"], None
     try:
         return [], LabelSet.model_validate(document)
     except ValidationError as error:
@@ -248,14 +248,14 @@ def _sentence(entry: Mapping[str, Any], document: Mapping[str, Any]) -> str:
         owner, path = LabelClass, path[2:]
     keys = ", ".join(owner.model_fields)
     if not path:
-        return f"{where}{_shown(entry['input'])} is no class; allowed is a mapping with the keys {keys}"
+        return f"{where}{shown(entry['input'])} is no class; allowed is a mapping with the keys {keys}"
     if entry["type"] in ("extra_forbidden", "invalid_key"):
         return f"{where}{path[0]} is an unknown key; allowed are {keys}"
     allowed = owner.model_fields[str(path[0])].description
     if entry["type"] == "missing" and len(path) == 1:
         return f"{where}{path[0]} is missing; allowed is {allowed}"
     value = (row if owner is LabelClass else document)[path[0]]
-    return f"{where}{path[0]} is {_shown(value)}; allowed is {allowed}"
+    return f"{where}{path[0]} is {shown(value)}; allowed is {allowed}"
 
 
 def _class_or_none(row: object) -> LabelClass | None:
@@ -271,11 +271,6 @@ def _rows(value: object) -> list[Any]:
 
 def _integers(value: object) -> list[int]:
     return [item for item in _rows(value) if type(item) is int]
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from segdatagen.benchmark.measure import Figures
-from segdatagen.benchmark.run import Clock, Setup
+from segdatagen.benchmark.run import NUM_SCENES, Clock, Setup
 from segdatagen.colours import encode
 from segdatagen.dataflow import ChainFactory, PartDone
 from segdatagen.driver import RunOptions
@@ -64,7 +64,7 @@ def bench_flow(num_rows: int = 30_000, weights: str = "builtin:scenes-mask-ddpm"
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(folder, weights, actors=1, size=64)
         setup.put_sources()
-        job = setup.job("flow", -(-num_rows // setup.num_sources))
+        job = setup.job("flow", -(-num_rows // NUM_SCENES))
         context = method_contexts(job, open_store(job.sources).label_set)["mask_ddpm"]
 
         def build() -> Chain:

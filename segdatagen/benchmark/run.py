@@ -66,11 +66,10 @@ class Setup:
     weights: str
     actors: int
     size: int
-    num_sources: int = NUM_SCENES
 
     def put_sources(self) -> None:
         """Ingest the scenes."""
-        root = f"{self.num_sources}@{self.size}x{self.size}"
+        root = f"{NUM_SCENES}@{self.size}x{self.size}"
         request = IngestRequest("scenes", root, "train", f"{self.folder}/sources")
         ingest(request, open_reader("scenes", root, "train", Options()), no_progress)
 
