@@ -203,6 +203,21 @@ def test_changed_training_is_refused_and_named(configure: Configure, tmp_path: P
     assert train_here(configure("out", steps=STEPS + 2, learning_rate=1e-4)).step == STEPS + 2
 
 
+def test_training_goes_on_from_weights_of_the_same_network(configure: Configure) -> None:
+    first = train_here(configure("first"))
+    loss_of_first = first.loss
+    second = train_here(configure("second", init_weights=first.weights, steps=2, learning_rate=1e-9))
+    kept = weights_of(first)
+    assert all(torch.allclose(tensor, kept[name], atol=1e-6) for name, tensor in weights_of(second).items())
+    card = (Path(str(first.weights)).parents[1] / "second" / "weights" / "README.md").read_text()
+    assert f"| starts from | `{first.weights}` |" in card
+    assert train_here(configure("third", init_weights=first.weights, seed=3)).loss < loss_of_first
+    with pytest.raises(UsageError, match=r"of another network .*hidden=4.* not of .*hidden=6"):
+        train_here(configure("other", init_weights=first.weights, hidden=6))
+    with pytest.raises(UsageError, match="there are no weights builtin:nothing"):
+        train_here(configure("missing", init_weights="builtin:nothing"))
+
+
 def test_loss_that_is_no_number_stops_the_training(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(SegdatagenError, match=r"the loss of step \d+ is (nan|inf): lower learning_rate"):
         train_here(configure("out", learning_rate=1e30, warmup_steps=0))
