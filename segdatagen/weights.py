@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,15 +20,18 @@ from segdatagen.storage import Folder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from segdatagen.diffusion.mask_unet import MaskUNet
 
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
+WEIGHTS_NAME = "weights"
+"""The folder of finished weights below the `out` of a training."""
 BUILTIN_PATH = Path(__file__).parent / "builtin"
 
 StoreDtype = Literal["float32", "float16"]
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class MaskDDPMWeights(BaseModel):
@@ -100,16 +103,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     }
 
 
-def read_config(folder: Path) -> MaskDDPMWeights:
-    """`config.json` of a weights folder. Raises `UsageError` where it is none of a mask-guided DDPM."""
+def read_weights(folder: Path, config_type: type[Config]) -> Config:
+    """`config.json` of a weights folder. Raises `UsageError` where it is none of this kind of weights."""
     path = folder / CONFIG_NAME
     try:
-        return MaskDDPMWeights.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return config_type.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"{folder} is no weights folder: it holds no readable {CONFIG_NAME} ({error})") from error
     except (ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{path} does not describe a mask-guided DDPM: {reason}") from error
+        kind = config_type.model_fields["kind"].default
+        raise UsageError(f"{path} does not describe weights of the kind {kind}: {reason}") from error
 
 
 def check_mask_ddpm(uri: str, num_classes: int) -> MaskDDPMWeights:
@@ -121,7 +125,7 @@ def check_mask_ddpm(uri: str, num_classes: int) -> MaskDDPMWeights:
     from safetensors import SafetensorError, safe_open
 
     folder = local_weights(uri)
-    config = read_config(folder)
+    config = read_weights(folder, MaskDDPMWeights)
     _require_classes(config, num_classes, uri)
     path = folder / TENSORS_NAME
     try:
@@ -142,7 +146,7 @@ def load_mask_ddpm(uri: str, num_classes: int) -> tuple[MaskUNet, MaskDDPMWeight
     from segdatagen.diffusion.mask_unet import MaskUNet
 
     folder = local_weights(uri)
-    config = read_config(folder)
+    config = read_weights(folder, MaskDDPMWeights)
     _require_classes(config, num_classes, uri)
     with torch.device("meta"):
         model = MaskUNet(config.network)
@@ -150,7 +154,7 @@ def load_mask_ddpm(uri: str, num_classes: int) -> tuple[MaskUNet, MaskDDPMWeight
     return model.eval(), config
 
 
-def fill(model: MaskUNet, tensors: Mapping[str, Tensor], uri: str) -> None:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], uri: str) -> None:
     """Make `tensors` the weights of `model`. Raises `UsageError` unless names and shapes are exactly the model's."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

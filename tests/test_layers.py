@@ -30,6 +30,8 @@ LAYERS = {
     "goals": 1,
     "weights": 1,
     "diffusion": 1,
+    "metrics": 1,
+    "segmenters": 1,
     "stages": 2,
     "sources": 3,
     "planner": 3,

@@ -14,12 +14,13 @@ from segdatagen.errors import UsageError
 from segdatagen.weights import (
     CONFIG_NAME,
     TENSORS_NAME,
+    MaskDDPMWeights,
     check_mask_ddpm,
     fingerprint_of,
     load_mask_ddpm,
     local_weights,
-    read_config,
     read_tensors,
+    read_weights,
     save_mask_ddpm,
 )
 
@@ -87,7 +88,7 @@ def test_config_that_is_not_a_network_is_refused(weights: Path) -> None:
         json.dumps(whole | {"surprise": 1}),
     ):
         path.write_text(broken)
-        assert "does not describe a mask-guided DDPM" in refused(weights)
+        assert "does not describe weights of the kind mask_ddpm" in refused(weights)
 
 
 def test_broken_tensors_are_refused(weights: Path) -> None:
@@ -111,7 +112,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(weights: Path, tmp_
     model, config = load_mask_ddpm(str(weights), NUM_CLASSES)
     save_mask_ddpm(str(tmp_path / "half"), config, model.state_dict(), "float16")
     half, found = load_mask_ddpm(str(tmp_path / "half"), NUM_CLASSES)
-    assert found == config == read_config(weights)
+    assert found == config == read_weights(weights, MaskDDPMWeights)
     sizes = [(folder / TENSORS_NAME).stat().st_size for folder in (weights, tmp_path / "half")]
     assert sizes[1] < 0.7 * sizes[0]
     for name, tensor in model.state_dict().items():

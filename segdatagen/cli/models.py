@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="mask_ddpm")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="mask_ddpm or segmenter")],
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train, on which source store.")],
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     address: Address = None,

@@ -29,9 +29,8 @@ from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Summary
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.pictures import colour_masks, grid
-from segdatagen.weights import MaskDDPMWeights, check_mask_ddpm, load_mask_ddpm, save_mask_ddpm
+from segdatagen.weights import WEIGHTS_NAME, MaskDDPMWeights, check_mask_ddpm, load_mask_ddpm, save_mask_ddpm
 
-WEIGHTS_NAME = "weights"
 IMAGES_PER_MASK = 3
 ENLARGED_SIDE = 128
 """Pixels that a small sample is enlarged to, by whole factors, so that a grid can be looked at."""

@@ -5,6 +5,7 @@ The entry of the command line and of programs. It knows which kinds there are; i
 
 import functools
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -12,12 +13,28 @@ from segdatagen.config_files import read_config
 from segdatagen.errors import UsageError
 from segdatagen.sources import read_arrays
 from segdatagen.training.data import Share, TrainingArrays
-from segdatagen.training.kind import Progress, TrainingResult
+from segdatagen.training.kind import Kind, Progress, TrainingResult
 from segdatagen.training.loop import train_loop
-from segdatagen.training.mask_ddpm import MaskDDPMTraining, MaskDDPMTrainingOptions
+from segdatagen.training.mask_ddpm import MaskDDPMTraining
+from segdatagen.training.options import TrainingOptions
 from segdatagen.training.ray_train import train_on_ray
+from segdatagen.training.segmenter import SegmenterTraining
 
-KINDS = {"mask_ddpm": MaskDDPMTraining}
+
+class KindType(Protocol):
+    """A class of KINDS: made from options of its own type and a data set in memory."""
+
+    @property
+    def options_type(self) -> type[TrainingOptions]:
+        """The YAML of this kind."""
+        ...
+
+    def __call__(self, options: Any, arrays: TrainingArrays) -> Kind:
+        """A training of this kind."""
+        ...
+
+
+KINDS: dict[str, KindType] = {"mask_ddpm": MaskDDPMTraining, "segmenter": SegmenterTraining}
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class TrainingRequest:
     """What a worker needs to know: a name in KINDS, the options, and the command for the model card."""
 
     kind: str
-    options: MaskDDPMTrainingOptions
+    options: TrainingOptions
     command: str
 
 

@@ -1,0 +1,162 @@
+"""Training of segmenters: their options, their loss, and what their weights say of real images they never saw.
+
+Judges and filters read the last: IoU and mean loss of each class. Steps, averages and checkpoints are the loop's.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from segdatagen.errors import UsageError
+from segdatagen.metrics.segmentation import confusion, iou_of, mean_iou
+from segdatagen.segmenters import (
+    SegmenterConfig,
+    SegmenterWeights,
+    Stages,
+    build_segmenter,
+    pixel_losses,
+    save_segmenter,
+    scores,
+)
+from segdatagen.sources import read_arrays
+from segdatagen.storage import Folder
+from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.kind import Summary
+from segdatagen.training.options import TrainingOptions
+from segdatagen.training.pictures import colour_masks, grid
+from segdatagen.weights import WEIGHTS_NAME
+
+PICTURE_ROWS = 8
+PICTURE_SIDE = 128
+JUDGED_AT_ONCE = 32
+
+
+class SegmenterTrainingOptions(TrainingOptions):
+    """The YAML of `segdatagen train segmenter`."""
+
+    fixed: ClassVar[tuple[str, ...]] = (*TrainingOptions.fixed, "hidden", "depths", "strides", "decoder_hidden")
+
+    validation: str = Field(min_length=1, description="URI of a source store of real images, not those of the training")
+    hidden: Stages = Field(default=(24, 48, 96, 160), description="channels of the four stages")
+    depths: Stages = (2, 2, 2, 2)
+    heads: Stages = (1, 2, 4, 5)
+    strides: Stages = Field(default=(2, 2, 2, 2), description="the paper's are 4, 2, 2, 2")
+    reductions: Stages = (8, 4, 2, 1)
+    decoder_hidden: int = Field(default=128, ge=1)
+
+
+class SegmenterTraining:
+    """The kind `segmenter`."""
+
+    name = "segmenter"
+    options_type = SegmenterTrainingOptions
+
+    def __init__(self, options: SegmenterTrainingOptions, arrays: TrainingArrays) -> None:
+        self.options = options
+        self.arrays = arrays
+        self.validation = TrainingArrays(*read_arrays(options.validation, options.geometry))
+        if self.validation.label_set != arrays.label_set:
+            raise UsageError(f"validation: {options.validation} has other labels than {options.sources}")
+        self.config = SegmenterConfig(
+            num_classes=arrays.label_set.num_classes,
+            hidden=options.hidden,
+            depths=options.depths,
+            heads=options.heads,
+            strides=options.strides,
+            reductions=options.reductions,
+            decoder_hidden=options.decoder_hidden,
+        )
+
+    def build(self) -> nn.Module:
+        """A SegFormer of the options, for the classes of the data."""
+        return build_segmenter(self.config)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy of the pixels that are labelled."""
+        losses = pixel_losses(scores(network, batch.images), batch.channels)
+        return losses.sum() / (batch.channels >= 0).sum().clamp(min=1)
+
+    def picture(self, average: nn.Module) -> np.ndarray:
+        """A row per validation image: the image, its mask, and the mask that was found."""
+        chosen = np.linspace(0, len(self.validation.images) - 1, PICTURE_ROWS).round().astype(int)
+        images, channels = self.validation.images[chosen], self.validation.channels[chosen]
+        found, _ = self._judge(average, images, channels)
+        painted = [colour_masks(masks, self.arrays.label_set) for masks in (channels, found)]
+        rows = [[images[i], painted[0][i], painted[1][i]] for i in range(len(chosen))]
+        return grid(rows, magnify=max(1, PICTURE_SIDE // max(self.options.size)))
+
+    def save(self, average: nn.Module, summary: Summary) -> str:
+        """Put `weights/` with `README.md`, `model.safetensors` and `config.json`, and return its URI."""
+        label_set, options = self.arrays.label_set, self.options
+        matrix, class_losses = self._validate(average)
+        iou = [None if np.isnan(value) else round(float(value), 5) for value in iou_of(matrix)]
+        config = SegmenterWeights(
+            network=self.config,
+            label_set=label_set.name,
+            classes=label_set.names,
+            size=options.size,
+            class_losses=class_losses,
+            iou=tuple(iou),
+            mean_iou=round(mean_iou(matrix), 5),
+            training={
+                "steps": summary.steps,
+                "batch_size": options.batch_size,
+                "images": summary.num_images,
+                "validation_images": len(self.validation.images),
+                "data": summary.data_fingerprint,
+                "loss": round(summary.loss, 5),
+            },
+        )
+        folder = Folder(options.out).child(WEIGHTS_NAME)
+        folder.put("README.md", self._model_card(average, config, summary).encode())
+        save_segmenter(folder.uri, config, average.state_dict(), options.store_dtype)
+        return folder.uri
+
+    def _validate(self, average: nn.Module) -> tuple[np.ndarray, tuple[float | None, ...]]:
+        """Confusion matrix, and the mean loss of the pixels of each class, over all validation images."""
+        num_classes = self.config.num_classes
+        matrix = np.zeros((num_classes, num_classes), np.int64)
+        sums, pixels = np.zeros(num_classes), np.zeros(num_classes, np.int64)
+        for start in range(0, len(self.validation.images), JUDGED_AT_ONCE):
+            rows = slice(start, start + JUDGED_AT_ONCE)
+            channels = self.validation.channels[rows]
+            found, losses = self._judge(average, self.validation.images[rows], channels)
+            matrix += confusion(channels, found, num_classes)
+            labelled = channels >= 0
+            sums += np.bincount(channels[labelled], weights=losses[labelled], minlength=num_classes)
+            pixels += np.bincount(channels[labelled], minlength=num_classes)
+        return matrix, tuple(float(total / n) if n else None for total, n in zip(sums, pixels, strict=True))
+
+    @torch.inference_mode()
+    def _judge(self, network: nn.Module, images: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        device = next(network.parameters()).device
+        logits = scores(network, torch.from_numpy(images).to(device))
+        wanted = torch.from_numpy(channels.astype(np.int64)).to(device)
+        return logits.argmax(1).cpu().numpy().astype(np.int16), pixel_losses(logits, wanted).cpu().numpy()
+
+    def _model_card(self, average: nn.Module, config: SegmenterWeights, summary: Summary) -> str:
+        options, label_set = self.options, self.arrays.label_set
+        count = sum(parameter.numel() for parameter in average.parameters())
+        rows = {
+            "network": f"SegFormer, hidden {options.hidden}, depths {options.depths}, strides {options.strides}",
+            "parameters": f"{count:,}, stored as {options.store_dtype}",
+            "data": f"`{options.sources}`, {summary.num_images:,} images, fingerprint `{summary.data_fingerprint}`",
+            "size": f"{options.size[0]} x {options.size[1]}, fit {options.fit}",
+            "steps": f"{summary.steps:,} of batch {options.batch_size}",
+            "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}",
+            "time": f"{summary.seconds / 60:.0f} minutes",
+            "mIoU": f"{config.mean_iou} on `{options.validation}`, {len(self.validation.images):,} images",
+            "command": f"`{summary.command}`",
+        }
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+        classes = "\n".join(
+            f"| {name} | {iou} | {loss if loss is None else round(loss, 4)} |"
+            for name, iou, loss in zip(config.classes, config.iou, config.class_losses, strict=True)
+        )
+        return (
+            f"# Segmenter for {label_set.name}\n\n| | |\n|---|---|\n{table}\n\n"
+            f"| class | IoU | mean loss |\n|---|---|---|\n{classes}\n"
+        )
