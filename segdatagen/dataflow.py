@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from segdatagen.errors import SegdatagenError
 from segdatagen.job import Execution
-from segdatagen.methods import Chain, failed_rows
+from segdatagen.methods import Chain
 from segdatagen.samples import put_samples, split_parts
 from segdatagen.storage import Folder, StorageError
 
@@ -59,21 +59,23 @@ class PartDone:
 
 
 class ChainActor:
-    """A process that holds the chains of all methods of a job, built when first needed."""
+    """A process that holds the chains of the methods that a flow needs.
+
+    They are built at the start, so that what cannot be built (a library that is missing, a GPU that is full) stops
+    the run instead of failing its rows. A process that died is started again by Ray, and then builds what the first
+    block needs: were it to die of the building, Ray would start it for ever, while a block is given up.
+    """
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._chains: dict[str, Chain] = {}
+        if not ray.get_runtime_context().was_current_actor_reconstructed:
+            for method in flow.factories:
+                self._chain(method)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Sample rows of a block of plan rows."""
-        made = []
-        for part in split_parts(block):
-            method = part["method"][0].as_py()
-            try:
-                made.append(self._chain(method).run(part, self._flow.attempt))
-            except (SegdatagenError, OSError, RuntimeError, ImportError, ValueError, TypeError, KeyError) as error:
-                made.append(failed_rows(part, self._flow.attempt, f"{method} cannot start: {error}"))
+        made = [self._chain(part["method"][0].as_py()).run(part, self._flow.attempt) for part in split_parts(block)]
         return pa.concat_tables(made)
 
     def _chain(self, method: str) -> Chain:
@@ -94,10 +96,11 @@ def rows_per_block(execution: Execution, num_rows: int) -> int:
 def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDone, None, None]:
     """Run plan rows and yield each part once it is committed. A block whose worker died is silently missing.
 
-    Closing the iterator stops the flow; what was committed stays.
+    Closing the iterator stops the flow; what was committed stays. Raises SegdatagenError where a chain cannot be built.
     """
     set_fault_policy()
     run = Folder(flow.run_uri)
+    flow = replace(flow, factories={m: flow.factories[m] for m in pc.unique(plan_rows["method"]).to_pylist()})
     execution = flow.execution
 
     def commit(block: pa.Table) -> pa.Table:
@@ -125,8 +128,14 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
     writers = TaskPoolStrategy(size=min(execution.actors + 1, -(-plan_rows.num_rows // block_rows)))
     committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=writers)
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
-    for row in committed.iter_rows():
-        yield PartDone(**row)
+    try:
+        for row in committed.iter_rows():
+            yield PartDone(**row)
+    except ray.exceptions.ActorDiedError as error:  # of a block it is none of the run's: see set_fault_policy
+        reason = str(error).strip().splitlines()[-1]
+        raise SegdatagenError(
+            f"{flow.run_uri}: a worker cannot start ({reason}); what is done is kept, and the same command goes on"
+        ) from error
 
 
 def set_fault_policy() -> None:

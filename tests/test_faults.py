@@ -133,6 +133,25 @@ def damage(store: Path, masks: dict[int, bytes]) -> None:
     pq.write_table(table, path, row_group_size=ROW_GROUP_SIZE)
 
 
+def test_a_chain_that_cannot_be_built_stops_the_run_and_fails_no_row(ray_session: None, make_job: JobFactory) -> None:
+    job = load_job(str(make_job()))
+
+    def build() -> Chain:
+        raise ImportError("no module named 'xformers'")
+
+    with pytest.raises(SegdatagenError, match=r"a worker cannot start \(ImportError: no module named 'xformers'\)"):
+        run(job, factories={"mask_ddpm": build})
+    assert read_ledger(open_run(job.uri).folder).num_rows == 0
+    assert run(job).counts["ok"] == read_plan(open_run(job.uri).folder, read_rounds(Folder(job.uri))).num_rows
+
+
+def test_a_chain_that_kills_its_process_ends_in_failed_rows(ray_session: None, make_job: JobFactory) -> None:
+    job = load_job(str(make_job(execution={"max_failed_fraction": 1.0})))
+    outcome = run(job, limit=2, factories={"mask_ddpm": lambda: os._exit(1)})
+    assert outcome.counts == {"ok": 0, "rejected": 0, "failed": 2}
+    assert {row["reason"] for row in rows_of(job)} == {"worker died"}
+
+
 @pytest.mark.parametrize("kind", ["mark", "raise", "exit"])
 def test_a_bad_row_fails_alone(ray_session: None, make_job: JobFactory, scenes_store: Path, kind: str) -> None:
     job = load_job(str(make_job(execution={"microbatch": 4, "max_failed_fraction": 0.5})))
