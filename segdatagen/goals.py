@@ -27,6 +27,8 @@ from segdatagen.balance import (
 from segdatagen.balance_auto import auto_n_balance, reachable_classes
 from segdatagen.errors import UsageError
 
+MAX_PLANNED_ROWS = 20_000_000
+"""Rows of one run. A million takes about 0.5 GiB while it is planned (`segdatagen bench plan`)."""
 NO_TARGET = -1  # target_channel of a copy that was not made on behalf of one class
 
 Count = Annotated[int, Field(ge=0, le=MAX_QUOTA, strict=True)]
@@ -216,13 +218,38 @@ def is_met(goal: Uniform | Balance | Quotas, state: State, seed: int, *, wanted:
     return bool((state.class_counts >= wanted).all())
 
 
-def check_goals(goals: Sequence[Uniform | Balance | Quotas], presence: Presence) -> None:
-    """Raise UsageError where `missing_rows` would, in no time: before anything is written or started."""
+def check_goals(goals: Sequence[Uniform | Balance | Quotas], presence: Presence, seed: int) -> None:
+    """Raise UsageError where `missing_rows` would, or where memory could not hold its rows: before anything is written.
+
+    The plan itself is only made where a bound from the goals alone does not rule too many rows out.
+    """
     for goal in goals:
         if isinstance(goal, Quotas):
-            wanted_per_class(goal, presence, seed=0)
+            wanted_per_class(goal, presence, seed)
         elif isinstance(goal, Balance) and goal.n_balance == "auto":
             reachable_classes(presence)
+            _require_plannable(round(goal.ratio * presence.num_sources))
+    if sum(_most_rows(goal, presence) for goal in goals) > MAX_PLANNED_ROWS:
+        _require_plannable(missing_rows(goals, State.at_start(presence), seed).num_rows)
+
+
+def _most_rows(goal: Uniform | Balance | Quotas, presence: Presence) -> int:
+    """A number of rows that the goal cannot exceed, or for `auto` not by much."""
+    if isinstance(goal, Uniform):
+        return goal.per_source * presence.num_sources
+    if isinstance(goal, Quotas):
+        return sum(goal.quotas.values())
+    if goal.n_balance == "auto":
+        return round(2 * goal.ratio * presence.num_sources)
+    return goal.n_balance * presence.num_classes
+
+
+def _require_plannable(num_rows: int) -> None:
+    if num_rows > MAX_PLANNED_ROWS:
+        raise UsageError(
+            f"the plan asks for {num_rows:,} samples, more than one run can plan ({MAX_PLANNED_ROWS:,}): "
+            "lower its numbers, or share the sources among several jobs"
+        )
 
 
 def wanted_per_class(

@@ -46,7 +46,7 @@ def prepare(job: Job) -> Session:
     Folder(job.uri).require_writable()
     check_same_content(job.uri, recipes)
     presence = presence_of(store, job.geometry, job.settings.min_pixels)
-    check_goals(job.plan, presence)
+    check_goals(job.plan, presence, job.seed)
     return Session(job, store, recipes, presence)
 
 

@@ -69,6 +69,19 @@ def test_negative_n_balance_in_a_job(refused: Refused, make_job: JobFactory) -> 
     assert "-5" in line
 
 
+@pytest.mark.parametrize(
+    ("goal", "rows"),
+    [
+        ({"strategy": "quotas", "quotas": {"road": 10**9}}, "999,999,994"),
+        ({"strategy": "uniform", "per_source": 10**8}, "600,000,000"),
+        ({"strategy": "balance", "n_balance": "auto", "ratio": 1e12}, "6,000,000,000,000"),
+    ],
+)
+def test_plan_that_no_memory_could_hold(refused: Refused, make_job: JobFactory, goal: dict, rows: str) -> None:
+    line = refused("plan", make_job(plan=[{"method": "mask_ddpm", **goal}]))
+    assert f"the plan asks for {rows} samples, more than one run can plan (20,000,000): lower its numbers" in line
+
+
 def test_negative_n_balance_on_the_command_line(refused: Refused, tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
     stats.write_text(json.dumps({"classes": ["road"], "images": {"a": {"pixels": {"road": 9}}}}))
