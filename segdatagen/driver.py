@@ -40,6 +40,9 @@ from segdatagen.verify import verify_ledger, write_manifest
 
 PASSES_OF_ONE = 3
 """After the flow, lost rows are run this often in blocks of one row before they are written as failed."""
+BLOCKS_PER_FLOW = 20_000
+"""A longer plan is made in several flows: Ray Data keeps 3 kB of statistics per block in the driver until a flow ends
+(`segdatagen bench flow`)."""
 EARLY_ROWS = 100
 """The failed fraction is judged as if at least this many rows were done, or all of them where there are fewer."""
 
@@ -139,7 +142,7 @@ class Driver:
             if rows.num_rows and left != 0:
                 rows = rows if left is None else stratified(rows, left)
                 left = None if left is None else left - rows.num_rows
-                self._make(rows, ledger, plan.num_rows)
+                self._make_all(rows, ledger, plan.num_rows)
                 continue
             if rows.num_rows or left == 0:
                 return Outcome(ledger.counts, plan.num_rows, goals_met=False, complete=False)
@@ -150,11 +153,16 @@ class Driver:
                 continue
             return self._finish(planned, rounds, ledger)
 
-    def _make(self, rows: pa.Table, ledger: Ledger, num_planned: int) -> None:
-        """Run rows; those that do not come back run alone, and are written as failed after three passes."""
+    def _make_all(self, rows: pa.Table, ledger: Ledger, num_planned: int) -> None:
+        """Run rows, a flow after the other."""
         tally = Tally.of(ledger, rows, num_planned, self.session.job.execution.max_failed_fraction)
         self.events.working(tally.num_done, tally.num_done + rows.num_rows)
         block_rows = rows_per_block(self.session.job.execution, rows.num_rows)
+        for start in range(0, rows.num_rows, BLOCKS_PER_FLOW * block_rows):
+            self._make(rows.slice(start, BLOCKS_PER_FLOW * block_rows), block_rows, tally)
+
+    def _make(self, rows: pa.Table, block_rows: int, tally: "Tally") -> None:
+        """Run rows; those that do not come back run alone, and are written as failed after three passes."""
         for number in range(1 + PASSES_OF_ONE):
             if number:
                 self.events.note(f"{rows.num_rows} samples did not come back: making them one by one, pass {number}")

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from conftest import JobFactory, make_scenes_store, make_weights
 from ray import cloudpickle
 from safetensors.numpy import load_file, save_file
 
-from segdatagen.dataflow import ChainFactory, PartDone
+from segdatagen.dataflow import ChainFactory, Flow, PartDone, stream
 from segdatagen.driver import Outcome, RunOptions
 from segdatagen.errors import SegdatagenError
 from segdatagen.images import decode_image, encode_mask
@@ -234,9 +234,19 @@ def test_too_many_failures_stop_the_run_and_lose_nothing(
     assert all(stored[row["sample_id"]] == row for row in kept if row["status"] == "ok"), "nothing was made again"
 
 
-def test_same_rows_whatever_the_actors_blocks_and_batches(ray_session: None, make_job: JobFactory) -> None:
+def test_same_rows_whatever_the_actors_blocks_batches_and_flows(
+    ray_session: None, make_job: JobFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bitwise the same at an equal batch shape; at another one, masks bitwise and images within 2 of 255."""
     made, images = {}, {}
+    flows: list[int] = []
+
+    def count(flow: Flow, rows: pa.Table, block_rows: int) -> Generator[PartDone, None, None]:
+        flows.append(rows.num_rows)
+        return stream(flow, rows, block_rows)
+
+    monkeypatch.setattr("segdatagen.driver.BLOCKS_PER_FLOW", 8)
+    monkeypatch.setattr("segdatagen.driver.stream", count)
     for name, actors, block, batch in [("a", 1, 4, 2), ("b", 3, 4, 2), ("c", 1, 1, 2), ("d", 2, 6, 3)]:
         execution = {"actors": actors, "cpus_per_actor": 0.3, "rows_per_block": block, "microbatch": batch}
         output = {"root": str(make_job().parent / "runs"), "image_format": "png"}
@@ -244,6 +254,7 @@ def test_same_rows_whatever_the_actors_blocks_and_batches(ray_session: None, mak
         run(job)
         made[name] = rows_of(job)
         images[name] = images_of(job)
+    assert flows == [12, 12, 8, 4, 12]
     assert made["a"] == made["b"] == made["c"]
     without_images = [[{k: v for k, v in row.items() if k != "image_hash"} for row in made[name]] for name in "ad"]
     assert without_images[0] == without_images[1]

@@ -24,7 +24,7 @@ from segdatagen.lease import Lease, LeaseError
 from segdatagen.samples import read_ledger
 from segdatagen.storage import Folder
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.ray]
 BUCKET = "segdatagen"
 START_ATTEMPTS = 8
 
