@@ -94,14 +94,13 @@ class MethodContext:
 
 def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
     """Paper 001: the source's mask, and an image for it."""
-    from segdatagen.diffusion.mask_ddpm import SamplerOptions
     from segdatagen.stages.mask_ddpm import MaskDDPMStage, MaskDDPMStageOptions
 
     options, execution = context.options, context.execution
     stage = MaskDDPMStageOptions(
         weights=options.weights,
         label_set=context.label_set,
-        sampler=SamplerOptions(sampler=options.sampler, steps=options.steps, guidance=options.guidance),
+        sampler=options,
         dtype=options.dtype,
         image_format=context.image_format,
         microbatch=execution.microbatch,

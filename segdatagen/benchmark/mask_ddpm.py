@@ -15,7 +15,6 @@ from torch import Tensor
 from segdatagen.benchmark.measure import Figures
 from segdatagen.datasets.scenes import make_scene, scene_seed
 from segdatagen.diffusion.mask_ddpm import (
-    SamplerOptions,
     alpha_bars,
     cosine_betas,
     draw_noise,
@@ -23,6 +22,7 @@ from segdatagen.diffusion.mask_ddpm import (
     to_pixels,
 )
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
+from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.labels import LabelSet, load_label_set
 from segdatagen.metrics.segmentation import confusion, mean_iou
 from segdatagen.segmenters import Segmenter

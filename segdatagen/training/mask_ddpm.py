@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segdatagen.diffusion.mask_ddpm import (
-    SamplerOptions,
     alpha_bars,
     cosine_betas,
     draw_noise,
@@ -21,6 +20,7 @@ from segdatagen.diffusion.mask_ddpm import (
 )
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
+from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
 from segdatagen.labels import LabelSet
 from segdatagen.records import derive_seed
