@@ -104,13 +104,14 @@ def labels_list(as_json: Json = False) -> None:
     Example: segdatagen labels list
     """
     from segdatagen.cli import screen
+    from segdatagen.datasets.reader import first_names
     from segdatagen.labels import load_label_set, shipped_label_sets
 
     sets = [load_label_set(name) for name in shipped_label_sets()]
     if as_json:
         screen.print_json([{"name": s.name, "version": s.version, "num_classes": s.num_classes} for s in sets])
     else:
-        rows = [[s.name, s.version, s.num_classes, ", ".join(s.names)] for s in sets]
+        rows = [[s.name, s.version, s.num_classes, first_names(s.names, 12)] for s in sets]
         screen.table(["label set", "version", "classes", "names"], rows)
 
 
