@@ -11,6 +11,11 @@ import typer
 from segdatagen.errors import UsageError
 
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; unset: Ray starts in this process.")]
+FORMAT_NAMES = (
+    "ade20k, bdd100k, bdd100k_instances, bdd100k_panoptic, camvid, captions, cityscapes_label_ids, "
+    "cityscapes_train_ids, colormap, id_masks, masks, scenes, voc, voc_aug"
+)
+"""Those of `datasets.FORMATS`, which is not imported for a help text; a test compares."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -26,13 +31,33 @@ def register(app: typer.Typer) -> None:
 
 
 def ingest(
-    data_format: Annotated[str, typer.Argument(metavar="FORMAT", help="camvid, colormap, id_masks, masks or scenes")],
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder of the data; scenes: COUNT@WIDTHxHEIGHT")],
+    data_format: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {FORMAT_NAMES}.")],
+    root: Annotated[
+        str, typer.Argument(metavar="ROOT", help="Folder (captions, parquet: or file); scenes: COUNT@WIDTHxHEIGHT.")
+    ],
     split: Annotated[str, typer.Option(help="Which split it is, for example train.")],
     out: Annotated[str, typer.Option(help="Folder of the source store: a path or s3://bucket/folder.")],
     labels: Annotated[str | None, typer.Option(help="A shipped label set or a YAML file.")] = None,
     snap_colours: Annotated[
         float | None, typer.Option(metavar="DIST", help="Take painted colours as a class up to this RGB distance.")
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(metavar="PART", help="Only first:N, a fraction (1/16), or the ids or files that a FILE lists."),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Captions: COCO's JSON, JSON lines or name<TAB>caption; the first of each image."
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Images below ROOT, where they lie elsewhere; none: masks alone."),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Columns of tables: image=photo,mask=label,id=name,caption=text."),
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad files out and list them in source.json.")] = False,
     address: Address = None,
@@ -41,14 +66,17 @@ def ingest(
     """Read and check a data set on Ray and write a source store. Safe to run again.
 
     Example: segdatagen ingest camvid data/camvid --split train --out s3://bucket/sources/camvid-train
+
+    Example: segdatagen ingest voc data/VOC2012 --split train --partition 1/16 --out out/voc/sixteenth
     """
     from segdatagen.cli import screen
     from segdatagen.datasets import Options, open_reader
     from segdatagen.ingest import IngestRequest
     from segdatagen.ingest import ingest as ingest_sources
 
-    reader = open_reader(data_format, root, split, Options(labels, snap_colours))
-    request = IngestRequest(data_format, root, split, out, skip_bad, address)
+    options = Options(labels, snap_colours, images, columns, partition, captions)
+    reader = open_reader(data_format, root, split, options)
+    request = IngestRequest(data_format, root, split, out, skip_bad, address, partition, captions)
     with screen.meter("ingest", silent=as_json) as progress:
         store, unchanged = ingest_sources(request, reader, progress)
     if as_json:
