@@ -11,6 +11,7 @@ from segdatagen.datasets.ade20k import open_ade20k
 from segdatagen.datasets.bdd100k import open_bdd100k, open_bdd100k_instances, open_bdd100k_panoptic
 from segdatagen.datasets.captions import CaptionedReader, open_captions
 from segdatagen.datasets.cityscapes import open_cityscapes_label_ids, open_cityscapes_train_ids
+from segdatagen.datasets.coco_panoptic import open_coco_panoptic
 from segdatagen.datasets.folder import MaskFolder, read_colormap
 from segdatagen.datasets.options import Options
 from segdatagen.datasets.partition import PartReader, parse_partition
@@ -78,6 +79,7 @@ FORMATS: dict[str, Format] = {
     "captions": Format(open_captions, ("labels",)),
     "cityscapes_label_ids": Format(open_cityscapes_label_ids, ("labels", "images")),
     "cityscapes_train_ids": Format(open_cityscapes_train_ids, ("labels", "images")),
+    "coco_panoptic": Format(open_coco_panoptic, ("labels", "images")),
     "colormap": Format(_colormap, ("labels", "images", "snap_colours")),
     "id_masks": Format(_id_masks, ("labels", "images")),
     "masks": Format(_masks_only, ("labels", "snap_colours")),
