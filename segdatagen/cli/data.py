@@ -13,7 +13,7 @@ from segdatagen.errors import UsageError
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; unset: Ray starts in this process.")]
 FORMAT_NAMES = (
     "ade20k, bdd100k, bdd100k_instances, bdd100k_panoptic, camvid, captions, cityscapes_label_ids, "
-    "cityscapes_train_ids, coco_panoptic, colormap, id_masks, masks, scenes, voc, voc_aug"
+    "cityscapes_train_ids, coco_panoptic, colormap, hf_dataset, id_masks, masks, parquet, scenes, voc, voc_aug"
 )
 """Those of `datasets.FORMATS`, which is not imported for a help text; a test compares."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -17,6 +17,7 @@ from segdatagen.datasets.options import Options
 from segdatagen.datasets.partition import PartReader, parse_partition
 from segdatagen.datasets.reader import BadItem, Item, Listing, Problem, RawSource, Reader, Segment
 from segdatagen.datasets.scenes.reader import open_scenes
+from segdatagen.datasets.tables import open_hf_dataset, open_parquet
 from segdatagen.datasets.voc import open_voc, open_voc_aug
 from segdatagen.errors import UsageError
 
@@ -81,8 +82,10 @@ FORMATS: dict[str, Format] = {
     "cityscapes_train_ids": Format(open_cityscapes_train_ids, ("labels", "images")),
     "coco_panoptic": Format(open_coco_panoptic, ("labels", "images")),
     "colormap": Format(_colormap, ("labels", "images", "snap_colours")),
+    "hf_dataset": Format(open_hf_dataset, ("labels", "columns")),
     "id_masks": Format(_id_masks, ("labels", "images")),
     "masks": Format(_masks_only, ("labels", "snap_colours")),
+    "parquet": Format(open_parquet, ("labels", "columns")),
     "scenes": Format(_scenes),
     "voc": Format(open_voc, ("labels", "images")),
     "voc_aug": Format(open_voc_aug, ("labels", "images")),
