@@ -16,6 +16,7 @@ LAYERS = {
     "errors": 0,
     "labels": 0,
     "colours": 0,
+    "outlines": 0,
     "images": 0,
     "records": 0,
     "storage": 0,

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
+from segdatagen.colours import packed
 from segdatagen.config_files import shown
 from segdatagen.datasets.folder import IMAGE_SUFFIXES, list_files, read_annotation, read_image
 from segdatagen.datasets.json_stream import elements
@@ -82,7 +81,7 @@ class CocoPanoptic:
         pixels = read_annotation(folder, item.mask_name)
         if pixels.ndim != 3:
             raise BadItem("ids where colours are expected", item.mask_name, "segments are numbers in RGB")
-        codes = pixels.astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)
+        codes = packed(pixels)
         source = read_segments(codes, listed, self.label_set, item.mask_name)
         return replace(source, image=read_image(folder, item, codes.shape) if item.image_name else None)
 
