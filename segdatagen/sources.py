@@ -167,6 +167,15 @@ def fingerprint_of(parts: Iterable[PartInfo], label_set: LabelSet) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def stored_counts(index: pa.Table, label_set: LabelSet) -> np.ndarray:
+    """Pixels per class of every source at its native size: int64 [S, C], in the order of the index and of channels."""
+    lists = index["class_ids"].combine_chunks()
+    counts = np.zeros((index.num_rows, label_set.num_classes), np.int64)
+    channels = label_set.channel_table()[pc.list_flatten(lists).to_numpy()]
+    counts[pc.list_parent_indices(lists).to_numpy(), channels] = pc.list_flatten(index["class_pixels"]).to_numpy()
+    return counts
+
+
 def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int = 4) -> np.ndarray:
     """Pixels per class of every source after `geometry`: int64 [S, C], in the order of the data set and of channels.
 
@@ -174,7 +183,7 @@ def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int 
     longer decodes keeps its stored counts: it is planned, and then fails where everybody sees it.
     """
     labels = store.label_set
-    counts = _stored_counts(store.index, labels)
+    counts = stored_counts(store.index, labels)
     sizes = zip(store.index["height"].to_pylist(), store.index["width"].to_pylist(), strict=True)
     kept = np.fromiter((h is None or geometry.keeps(h, w) for h, w in sizes), np.bool_, len(counts))
     starts = np.concatenate([[0], np.cumsum([part.num_rows for part in store.info.parts])])
@@ -219,14 +228,6 @@ def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, L
 def ignore_id_of(label_set: LabelSet) -> int:
     """The id that fills what a geometry adds: the first ignore id, or 0 where nothing is ever filled."""
     return label_set.ignore_ids[0] if label_set.ignore_ids else 0
-
-
-def _stored_counts(section: pa.Table, label_set: LabelSet) -> np.ndarray:
-    lists = section["class_ids"].combine_chunks()
-    counts = np.zeros((section.num_rows, label_set.num_classes), np.int64)
-    channels = label_set.channel_table()[pc.list_flatten(lists).to_numpy()]
-    counts[pc.list_parent_indices(lists).to_numpy(), channels] = pc.list_flatten(section["class_pixels"]).to_numpy()
-    return counts
 
 
 def _mask_counts(mask: np.ndarray, label_set: LabelSet) -> np.ndarray:

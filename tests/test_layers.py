@@ -33,6 +33,7 @@ LAYERS = {
     "diffusion": 1,
     "stages": 2,
     "sources": 3,
+    "source_report": 3,
     "planner": 3,
     "samples": 3,
     "lease": 3,

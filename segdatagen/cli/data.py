@@ -22,6 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(ingest)
+    app.command()(sources)
     app.command()(balance)
     labels = typer.Typer(help="Show and check label sets.", no_args_is_help=True)
     labels.command("list")(labels_list)
@@ -87,6 +88,47 @@ def ingest(
     screen.say(f"{out}: {sources} in {parts}, {state}")
     for problem in store.info.skipped:
         screen.say(f"left out: {problem}")
+
+
+def sources(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Folder of a source store.")],
+    source: Annotated[str | None, typer.Option("--id", metavar="ID", help="The source to draw.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write it to this PNG file: image, and mask in colours.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a source store holds, and a picture of one source with every segment outlined.
+
+    Example: segdatagen sources out/coco --id 000000142238 --picture out/142238.png
+    """
+    from dataclasses import asdict
+
+    from segdatagen.cli import screen
+    from segdatagen.images import encode_image
+    from segdatagen.source_report import figures_of, picture_of
+    from segdatagen.sources import open_store
+    from segdatagen.storage import Folder
+
+    if (source is None) != (picture is None):
+        raise UsageError("--id and --picture belong together: which source, and the file to draw it to")
+    opened = open_store(store)
+    if source is not None and picture is not None:
+        folder = Folder(str(picture.parent))
+        folder.require_writable()
+        folder.put(picture.name, encode_image(picture_of(opened, source), "png"))
+    figures = figures_of(opened)
+    if as_json:
+        screen.print_json(asdict(figures))
+        return
+    rows = [[c.name, c.sources, c.segments, f"{c.pixel_share:.2%}"] for c in figures.classes if c.sources]
+    screen.table(["class", "sources", "segments", "pixels"], rows, f"{store}: {figures.label_set}, {figures.split}")
+    absent = [c.name for c in figures.classes if not c.sources]
+    if absent:
+        screen.say(f"in no source: {', '.join(absent)}")
+    screen.say(
+        f"{screen.as_count(figures.sources, 'source')}: {screen.as_count(figures.masks, 'mask')}, "
+        f"{screen.as_count(figures.images, 'image')}, {screen.as_count(figures.captions, 'caption')}, "
+        f"{screen.as_count(figures.segments, 'segment')}, of which {screen.as_count(figures.crowds, 'crowd')}"
+    )
 
 
 def balance(
