@@ -2,6 +2,8 @@
 
 import io
 import json
+import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -58,3 +60,18 @@ def test_what_is_broken_is_said_with_its_place(text: str, problem: str) -> None:
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(UsageError, match="broken JSON at byte"):
         list(elements(io.BytesIO(b'{"a": "\xff\xfe"}'), "here"))
+
+
+def test_a_large_file_is_never_in_memory_whole(tmp_path: Path) -> None:
+    row = {"segments_info": [{"id": number, "category_id": 1, "bbox": [0, 0, 9, 9]} for number in range(20)]}
+    path = tmp_path / "large.json"
+    with path.open("w") as file:
+        file.write('{"annotations": [' + ", ".join([json.dumps(row)] * 20_000) + "]}")
+    assert path.stat().st_size > 15e6
+    tracemalloc.start()
+    with path.open("rb") as file:
+        count = sum(1 for _ in elements(file, "large"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 6e6

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from segdatagen.benchmark.codec import bench_codec
 from segdatagen.benchmark.flow import bench_flow
+from segdatagen.benchmark.ingest import bench_ingest
 from segdatagen.benchmark.measure import Figures
 from segdatagen.benchmark.plan import bench_plan
 from segdatagen.benchmark.resume import bench_resume
@@ -16,6 +17,7 @@ from segdatagen.benchmark.scenes import bench_scenes
 BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "codec": bench_codec,
     "flow": bench_flow,
+    "ingest": bench_ingest,
     "plan": bench_plan,
     "resume": bench_resume,
     "run": bench_run,

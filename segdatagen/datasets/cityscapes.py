@@ -9,7 +9,9 @@ from segdatagen.datasets.options import Options
 from segdatagen.datasets.reader import Reader
 
 LABEL_ID_HINTS = ((255, "255 is an id of labelTrainIds files, which cityscapes_train_ids reads"),)
-TRAIN_ID_HINTS = ((33, "ids past 18 stand in labelIds files, which cityscapes_label_ids reads"),)
+TRAIN_ID_HINTS = tuple(
+    (id_, "ids past 18 stand in labelIds files, which cityscapes_label_ids reads") for id_ in range(19, 34)
+)
 
 
 def open_cityscapes_label_ids(root: str, split: str, options: Options) -> Reader:

@@ -100,7 +100,8 @@ def checked_ids(
     mask = narrow(annotation)
     unknown = unknown_ids(mask, label_set)
     if unknown:
-        raise BadItem("unknown id", name, "; ".join(text for id_, text in hints if str(id_) in unknown), unknown)
+        meanings = dict.fromkeys(text for id_, text in hints if str(id_) in unknown)
+        raise BadItem("unknown id", name, "; ".join(meanings), unknown)
     return mask
 
 
