@@ -4,6 +4,7 @@ A shard is one Ray task: it reads its items, checks each, and puts one part. The
 not at all. It does not know formats, nor what the sources are for.
 """
 
+import pickle
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -13,13 +14,14 @@ from typing import Any
 import ray
 
 from segdatagen.cluster import connect
-from segdatagen.datasets import BadItem, Item, Reader
+from segdatagen.datasets import BadItem, Item, Listing, Reader
 from segdatagen.datasets.reader import first_names
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.sources import (
     INFO_NAME,
     LABELS_NAME,
     ROW_GROUP_SIZE,
+    SHARD_BYTES,
     SHARD_SIZE,
     PartInfo,
     SourceInfo,
@@ -41,7 +43,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class IngestRequest:
-    """What to ingest: `data_format`, `root` and `split` name the data, `out` is the URI of the store."""
+    """What to ingest: `data_format`, `root` and `split` name the data, `out` is the URI of the store.
+
+    `partition` and `captions` are kept in the store as they were given; it is the reader that heeds them.
+    """
 
     data_format: str
     root: str
@@ -49,6 +54,8 @@ class IngestRequest:
     out: str
     skip_bad: bool = False
     address: str | None = None
+    partition: str | None = None
+    captions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
     Raises UsageError if items are bad (unless `skip_bad`), if there are none, or if another store is at the address;
     nothing is left behind then.
     """
-    listing = reader.list_items()
+    listing = without_duplicates(reader.list_items())
     if listing.orphans and not request.skip_bad:
         raise UsageError(describe_bad(request.root, listing.orphans, len(listing.items) + len(listing.orphans)))
     folder = Folder(request.out)
@@ -77,9 +84,8 @@ def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[
     else:
         _require_whole(existing)
         _require_same_origin(existing, request, reader)
-    shards = [listing.items[start : start + SHARD_SIZE] for start in range(0, len(listing.items), SHARD_SIZE)]
     keep = existing is None
-    results = _run_shards(shards, reader, request, keep, progress)
+    results = _run_shards(cut_shards(listing.items), reader, request, keep, progress)
     bad = [*listing.orphans, *(item for result in results for item in result.bad)]
     parts = tuple(result.part for result in results if result.part is not None)
     if (bad and not request.skip_bad) or not parts:
@@ -112,6 +118,8 @@ def seal_store(
         label_set=reader.label_set.name,
         parts=tuple(parts),
         skipped=tuple(f"{item.file_name}: {item.problem}" for item in left_out),
+        partition=request.partition,
+        captions=request.captions,
     )
     folder.put(LABELS_NAME, reader.label_set.to_yaml().encode())
     folder.put(INFO_NAME, info.model_dump_json(indent=1).encode())
@@ -134,6 +142,31 @@ def ingest_shard(items: Sequence[Item], name: str, reader: Reader, request: Inge
     if keep:
         Folder(request.out).put(name, data)
     return ShardResult(PartInfo(name=name, num_rows=len(rows), size=len(data), digest=digest), len(items), tuple(bad))
+
+
+def without_duplicates(listing: Listing) -> Listing:
+    """The listing with every id once; later items of an id that stood before become orphans."""
+    first: dict[str, Item] = {}
+    again = []
+    for item in listing.items:
+        if item.source_id in first:
+            again.append(BadItem("duplicate id", item.mask_name, item.source_id))
+        else:
+            first[item.source_id] = item
+    return Listing(tuple(first.values()), (*listing.orphans, *again)) if again else listing
+
+
+def cut_shards(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Items in order, cut so that a shard has neither too many sources nor too many bytes."""
+    shards: list[Sequence[Item]] = []
+    start = 0
+    num_bytes = 0
+    for place, item in enumerate(items):
+        if place > start and (place - start == SHARD_SIZE or num_bytes + item.num_bytes > SHARD_BYTES):
+            shards.append(items[start:place])
+            start, num_bytes = place, 0
+        num_bytes += item.num_bytes
+    return [*shards, items[start:]] if items else []
 
 
 def describe_bad(root: str, bad: Sequence[BadItem], num_items: int) -> str:
@@ -194,6 +227,7 @@ def _require_same_origin(store: SourceStore, request: IngestRequest, reader: Rea
             ("format", found.data_format, request.data_format),
             ("split", found.split, request.split),
             ("label set", store.label_set.name, reader.label_set.name),
+            ("partition", found.partition or "all", request.partition or "all"),
             ("number of scenes and size", found.root, request.root),
         )
         if old != new and (name != "number of scenes and size" or request.data_format == "scenes")
@@ -207,25 +241,27 @@ def _require_same_origin(store: SourceStore, request: IngestRequest, reader: Rea
 def _run_shards(
     shards: Sequence[Sequence[Item]], reader: Reader, request: IngestRequest, keep: bool, progress: Progress
 ) -> list[ShardResult]:
-    """All shards, in order; Ray Data streams them, so that what is in flight stays bounded."""
-    numbers = list(range(len(shards)))
+    """All shards, in order; Ray Data streams them, so that what is in flight stays bounded.
+
+    Each row carries its own items: a function that held all of them would be unpickled whole by every worker.
+    """
+    rows = [{"number": number, "items": pickle.dumps(shard)} for number, shard in enumerate(shards)]
     total = sum(len(shard) for shard in shards)
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
-        number = int(row["item"])
-        return {
-            "number": number,
-            "result": ingest_shard(shards[number], f"part-{number:05d}.parquet", reader, request, keep),
-        }
+        number, items = int(row["number"]), pickle.loads(row["items"])
+        return {"number": number, "result": ingest_shard(items, f"part-{number:05d}.parquet", reader, request, keep)}
 
     found: dict[int, ShardResult] = {}
     done = 0
+    if not rows:
+        return []
     with connect(request.address):
         try:
-            for row in ray.data.from_items(numbers, override_num_blocks=len(numbers)).map(work).iter_rows():
+            for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(work).iter_rows():
                 found[int(row["number"])] = row["result"]
                 done += row["result"].num_items
                 progress(done, total)
         except ray.exceptions.RayTaskError as error:
             raise SegdatagenError(f"{request.root}: reading failed ({error.cause})") from error
-    return [found[number] for number in numbers]
+    return [found[number] for number in range(len(shards))]

@@ -30,7 +30,8 @@ MAX_REASON = 300
 class LoadSource:
     """The first stage of every method that starts from a mask: the source's mask at the size of the samples.
 
-    A mask that cannot be read, or that holds ids which the label set does not have, gives its rows a reason.
+    A mask that cannot be read, that is not there (the source is a caption alone), or that holds ids which the label set
+    does not have, gives its rows a reason.
     """
 
     name = "load"
@@ -59,7 +60,9 @@ class LoadSource:
             return [{"reason": str(error)} for _ in rows]
         return [self._transform(row["mask"], row["caption"]) for row in table.to_pylist()]
 
-    def _transform(self, data: bytes, caption: str | None) -> dict[str, Any]:
+    def _transform(self, data: bytes | None, caption: str | None) -> dict[str, Any]:
+        if data is None:
+            return {"reason": "the source is a caption without a mask"}
         try:
             stored = decode_mask(data)
         except DecodeError as error:

@@ -25,6 +25,7 @@ from segdatagen.planner import (
     read_plan,
     read_rounds,
     refuse_evaluation_splits,
+    refuse_sources_without_masks,
 )
 from segdatagen.run_folder import begin_attempt, check_same_content, end_attempt, write_run
 from segdatagen.samples import read_ledger
@@ -38,6 +39,7 @@ def prepare(job: Job) -> Session:
     store = open_store(job.sources)
     job = _with_class_names(job, store.label_set)
     refuse_evaluation_splits(store, job.settings.allow_splits)
+    refuse_sources_without_masks(store, tuple(job.methods.named()))
     if job.geometry.fit == "pad" and not store.label_set.ignore_ids:
         raise UsageError(f"geometry.fit: pad needs a label set with an ignore id, {store.label_set.name} has none")
     for context in method_contexts(job, store.label_set).values():

@@ -86,6 +86,10 @@ class Folder:
         """All bytes of an object. Raises FileNotFoundError."""
         return cast(bytes, self._filesystem.cat_file(self._path(name)))
 
+    def read_range(self, name: str, first: int, length: int) -> bytes:
+        """Some bytes of an object, from the byte `first` on, in one request. Raises FileNotFoundError."""
+        return cast(bytes, self._filesystem.cat_file(self._path(name), start=first, end=first + length))
+
     def open(self, name: str) -> BinaryIO:
         """An object opened for random access reading."""
         if self.is_local:

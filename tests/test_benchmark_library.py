@@ -9,6 +9,7 @@ import numpy as np
 from segdatagen.balance import Presence, entropy
 from segdatagen.benchmark.codec import bench_codec
 from segdatagen.benchmark.flow import bench_flow
+from segdatagen.benchmark.ingest import bench_ingest
 from segdatagen.benchmark.mask_ddpm import Judge, bench_mask_ddpm, held_out_scenes
 from segdatagen.benchmark.measure import Figures, record
 from segdatagen.benchmark.plan import NUM_CLASSES, SIZE, bench_plan, put_random_store
@@ -69,6 +70,13 @@ def test_flow_counts_every_row(ray_session: None, scenes_weights: Path) -> None:
     assert (figures["rows"], figures["parts"]) == (128, 8)
     assert float(figures["rows_per_second"]) > 0
     assert 50 < float(figures["driver_mib_at_the_end"]) < 20_000
+
+
+def test_ingest_is_held_against_the_plain_loop(ray_session: None) -> None:
+    figures = bench_ingest(num_masks=1100)
+    assert_a_row_can_hold(figures)
+    assert (figures["masks"], figures["parts"]) == (1100, 5)
+    assert 50 < float(figures["driver_mib_before"]) <= float(figures["driver_mib_peak"]) < 20_000
 
 
 def test_resume_finds_all_rows_committed(ray_session: None) -> None:

@@ -17,6 +17,7 @@ from conftest import child_environment
 from test_layers import LAYERS
 
 from segdatagen.cli import app
+from segdatagen.cli.data import FORMAT_NAMES
 from segdatagen.datasets import FORMATS
 from segdatagen.job import STRATEGIES, Job, load_job
 from segdatagen.labels import LabelSet
@@ -157,6 +158,10 @@ def test_the_readme_names_every_strategy_and_format() -> None:
     strategies = {row[0].strip("`") for row in table_rows(section(read("README.md"), "The job file"))}
     formats = {row[0].strip("`") for row in table_rows(section(read("README.md"), "Your data"))}
     assert (strategies, formats) == (set(STRATEGIES), set(FORMATS))
+
+
+def test_the_help_of_ingest_names_every_format() -> None:
+    assert FORMAT_NAMES.split(", ") == sorted(FORMATS)
 
 
 def test_help_imports_nothing_heavy_and_answers_within_a_second() -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ def test_load_reads_a_path_and_names_it_in_errors(tmp_path: Path) -> None:
 
 
 def test_load_of_an_unknown_name_lists_the_shipped_sets() -> None:
-    with pytest.raises(UsageError, match=r"'camvd' is neither .*camvid, colourbook_bdd.*voc"):
+    with pytest.raises(UsageError, match=r"'camvd' is neither .*camvid, .*voc"):
         load_label_set("camvd")
 
 
@@ -247,9 +248,73 @@ def test_shipped_sets_hold_the_published_facts(name: str) -> None:
     assert labels.ignore_ids == (facts["ignore_id"],)
 
 
-def test_voc_background_never_counts_for_balance() -> None:
-    assert load_label_set("voc").background_ids == (0,)
-    assert load_label_set("camvid").background_ids == ()
+def published(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(shared_file(f"data/labels/{name}.json").read_text())["classes"]
+    return rows
+
+
+def colours_that_differ(labels: LabelSet, rows: list[dict[str, Any]]) -> list[str]:
+    assert len(rows) == labels.num_classes
+    pairs = zip(labels.classes, rows, strict=True)
+    return [label.name for label, row in pairs if list(label.colour) != row["color"]]
+
+
+def test_ade20k_is_as_published_from_1_to_150_with_0_ignored() -> None:
+    labels, rows = load_label_set("ade20k"), published("ade20k")
+    assert labels.ids.tolist() == list(range(1, 151)) == [row["id"] for row in rows]
+    assert labels.ignore_ids == (0,)
+    assert [label.kind == "stuff" for label in labels.classes] == [row["stuff"] for row in rows]
+    assert colours_that_differ(labels, rows) == ["skyscraper"]
+    for label, row in zip(labels.classes, rows, strict=True):
+        # The facts have names and synonyms cut into words.
+        words, found = " ".join([label.name, *label.aliases]).split(), [row["name"], *row["aliases"]]
+        assert set(words) <= set(found)
+        assert words[0] == found[0]
+
+
+def test_coco_panoptic_keeps_the_gaps_between_the_published_ids() -> None:
+    labels, rows = load_label_set("coco_panoptic"), published("coco_panoptic")
+    assert labels.num_classes == 133
+    assert labels.ids.tolist() == [row["id"] for row in rows]
+    assert list(labels.names) == [row["name"] for row in rows]
+    assert [label.kind == "thing" for label in labels.classes] == [row["isthing"] for row in rows]
+    assert colours_that_differ(labels, rows) == []
+    assert (labels.ignore_ids, int(labels.ids.max())) == ((0,), 200)
+    assert labels.channel_table()[[11, 12, 13]].tolist() == [10, -2, 11]
+
+
+def test_both_cityscapes_sets_are_the_same_classes_under_two_ids() -> None:
+    rows = published("cityscapes")
+    by_label, by_train = load_label_set("cityscapes_label_ids"), load_label_set("cityscapes_train_ids")
+    evaluated = sorted((row for row in rows if 0 <= row["train_id"] < 255), key=lambda row: row["train_id"])
+    for labels, key in ((by_label, "id"), (by_train, "train_id")):
+        assert labels.ids.tolist() == [row[key] for row in evaluated]
+        assert list(labels.names) == [row["name"] for row in evaluated]
+        assert colours_that_differ(labels, evaluated) == []
+    assert by_train.ignore_ids == (255,)
+    assert set(by_label.ids.tolist()) | set(by_label.ignore_ids) == set(range(34))
+    # An id of a file of one kind and the train id of the same class have one channel; what is void has none.
+    known = [row for row in rows if row["id"] >= 0]
+    ids, train_ids = [row["id"] for row in known], [row["train_id"] for row in known]
+    assert by_label.channel_table()[ids].tolist() == by_train.channel_table()[train_ids].tolist()
+
+
+def test_bdd100k_has_the_train_ids_of_cityscapes_and_its_own_panoptic_ids() -> None:
+    labels, rows = load_label_set("bdd100k"), published("bdd100k")
+    assert {label.id: label.name for label in labels.classes} == {
+        row["train_id"]: row["name"] for row in rows if row["train_id"] != 255
+    }
+    assert labels.classes == load_label_set("cityscapes_train_ids").classes
+    panoptic = load_label_set("bdd100k_panoptic")
+    assert [(label.id, label.name) for label in panoptic.classes] == [(row["id"], row["name"]) for row in rows[1:]]
+    assert (panoptic.ignore_ids, rows[0]["name"]) == ((0,), "unlabeled")
+    assert colours_that_differ(panoptic, rows[1:]) == ["ego vehicle", "parking sign", "polegroup"]
+
+
+def test_only_the_background_never_counts_for_balance() -> None:
+    backgrounds = {name: load_label_set(name).background_ids for name in shipped_label_sets()}
+    with_background = {"bdd100k_instances", "colourbook_bdd", "voc"}
+    assert backgrounds == {name: (0,) if name in with_background else () for name in backgrounds}
 
 
 def test_colourbook_colours_follow_the_formula() -> None:

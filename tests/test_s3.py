@@ -14,14 +14,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import s3fs
 from conftest import Command, JobFactory
+from look_alikes import segment, write, write_panoptic
 from test_kill_resume import descendants, finish, kill_all, start
+from test_table_data_sets import put_arrow, put_parquet
 
+from segdatagen.datasets import Options, open_reader
 from segdatagen.lease import Lease, LeaseError
 from segdatagen.samples import read_ledger
+from segdatagen.sources import source_row
 from segdatagen.storage import Folder
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
@@ -88,6 +93,32 @@ def test_objects_come_and_go(s3_server: str) -> None:
     folder.delete(["a/b.parquet", "a/c.json", "a/absent"])
     assert folder.entries() == []
     assert not folder.exists("a/b.parquet")
+
+
+def test_data_sets_are_read_as_from_a_disk(s3_server: str, tmp_path: Path) -> None:
+    codes = np.where(np.indices((24, 32))[1] < 16, 7, 70_000)
+    pictures = {name: (codes, [segment(70_000, 200), segment(7, 1)]) for name in ("a", "b")}
+    write_panoptic(tmp_path / "coco", pictures)
+    put_parquet(tmp_path / "parquet/town.parquet")
+    put_arrow(tmp_path / "saved")
+    write(tmp_path / "captions/mine.tsv", b"a\tA red bus\nb\tA field\n")
+    for entry in Folder(str(tmp_path)).entries():
+        Folder(s3_server).put(f"data/{entry.name}", (tmp_path / entry.name).read_bytes())
+    for data_format, root, split, options in (
+        ("coco_panoptic", "coco", "val2017", {"captions": "captions/mine.tsv"}),
+        ("parquet", "parquet", "train", {"labels": "camvid"}),
+        ("hf_dataset", "saved", "train", {"labels": "camvid"}),
+        ("captions", "captions/mine.tsv", "train", {"labels": "voc"}),
+    ):
+        rows = []
+        for base in (str(tmp_path), f"{s3_server}/data"):
+            given = {key: f"{base}/{value}" if key == "captions" else value for key, value in options.items()}
+            reader = open_reader(data_format, f"{base}/{root}", split, Options(**given))
+            listing = reader.list_items()
+            assert not listing.orphans
+            rows.append([source_row(item, reader.read(item), split, reader.label_set) for item in listing.items])
+        assert rows[0] == rows[1]
+        assert len(rows[0]) > 1
 
 
 def test_conditional_put_has_one_winner(s3_server: str) -> None:

@@ -51,6 +51,7 @@ def test_what_is_put_is_read_and_listed(tmp_path_factory: pytest.TempPathFactory
         with folder.open(name) as file:
             file.seek(len(data) // 2)
             assert file.read() == data[len(data) // 2 :]
+        assert folder.read_range(name, 1, 2) == data[1:3]
 
 
 def test_a_put_replaces_and_leaves_nothing_else(folder: Folder, tmp_path: Path) -> None:

@@ -187,6 +187,6 @@ def test_parts_of_an_interrupted_ingest_are_replaced(ray_session: None, tmp_path
 
 
 def test_unknown_format(refused_here: Refused, tmp_path: Path) -> None:
-    line = refused_here(*ingest_words("cityscapes", tmp_path, tmp_path / "store"))
-    assert "'cityscapes'" in line
+    line = refused_here(*ingest_words("kitti", tmp_path, tmp_path / "store"))
+    assert "'kitti'" in line
     assert "id_masks" in line

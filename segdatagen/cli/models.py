@@ -58,7 +58,9 @@ def train(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="codec, flow, mask_ddpm, plan, resume, run or scenes")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="codec, flow, ingest, mask_ddpm, plan, resume, run or scenes")
+    ],
     out: Annotated[Path, typer.Option(help="Folder whose NAME.csv gets the row.")] = Path("benchmarks"),
     as_json: Json = False,
 ) -> None:
