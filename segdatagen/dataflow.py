@@ -47,13 +47,15 @@ class Flow:
 
 @dataclass(frozen=True)
 class PartDone:
-    """One committed part, as the driver hears of it."""
+    """One committed part, as the driver hears of it. `stage_seconds` is by stage of its `method`, in their order."""
 
     name: str
+    method: str
     ok: int
     rejected: int
     failed: int
     chain_seconds: float
+    stage_seconds: dict[str, float]
     finished: float
     error: str | None = None
 
@@ -70,10 +72,15 @@ class ChainActor:
         made = []
         for part in split_parts(block):
             method = part["method"][0].as_py()
+            spent: dict[str, float] = {}
             try:
-                made.append(self._chain(method).run(part, self._flow.attempt))
+                chain = self._chain(method)
+                before = dict(chain.seconds)
+                rows = chain.run(part, self._flow.attempt)
+                spent = {stage: seconds - before[stage] for stage, seconds in chain.seconds.items()}
             except (SegdatagenError, OSError, RuntimeError, ImportError, ValueError, TypeError, KeyError) as error:
-                made.append(failed_rows(part, self._flow.attempt, f"{method} cannot start: {error}"))
+                rows = failed_rows(part, self._flow.attempt, f"{method} cannot start: {error}")
+            made.append(_with_stage_seconds(rows, spent))
         return pa.concat_tables(made)
 
     def _chain(self, method: str) -> Chain:
@@ -126,13 +133,19 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
     committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=writers)
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
     for row in committed.iter_rows():
-        yield PartDone(**row)
+        yield PartDone(**row | {"stage_seconds": dict(row["stage_seconds"])})
 
 
 def set_fault_policy() -> None:
     """A block whose worker died costs its rows, which are found missing later, and not the run."""
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1
+
+
+def _with_stage_seconds(rows: pa.Table, spent: Mapping[str, float]) -> pa.Table:
+    """Sample rows with what their stages took beside the first of them: it travels to the commit and is not stored."""
+    column = pa.array([list(spent.items()), *[None] * (rows.num_rows - 1)], _STAGE_SECONDS)
+    return rows.append_column("stage_seconds", column)
 
 
 def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:
@@ -145,22 +158,27 @@ def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:
         problem = str(error)
     return {
         "name": name,
+        "method": part["method"][0].as_py(),
         "ok": counts.get("ok", 0),
         "rejected": counts.get("rejected", 0),
         "failed": counts.get("failed", 0),
         "chain_seconds": pc.sum(part["seconds"]).as_py() or 0.0,
+        "stage_seconds": [item for spent in part["stage_seconds"].drop_null().to_pylist() for item in spent],
         "finished": time.time(),
         "error": problem,
     }
 
 
+_STAGE_SECONDS = pa.map_(pa.string(), pa.float64())
 _REPORT_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
+        ("method", pa.string()),
         ("ok", pa.int64()),
         ("rejected", pa.int64()),
         ("failed", pa.int64()),
         ("chain_seconds", pa.float64()),
+        ("stage_seconds", _STAGE_SECONDS),
         ("finished", pa.float64()),
         ("error", pa.string()),
     ]

@@ -118,7 +118,7 @@ def run_job(
                 outcome_text = f"stopped: {error}"
                 raise
             finally:
-                end_attempt(folder, attempt, outcome_text, driver.seconds)
+                end_attempt(folder, attempt, outcome_text, driver.seconds, driver.stage_seconds)
             return outcome
 
 
