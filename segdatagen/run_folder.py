@@ -24,6 +24,8 @@ from segdatagen.storage import Folder
 RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
 MANIFEST_NAME = "manifest.json"
+REPORT_NAME = "report"
+"""Folder of a page about the run, which whoever writes it keeps for itself."""
 RECORDED_PACKAGES = (
     "segdatagen",
     "ray",
