@@ -47,13 +47,15 @@ class Flow:
 
 @dataclass(frozen=True)
 class PartDone:
-    """One committed part, as the driver hears of it."""
+    """One committed part, as the driver hears of it. `stage_seconds` is by stage of its `method`, in their order."""
 
     name: str
+    method: str
     ok: int
     rejected: int
     failed: int
     chain_seconds: float
+    stage_seconds: dict[str, float]
     finished: float
     error: str | None = None
 
@@ -75,7 +77,12 @@ class ChainActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Sample rows of a block of plan rows."""
-        made = [self._chain(part["method"][0].as_py()).run(part, self._flow.attempt) for part in split_parts(block)]
+        made = []
+        for part in split_parts(block):
+            chain = self._chain(part["method"][0].as_py())
+            before = dict(chain.seconds)
+            rows = chain.run(part, self._flow.attempt)
+            made.append(_with_stage_seconds(rows, {s: after - before[s] for s, after in chain.seconds.items()}))
         return pa.concat_tables(made)
 
     def _chain(self, method: str) -> Chain:
@@ -130,7 +137,7 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
     try:
         for row in committed.iter_rows():
-            yield PartDone(**row)
+            yield PartDone(**row | {"stage_seconds": dict(row["stage_seconds"])})
     except ray.exceptions.ActorDiedError as error:  # of a block it is none of the run's: see set_fault_policy
         reason = str(error).strip().splitlines()[-1]
         raise SegdatagenError(
@@ -144,6 +151,12 @@ def set_fault_policy() -> None:
     context.max_errored_blocks = -1
 
 
+def _with_stage_seconds(rows: pa.Table, spent: Mapping[str, float]) -> pa.Table:
+    """Sample rows with what their stages took beside the first of them: it travels to the commit and is not stored."""
+    column = pa.array([list(spent.items()), *[None] * (rows.num_rows - 1)], _STAGE_SECONDS)
+    return rows.append_column("stage_seconds", column)
+
+
 def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:
     """Put a part and report it. Ray Data drops a block whose task raises, so a store that refuses is reported too."""
     counts = {row["values"]: row["counts"] for row in pc.value_counts(part["status"]).to_pylist()}
@@ -154,22 +167,27 @@ def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:
         problem = str(error)
     return {
         "name": name,
+        "method": part["method"][0].as_py(),
         "ok": counts.get("ok", 0),
         "rejected": counts.get("rejected", 0),
         "failed": counts.get("failed", 0),
         "chain_seconds": pc.sum(part["seconds"]).as_py() or 0.0,
+        "stage_seconds": [item for spent in part["stage_seconds"].drop_null().to_pylist() for item in spent],
         "finished": time.time(),
         "error": problem,
     }
 
 
+_STAGE_SECONDS = pa.map_(pa.string(), pa.float64())
 _REPORT_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
+        ("method", pa.string()),
         ("ok", pa.int64()),
         ("rejected", pa.int64()),
         ("failed", pa.int64()),
         ("chain_seconds", pa.float64()),
+        ("stage_seconds", _STAGE_SECONDS),
         ("finished", pa.float64()),
         ("error", pa.string()),
     ]

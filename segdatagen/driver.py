@@ -120,7 +120,7 @@ class Session:
 
 @dataclass
 class Driver:
-    """One attempt at work. `seconds` is what the chains spent, over all actors."""
+    """One attempt at work. `seconds` is what the chains spent, over all actors; `stage_seconds` by method and stage."""
 
     session: Session
     run_: Run
@@ -130,6 +130,7 @@ class Driver:
     events: Events
     factories: Mapping[str, ChainFactory]
     seconds: dict[str, float] = field(default_factory=lambda: {"chains": 0.0})
+    stage_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def run(self) -> Outcome:
         """Rounds until the goals are met, cannot be met, or no more rounds are allowed. Raises SegdatagenError."""
@@ -184,6 +185,9 @@ class Driver:
                 if part.error:
                     raise SegdatagenError(part.error)
                 self.seconds["chains"] += part.chain_seconds
+                stages = self.stage_seconds.setdefault(part.method, {})
+                for stage, spent in part.stage_seconds.items():
+                    stages[stage] = stages.get(stage, 0.0) + spent
                 for status in STATUSES:
                     tally.add(status, getattr(part, status))
                 self.events.part(part)

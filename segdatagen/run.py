@@ -27,7 +27,7 @@ from segdatagen.planner import (
     refuse_evaluation_splits,
     refuse_sources_without_masks,
 )
-from segdatagen.run_folder import begin_attempt, check_same_content, end_attempt, write_run
+from segdatagen.run_folder import REPORT_NAME, begin_attempt, check_same_content, end_attempt, write_run
 from segdatagen.samples import read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
@@ -108,7 +108,7 @@ def run_job(
     with connect(options.address):
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
-            folder.sweep()
+            folder.sweep(leave=REPORT_NAME)
             run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
             driver = Driver(session, run, lease, attempt, options, events, factories or chain_factories(session))
@@ -120,7 +120,7 @@ def run_job(
                 outcome_text = f"stopped: {error}"
                 raise
             finally:
-                end_attempt(folder, attempt, outcome_text, driver.seconds)
+                end_attempt(folder, attempt, outcome_text, driver.seconds, driver.stage_seconds)
             return outcome
 
 

@@ -27,6 +27,8 @@ from segdatagen.errors import SegdatagenError, UsageError
 
 HALF_PUT = re.compile(r"\..+\.[a-z0-9_]{8}")
 """Temporary files of `put` on a disk."""
+CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+"""What an object store tells a browser. A disk has only the suffix."""
 CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 
@@ -120,7 +122,8 @@ class Folder:
             if self.is_local:
                 _replace_file(path, data)
             else:
-                self._filesystem.pipe_file(path, data)
+                kind = CONTENT_TYPES.get(os.path.splitext(name)[1])
+                self._filesystem.pipe_file(path, data, **({"ContentType": f"{kind}; charset=utf-8"} if kind else {}))
         except OSError as error:
             raise _explain(error, self.uri_of(name)) from error
 
@@ -162,10 +165,15 @@ class Folder:
             if self.is_local:
                 self._prune(Path(self._path(name)).parent)
 
-    def sweep(self) -> None:
-        """Remove what killed processes left of a `put`, for who alone writes here. An object store has no halves."""
+    def sweep(self, leave: str | None = None) -> None:
+        """Remove what killed processes left of a `put`, for who alone writes here. An object store has no halves.
+
+        `leave` names a folder in this one that another process may be writing.
+        """
         if self.is_local:
-            for parent, _, names in os.walk(self._path("")):
+            for parent, folders, names in os.walk(self._path("")):
+                if leave in folders and parent == self._path(""):
+                    folders.remove(leave)
                 for name in filter(HALF_PUT.fullmatch, names):
                     Path(parent, name).unlink(missing_ok=True)
 

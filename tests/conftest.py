@@ -6,11 +6,12 @@ Nothing here is mocked: the stores are ingested, the weights are those of a smal
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -25,6 +26,9 @@ from segdatagen.ingest import IngestRequest, ingest_shard, seal_store
 from segdatagen.labels import load_label_set
 from segdatagen.weights import MaskDDPMWeights, save_mask_ddpm
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 REPOSITORY = Path(__file__).parents[1]
 NUM_SCENES = 6
 SIZE = 32
@@ -33,6 +37,7 @@ SIZE = 32
 Command = Callable[..., subprocess.CompletedProcess[str]]
 JobFactory = Callable[..., Path]
 Refused = Callable[..., str]
+OpenPage = Callable[..., "Page"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -196,3 +201,43 @@ def refused_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
 def refused_on_ray(ray_session: None, refused_here: Refused) -> Refused:
     """As `refused_here`, on the Ray of this process."""
     return refused_here
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """One Chromium without a screen for all tests: Debian's, driven by playwright."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium: apt-get install --no-install-recommends chromium")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def open_page(browser: "Browser") -> Iterator[OpenPage]:
+    """`open_page(uri, width=390)`: a page that asks for nothing outside its folder.
+
+    It complains of nothing either, unless it was opened with `lacks_files=True`.
+    """
+    asked: list[tuple[str, str]] = []
+    complaints: list[str] = []
+
+    def open_it(uri: str, width: int = 1280, height: int = 800, lacks_files: bool = False, **how: Any) -> "Page":
+        page = browser.new_context(viewport={"width": width, "height": height}, **how).new_page()
+        page.set_default_timeout(10_000)
+        folder = uri.partition("#")[0].rpartition("/")[0]
+        page.on("request", lambda request: asked.append((folder, request.url)))
+        page.on("console", lambda message: None if lacks_files else complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.goto(uri)
+        return page
+
+    yield open_it
+    for context in browser.contexts:
+        context.close()
+    assert not complaints
+    assert asked
+    assert not [uri for folder, uri in asked if not uri.startswith((f"{folder}/", "data:"))]

@@ -54,6 +54,7 @@ LAYERS = {
     "run": 5,
     "training": 5,
     "demo": 6,
+    "report": 6,
     "benchmark": 6,
     "cli": 7,
     "__main__": 7,

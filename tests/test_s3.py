@@ -5,6 +5,7 @@ ceph-mon, ceph-osd, radosgw and ceph-common.
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -167,6 +168,30 @@ def test_a_killed_run_goes_on(s3_server: str, make_job: JobFactory, command: Com
     assert command("publish", run.uri).returncode == 0
     verified = command("verify", run.uri, "--deep")
     assert verified.returncode == 0, verified.stderr
+    check_report(run, command)
     files = s3fs.S3FileSystem().glob(f"{run.uri}/data/*.parquet")
     table = pq.read_table(files, filesystem=s3fs.S3FileSystem())
     assert table.num_rows == len(set(table["sample_id"].to_pylist())) == 48
+
+
+def check_report(run: Folder, command: Command) -> None:
+    """A report in the bucket: written twice, only its own files are there, and a browser is told what they are."""
+    for _ in range(2):
+        written = command("report", run.uri)
+        assert written.returncode == 0, written.stderr
+        assert f"{run.uri}/report/index.html: 48 of 48 samples" in written.stdout
+    names = {entry.name for entry in run.child("report").entries()}
+    page = run.read("report/index.html").decode()
+    assert {re.sub("-[0-9a-f]{16}", "", name) for name in names} == {
+        *("index.html", "report.css", "report.js", "samples.js", "thumbnails.js", "pages.js", "sources.js")
+    }
+    assert len(names) == 7
+    assert all(name in page for name in names if name.startswith(("report-", "samples-")))
+    kinds = {
+        "html": "text/html; charset=utf-8",
+        "css": "text/css; charset=utf-8",
+        "js": "text/javascript; charset=utf-8",
+    }
+    store = s3fs.S3FileSystem()
+    for name in names:
+        assert store.info(f"{run.uri}/report/{name}")["ContentType"] == kinds[name.rsplit(".")[-1]]

@@ -87,7 +87,7 @@ def demo(
     out: Annotated[str, typer.Option(help="Folder that receives everything.")] = "out/demo",
     as_json: Json = False,
 ) -> None:
-    """Scenes in, a class-balanced set out, on this machine and without network; ends with a picture.
+    """Scenes in, a class-balanced set out, on this machine and without network; ends with a report.
 
     Example: segdatagen demo --out out/demo
     """
@@ -112,4 +112,5 @@ def demo(
         return
     counts = ", ".join(f"{count} {status}" for status, count in result.outcome.counts.items())
     screen.say(f"{result.run}: {counts}")
-    screen.say(f"look at {result.picture}; the job file is {out}/job.yaml, the data set {result.run}/data")
+    screen.say(f"the job file is {out}/job.yaml, the data set {result.run}/data, a picture of it {result.picture}")
+    screen.say(f"open {result.report} in a browser")
