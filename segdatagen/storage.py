@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import mmap
 import os
 import re
 import tempfile
@@ -80,6 +81,15 @@ class Folder:
         """Where an object lies, for messages."""
         return f"{self.uri.rstrip('/')}/{name}"
 
+    def is_within(self, other: "Folder") -> bool:
+        """True if this is `other` or lies in it, whatever links lead there."""
+        if self.is_local != other.is_local:
+            return False
+        here, there = (
+            os.path.realpath(folder._path("")) if self.is_local else folder._root for folder in (self, other)
+        )
+        return f"{here}/".startswith(f"{there.rstrip('/')}/")
+
     def exists(self, name: str = "") -> bool:
         """True if the object, or any object below that name, exists."""
         return bool(self._filesystem.exists(self._path(name)))
@@ -124,6 +134,18 @@ class Folder:
             else:
                 kind = CONTENT_TYPES.get(os.path.splitext(name)[1])
                 self._filesystem.pipe_file(path, data, **({"ContentType": f"{kind}; charset=utf-8"} if kind else {}))
+        except OSError as error:
+            raise _explain(error, self.uri_of(name)) from error
+
+    def put_file(self, name: str, source: Path) -> None:
+        """`put` of a file of this machine that is not empty, without reading it into memory. Raises StorageError."""
+        path = self._path(name)
+        try:
+            if self.is_local:
+                with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    _replace_file(path, data)
+            else:
+                self._filesystem.put_file(str(source), path)
         except OSError as error:
             raise _explain(error, self.uri_of(name)) from error
 
@@ -281,16 +303,17 @@ def _size(item: os.DirEntry[str]) -> int | None:
         return 0 if item.is_symlink() else None
 
 
-def _replace_file(path: str, data: bytes) -> None:
+def _replace_file(path: str, data: bytes | mmap.mmap) -> None:
     parent, name = os.path.split(path)
     os.makedirs(parent, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=parent)
     with contextlib.ExitStack() as unless_replaced:
         unless_replaced.callback(os.unlink, temporary)
         with io.FileIO(descriptor, "wb") as file:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
+            with memoryview(data) as view:
+                written = 0
+                while written < len(view):
+                    written += file.write(view[written:])
             os.fchmod(descriptor, 0o644)
             os.fsync(descriptor)
         os.replace(temporary, path)

@@ -1,5 +1,6 @@
 """Schedule and samplers of the mask-guided DDPM: golden values, a Gaussian that can be solved, and diffusers."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -11,8 +12,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from literal_mask_ddpm import predict_noise, sample
 from torch import Tensor
 
+from segdatagen.datasets.scenes import make_scene, scene_seed
 from segdatagen.diffusion.mask_ddpm import (
     DYNAMIC_RATIO,
     Noise,
@@ -31,10 +34,11 @@ from segdatagen.diffusion.mask_ddpm import (
     to_pixels,
     trailing_timesteps,
 )
-from segdatagen.diffusion.mask_unet import MaskUNet
+from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
+from segdatagen.weights import load_mask_ddpm
 
 CONFIG = MaskUNetConfig(num_classes=5, hidden=4, time_embedding=8)
 TWO_STEPS = SamplerOptions(sampler="ddim", steps=2, guidance=3.0)
@@ -189,6 +193,34 @@ def test_ancestral_equals_diffusers_with_the_same_noise() -> None:
     made = sample_ancestral(predict, x, cosine_betas(), [ours])
     torch.testing.assert_close(made, expected, atol=2e-3, rtol=1e-3)
     assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_batch_is_what_the_literal_algorithm_makes_mask_by_mask() -> None:
+    """1000 steps, two passes a step, one mask at a time, beside one batch of all masks: trained weights, guidance 3.
+
+    Most pixels of so small an image end outside [-1, 1], so images are compared before they are clamped, too.
+    """
+    network, config = load_mask_ddpm("builtin:scenes-mask-ddpm", 12)
+    masks = torch.stack(
+        [torch.from_numpy(make_scene(scene_seed("train", i), 64, 64).mask[2::4, 2::4]).long() for i in range(3)]
+    )
+    predict = functools.partial(predict_noise, network.state_dict())
+    literal = []
+    for row in range(3):
+        chance = torch.Generator().manual_seed(100 + row)
+        noise = [torch.randn(3, 16, 16, generator=chance)[None] for _ in range(config.network.diffusion_steps)]
+        literal.append(sample(predict, one_hot(masks[row : row + 1], 12), noise, guidance=3.0))
+    expected = torch.cat(literal)
+    assert int((expected.abs() < 1).sum()) > 100
+    x, generators = start(3)
+    made = sample_ancestral(guided_noise(network, masks, 3.0), x, cosine_betas(), generators)
+    torch.testing.assert_close(made, expected, atol=1e-4 * float(expected.std()), rtol=0)
+    options = SamplerOptions(sampler="ancestral", steps=1000, guidance=3.0)
+    images, finite = generate(network, masks, fresh_generators(3), options)
+    assert finite.all()
+    assert np.abs(images.astype(int) - to_pixels(expected).astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", [sample_ddim, sample_dpmpp_2m])

@@ -91,6 +91,8 @@ def test_objects_come_and_go(s3_server: str) -> None:
     assert [entry.name for entry in folder.entries(".json")] == ["a/c.json"]
     with folder.open("a/b.parquet") as file:
         assert file.read() == b"other"
+    folder.put_file("a/b.parquet", Path(__file__))
+    assert folder.read("a/b.parquet") == Path(__file__).read_bytes()
     folder.delete(["a/b.parquet", "a/c.json", "a/absent"])
     assert folder.entries() == []
     assert not folder.exists("a/b.parquet")

@@ -61,6 +61,34 @@ def test_a_put_replaces_and_leaves_nothing_else(folder: Folder, tmp_path: Path) 
     assert files_below(tmp_path) == ["made/on/demand/a/b.json"]
 
 
+def test_a_file_is_put_as_its_bytes_are(folder: Folder, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom((1 << 20) + 7))
+    folder.put("a/b.bin", b"before")
+    folder.put_file("a/b.bin", source)
+    assert folder.read("a/b.bin") == source.read_bytes()
+    assert files_below(tmp_path) == ["made/on/demand/a/b.bin", "source"]
+    with pytest.raises(StorageError, match="cannot be written"):
+        folder.put_file("a", source)
+
+
+def test_a_folder_is_within_itself_and_what_holds_it(tmp_path: Path) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    run = Folder(str(tmp_path / "run"))
+    for inside in ("run", "run/data", "run/absent/deep", "link", "link/data", "run/../run"):
+        assert Folder(f"{tmp_path}/{inside}").is_within(run), inside
+    assert Folder(f"file://{tmp_path}/run/x").is_within(run)
+    for outside in (".", "runs", "run-2", "run/../other"):
+        assert not Folder(f"{tmp_path}/{outside}").is_within(run), outside
+    stored = Folder("s3://bucket/runs/a")
+    assert Folder("s3://bucket/runs/a/export").is_within(stored)
+    assert not Folder("s3://bucket/runs/ab").is_within(stored)
+    assert not Folder("s3://other/runs/a").is_within(stored)
+    assert not stored.is_within(run)
+    assert not run.is_within(stored)
+
+
 def test_objects_can_be_read_by_others(folder: Folder) -> None:
     folder.put("a", b"")
     assert os.stat(f"{folder.uri}/a").st_mode & 0o777 == 0o644

@@ -1,4 +1,4 @@
-"""Commands about models and machines: train, bench, demo.
+"""Commands about models and machines: train, weights, bench, demo.
 
 They parse words and print results; the work is the library's.
 """
@@ -17,6 +17,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (train, bench, demo):
         app.command()(command)
+    weights = typer.Typer(help="Weights of models that were made elsewhere.", no_args_is_help=True)
+    weights.command("convert")(weights_convert)
+    app.add_typer(weights, name="weights")
 
 
 def train(
@@ -55,6 +58,34 @@ def train(
     spent = screen.as_duration(result.seconds)
     screen.say(f"{result.out}: step {result.step} of {result.steps}, loss {result.loss:.4f}, {spent}")
     screen.say(f"weights: {result.weights}" if result.weights else "max_hours are over: the same command goes on")
+
+
+def weights_convert(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A .ckpt, .pt or .pth file of paper 001.")],
+    out: Annotated[str, typer.Option(help="Folder that receives the weights.")],
+    labels: Annotated[
+        str, typer.Option(help="What it was trained on: a shipped label set, a YAML file or its colormap.json.")
+    ],
+    size: Annotated[str, typer.Option(metavar="WxH", help="Width and height of its training images.")] = "128x128",
+    half: Annotated[bool, typer.Option("--half", help="Store as float16: half the size.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a weights folder of a checkpoint of the mask-guided DDPM's authors. Nothing in it is unpickled.
+
+    Example: segdatagen weights convert epoch=549.ckpt --labels colourbook_bdd --out out/weights/paper001
+    """
+    from segdatagen.cli import screen
+    from segdatagen.mask_ddpm_checkpoints import Conversion, convert_checkpoint, parse_size, read_labels
+
+    wanted = Conversion(checkpoint, out, read_labels(labels), parse_size(size), "float16" if half else "float32")
+    with screen.meter("convert", silent=as_json) as progress:
+        converted = convert_checkpoint(wanted, progress)
+    if as_json:
+        screen.print_json(asdict(converted))
+        return
+    state = "already there, unchanged" if converted.unchanged else "written"
+    screen.say(f"{out}: {converted.num_parameters:,} parameters, {state}; hidden {converted.network['hidden']}")
+    screen.say(f"taken: {converted.taken}; {converted.left_out} other tensors left out")
 
 
 def bench(
