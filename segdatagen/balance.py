@@ -193,6 +193,7 @@ class ClassOrders:
     starts: IntArray
     sources: IntArray
     places: IntArray
+    seed: int
 
     def of(self, channel: int) -> IntArray:
         """Indices of the sources that hold `channel`, fewest classes first."""
@@ -219,7 +220,12 @@ def class_orders(presence: Presence, seed: int) -> ClassOrders:
     order = np.lexsort((ties, class_and_size))
     starts = np.zeros(presence.num_classes + 1, dtype=np.int64)
     np.cumsum(presence.num_holders, out=starts[1:])
-    return ClassOrders(starts, rows[order], order)
+    return ClassOrders(starts, rows[order], order, seed)
+
+
+def source_hashes(presence: Presence, seed: int, purpose: str) -> npt.NDArray[np.uint64]:
+    """A hash of (seed, purpose, source) to order sources by, made as in `class_orders`: uint64 [num_sources]."""
+    return splitmix64(_hash_texts(presence.source_ids) ^ _hash_texts([f"{seed}|{purpose}"]))
 
 
 def _hash_texts(texts: Sequence[str]) -> npt.NDArray[np.uint64]:

@@ -69,7 +69,7 @@ def reachable_classes(presence: Presence) -> BoolArray:
     """Classes that count and have a source, bool [num_classes]. Raises UsageError where there is none."""
     reachable: BoolArray = presence.counted & (presence.counts > 0)
     if not reachable.any():
-        raise UsageError("n_balance: auto needs a class with at least one source, and there is none.")
+        raise UsageError("auto needs a class with at least one source, and there is none: lower min_pixels.")
     return reachable
 
 
