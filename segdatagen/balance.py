@@ -1,13 +1,14 @@
 """Class balance: how many copies of which source bring every class to its quota (SGA, Algorithm 1 and section 3.3).
 
-It knows which classes stand in which source, and counts. It knows nothing of masks, methods, rounds or storage.
-`balance_reference.literal_balance` is the same algorithm, written as the loop that the paper prints.
+It knows which classes stand in which source, and counts images, or pixels where `Presence.in_pixels` is balanced. It
+knows nothing of masks, methods, rounds or storage. `balance_reference.literal_balance` is the same algorithm, written
+as the loop that the paper prints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +26,9 @@ class Presence:
     """Which classes stand in which source, as compressed rows.
 
     Classes of source s are the channels `indices[indptr[s]:indptr[s + 1]]`, ascending, each once. `excluded` holds the
-    channels that never count (background): no source holds them and no quota applies to them.
+    channels that never count (background): no source holds them and no quota applies to them. `pixels` int64, shaped as
+    `indices`: how many pixels of the source show that class, where it is known.
+    `weights`, of the same shape, is what a source adds to a class that it holds; without it, one image.
     Raises ValueError when the arrays do not describe such rows.
     """
 
@@ -34,6 +37,8 @@ class Presence:
     indptr: IntArray
     indices: npt.NDArray[np.int32]
     excluded: tuple[int, ...] = ()
+    pixels: IntArray | None = None
+    weights: IntArray | None = None
 
     def __post_init__(self) -> None:
         if len(self.indptr) != self.num_sources + 1 or self.indptr[0] != 0 or self.indptr[-1] != len(self.indices):
@@ -47,6 +52,9 @@ class Presence:
             raise ValueError("the channels of a source do not ascend strictly")
         if np.isin(self.indices, self.excluded).any():
             raise ValueError("a source holds an excluded channel")
+        for values in (self.pixels, self.weights):
+            if values is not None and (values.shape != self.indices.shape or (len(values) and values.min() < 1)):
+                raise ValueError("pixels or weights are not one positive number for each channel of each source")
 
     @classmethod
     def from_pairs(
@@ -104,8 +112,20 @@ class Presence:
 
     @cached_property
     def counts(self) -> IntArray:
+        """Number of sources that hold each class, or what they weigh together, int64 [num_classes]."""
+        return self._sum(self.indices, self.weights)
+
+    @cached_property
+    def num_holders(self) -> IntArray:
         """Number of sources that hold each class, int64 [num_classes]."""
         return np.bincount(self.indices, minlength=self.num_classes)
+
+    @cached_property
+    def in_pixels(self) -> Presence:
+        """The same sources, where a quota and a count mean pixels. Raises ValueError where pixels are not known."""
+        if self.pixels is None:
+            raise ValueError("the pixels of these sources were never counted")
+        return replace(self, weights=self.pixels)
 
     @cached_property
     def counted(self) -> BoolArray:
@@ -116,25 +136,34 @@ class Presence:
 
     def classes_of(self, sources: IntArray) -> npt.NDArray[np.int32]:
         """The channels held by `sources`, one source after the other, flat."""
-        return gather_rows(self.indptr, self.indices, sources)
+        return self.indices[places_of_rows(self.indptr, sources)]
+
+    def counts_of(self, sources: IntArray) -> IntArray:
+        """What one copy of each of `sources` adds to every class, int64 [num_classes]."""
+        places = places_of_rows(self.indptr, sources)
+        return self._sum(self.indices[places], None if self.weights is None else self.weights[places])
 
     def counts_of_copies(self, copies: IntArray) -> IntArray:
-        """Number of images per class, int64 [num_classes], when source s is copied `copies[s]` times."""
-        # Weights are float64, hence exact below 2**53 images.
-        weights = np.repeat(copies, self.sizes)
-        return np.bincount(self.indices, weights=weights, minlength=self.num_classes).astype(np.int64)
+        """What is added to every class, int64 [num_classes], when source s is copied `copies[s]` times."""
+        times = np.repeat(copies, self.sizes)
+        return self._sum(self.indices, times if self.weights is None else times * self.weights)
+
+    def _sum(self, channels: npt.NDArray[np.int32], weights: IntArray | None) -> IntArray:
+        # Sums of weights are float64, hence exact below 2**53 images or pixels.
+        total: IntArray = np.bincount(channels, weights, self.num_classes).astype(np.int64, copy=False)
+        return total
 
     def _rows(self) -> IntArray:
         return np.repeat(np.arange(self.num_sources), self.sizes)
 
 
-def gather_rows(indptr: IntArray, indices: npt.NDArray[np.int32], rows: IntArray) -> npt.NDArray[np.int32]:
-    """Concatenate the compressed rows `rows` without a loop."""
+def places_of_rows(indptr: IntArray, rows: IntArray) -> IntArray:
+    """Where the entries of the compressed rows `rows` lie, one row after the other, without a loop."""
     sizes = indptr[rows + 1] - indptr[rows]
     ends = np.cumsum(sizes)
     position = np.arange(ends[-1] if len(ends) else 0)
-    gathered: npt.NDArray[np.int32] = indices[position + np.repeat(indptr[rows] - ends + sizes, sizes)]
-    return gathered
+    places: IntArray = position + np.repeat(indptr[rows] - ends + sizes, sizes)
+    return places
 
 
 def entropy(counts: npt.ArrayLike) -> float:
@@ -156,14 +185,24 @@ def cir(counts: npt.ArrayLike) -> float:
 
 @dataclass(frozen=True, eq=False)
 class ClassOrders:
-    """For every class its sources in the order in which they are cycled; `of(channel)` gives one class's."""
+    """For every class its sources in the order in which they are cycled; `of(channel)` gives one class's.
+
+    `places` says where each (source, class) pair lies in `Presence.indices`.
+    """
 
     starts: IntArray
     sources: IntArray
+    places: IntArray
+    seed: int
 
     def of(self, channel: int) -> IntArray:
         """Indices of the sources that hold `channel`, fewest classes first."""
         return self.sources[self.starts[channel] : self.starts[channel + 1]]
+
+    def weights_of(self, channel: int, presence: Presence) -> IntArray:
+        """What a copy of each of these sources adds to `channel`: int64, as long as `of(channel)`."""
+        places = self.places[self.starts[channel] : self.starts[channel + 1]]
+        return np.ones(len(places), dtype=np.int64) if presence.weights is None else presence.weights[places]
 
 
 def class_orders(presence: Presence, seed: int) -> ClassOrders:
@@ -180,8 +219,13 @@ def class_orders(presence: Presence, seed: int) -> ClassOrders:
     class_and_size = presence.indices.astype(np.int64) * (presence.num_classes + 1) + presence.sizes[rows]
     order = np.lexsort((ties, class_and_size))
     starts = np.zeros(presence.num_classes + 1, dtype=np.int64)
-    np.cumsum(presence.counts, out=starts[1:])
-    return ClassOrders(starts, rows[order])
+    np.cumsum(presence.num_holders, out=starts[1:])
+    return ClassOrders(starts, rows[order], order, seed)
+
+
+def source_hashes(presence: Presence, seed: int, purpose: str) -> npt.NDArray[np.uint64]:
+    """A hash of (seed, purpose, source) to order sources by, made as in `class_orders`: uint64 [num_sources]."""
+    return splitmix64(_hash_texts(presence.source_ids) ^ _hash_texts([f"{seed}|{purpose}"]))
 
 
 def _hash_texts(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
@@ -200,9 +244,10 @@ def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 class Progress:
     """Where balancing goes on from, when it does not begin with the real sources alone.
 
-    `counts` int64 [num_classes]: images per class so far, real ones included. `available` bool [num_sources]: sources
-    that may be copied; the others stay counted as real. `cycle_start` int64 [num_classes]: copies made so far on behalf
-    of each class, so that a later round goes on in the cycle and does not burden its first sources again.
+    `counts` int64 [num_classes]: images (or pixels) per class so far, real ones included. `available` bool
+    [num_sources]: sources that may be copied; the others stay counted as real. `cycle_start` int64 [num_classes]:
+    copies made so far on behalf of each class, so that a later round goes on in the cycle and does not burden its first
+    sources again.
     """
 
     counts: IntArray
@@ -252,12 +297,15 @@ def balance(
 ) -> Copies:
     """Algorithm 1 of SGA: cycle through each class's real sources until the class counts `n_balance` images.
 
-    `n_balance` is one quota for all counted classes, or int64 [num_classes] with 0 for a class without a quota.
+    `n_balance` is one quota for all counted classes, or int64 [num_classes] with 0 for a class without a quota; where
+    the presence is weighted (`Presence.in_pixels`), quotas and counts are of that kind, and a copy adds its weight to
+    every class that it holds.
     Classes are taken in label order, a generated image counts at once for every class it holds, and only real sources
     are cycled. `orders` saves sorting again where the caller has them for this presence and seed.
 
     Every source of a class holds that class, so a class that lacks d images gets exactly d copies: d // L full cycles
-    of its L sources and the first d % L of another. That replaces the paper's loop, and only the loop.
+    of its L sources and the first d % L of another; with weights the cycle is as long as it has to be (`cycle_length`).
+    That replaces the paper's loop, and only the loop.
     """
     progress = progress or Progress.at_start(presence)
     orders = orders or class_orders(presence, seed)
@@ -269,19 +317,30 @@ def balance(
         deficit = int(quotas[channel] - counts[channel])
         if deficit <= 0:
             continue
-        sources = orders.of(channel)
-        sources = sources[progress.available[sources]]
+        kept = progress.available[orders.of(channel)]
+        sources, weights = orders.of(channel)[kept], orders.weights_of(channel, presence)[kept]
         if not len(sources):
             unreachable.append(channel)
             continue
-        sources = np.roll(sources, -int(progress.cycle_start[channel] % len(sources)))
-        cycles, rest = divmod(deficit, len(sources))
-        counts += np.bincount(presence.classes_of(sources[:rest]), minlength=presence.num_classes)
+        start = int(progress.cycle_start[channel] % len(sources))
+        sources, weights = np.roll(sources, -start), np.roll(weights, -start)
+        cycles, rest = divmod(int(cycle_length(np.cumsum(weights), np.array([deficit]))[0]), len(sources))
+        counts += presence.counts_of(sources[:rest])
         if cycles:
-            counts += cycles * np.bincount(presence.classes_of(sources), minlength=presence.num_classes)
+            counts += cycles * presence.counts_of(sources)
         used = len(sources) if cycles else rest
         copies = np.full(used, cycles, dtype=np.int64)
         copies[:rest] += 1
         parts.append((sources[:used], np.full(used, channel, dtype=np.int64), copies))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0, np.int64)] * 3
     return Copies(columns[0], columns[1], columns[2], counts, tuple(unreachable))
+
+
+def cycle_length(weighed: IntArray, deficits: IntArray) -> IntArray:
+    """How many copies of a cycle bring each of `deficits`, int64 of the same shape; 0 for a deficit of 0.
+
+    `weighed` int64 [L]: what the first 1, 2, ... L sources of the cycle weigh together.
+    """
+    cycles, rest = np.divmod(np.maximum(deficits, 0), weighed[-1])
+    length: IntArray = cycles * len(weighed) + np.where(rest > 0, np.searchsorted(weighed, rest) + 1, 0)
+    return length

@@ -25,7 +25,6 @@ from segdatagen.planner import (
     RoundSummary,
     accepted_per_class,
     measured_cost,
-    next_variants,
     plan_round,
     put_round,
     read_plan,
@@ -115,7 +114,7 @@ class Session:
         fingerprints = {method: recipe_fingerprint(recipe) for method, recipe in self.recipes.items()}
         request = PlanRequest(len(rounds), self.job.plan, self.settings, fingerprints, self.job.seed, min_pixels)
         cost = measured_cost(run, ledger, self.job.geometry)
-        return plan_round(request, self.store, state, next_variants(plan, self.presence), cost)
+        return plan_round(request, self.store, state, cost)
 
 
 @dataclass

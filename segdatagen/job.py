@@ -11,12 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from segdatagen.config_files import describe, read_config
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.geometry import Geometry
-from segdatagen.goals import Balance, Quotas, Uniform
+from segdatagen.goals import AnyGoal, Balance, BalancePixels, Cover, Quotas, RandomSamples, Uniform
 from segdatagen.images import ImageFormat
 
 DType = Literal["float32", "bfloat16", "float16"]
-Goal = Uniform | Balance | Quotas
-STRATEGIES: dict[str, type[Goal]] = {"uniform": Uniform, "balance": Balance, "quotas": Quotas}
+STRATEGIES: dict[str, type[AnyGoal]] = {
+    "uniform": Uniform,
+    "random": RandomSamples,
+    "balance": Balance,
+    "balance_pixels": BalancePixels,
+    "quotas": Quotas,
+    "cover": Cover,
+}
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
@@ -87,7 +93,7 @@ class Job(_Part):
     seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry
     methods: Methods
-    plan: tuple[Goal, ...] = Field(min_length=1)
+    plan: tuple[AnyGoal, ...] = Field(min_length=1)
     settings: PlanSettings = PlanSettings()
     output: Output
     execution: Execution = Execution()

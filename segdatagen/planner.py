@@ -7,7 +7,7 @@ samples are made, and reads of the samples only what was accepted.
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,9 @@ from segdatagen.balance import Presence, cir, entropy
 from segdatagen.config_files import read_stored
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.geometry import Geometry
-from segdatagen.goals import (
-    NO_TARGET,
-    Balance,
-    PlannedCopies,
-    PlanRows,
-    Quotas,
-    State,
-    Uniform,
-    expand,
-    is_met,
-    missing_rows,
-)
+from segdatagen.goals import AnyGoal
 from segdatagen.labels import LabelSet
+from segdatagen.missing import NO_TARGET, PlannedCopies, PlanRows, State, expand, is_met, missing_rows
 from segdatagen.records import PLAN_SCHEMA, derive_seeds, sample_ids_of
 from segdatagen.run_folder import SUCCESS_NAME
 from segdatagen.samples import STATUSES, Ledger
@@ -92,7 +82,7 @@ class PlanRequest:
     """What round `number` is planned from. `fingerprints` names the content recipe of each method."""
 
     number: int
-    goals: Sequence[Uniform | Balance | Quotas]
+    goals: Sequence[AnyGoal]
     settings: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     seed: int
@@ -131,23 +121,23 @@ def refuse_sources_without_masks(store: SourceStore, methods: Sequence[str]) -> 
 
 
 def presence_of(store: SourceStore, geometry: Geometry, min_pixels: int) -> Presence:
-    """Which classes each source shows with at least `min_pixels` pixels after the geometry; background never counts."""
-    source, channel = np.nonzero(transformed_counts(store, geometry) >= min_pixels)
+    """Which classes each source shows with at least `min_pixels` pixels after the geometry, and with how many.
+
+    Background never counts.
+    """
     labels = store.label_set
     background = [channel for channel, id_ in enumerate(labels.ids) if id_ in labels.background_ids]
-    return Presence.from_pairs(store.index["source_id"].to_pylist(), labels.names, source, channel, background)
+    pixels = transformed_counts(store, geometry)
+    pixels[:, background] = 0
+    source, channel = np.nonzero(pixels >= min_pixels)
+    presence = Presence.from_pairs(store.index["source_id"].to_pylist(), labels.names, source, channel, background)
+    return replace(presence, pixels=pixels[source, channel])
 
 
-def plan_round(
-    request: PlanRequest,
-    store: SourceStore,
-    state: State,
-    next_variant: Mapping[str, np.ndarray],
-    cost: CostModel,
-) -> PlannedRound:
+def plan_round(request: PlanRequest, store: SourceStore, state: State, cost: CostModel) -> PlannedRound:
     """The rows that the goals still miss. No rows: the goals are met, or cannot be."""
     planned = missing_rows(request.goals, state, request.seed)
-    rows = _rows_table(expand(planned, next_variant), planned, request, store)
+    rows = _rows_table(expand(planned, state.planned_per_source), planned, request, store)
     plans = zip(request.goals, planned.goals, strict=True)
     met = all(is_met(goal, state, request.seed, wanted=plan.wanted) for goal, plan in plans)
     return PlannedRound(rows, _summarise(request, planned, state, cost), met)
@@ -184,7 +174,15 @@ def read_plan(run: Folder, rounds: Sequence[RoundSummary], columns: Sequence[str
     return pa.concat_tables(tables) if tables else PLAN_SCHEMA.empty_table().select(columns or PLAN_SCHEMA.names)
 
 
-def state_of(presence: Presence, plan: pa.Table, ledger: Ledger, accepted_class_counts: np.ndarray) -> State:
+@dataclass(frozen=True)
+class PerClass:
+    """int64 [C] each: images that show a class, and their pixels of it."""
+
+    images: np.ndarray
+    pixels: np.ndarray
+
+
+def state_of(presence: Presence, plan: pa.Table, ledger: Ledger, accepted: PerClass) -> State:
     """What exists: accepted samples per source and class, sources that only ever fail, and how far each cycle went."""
     sources = pc.index_in(plan["source_id"], pa.array(presence.source_ids)).to_numpy().astype(np.int64)
     methods = plan["method"].to_numpy(zero_copy_only=False)
@@ -192,21 +190,25 @@ def state_of(presence: Presence, plan: pa.Table, ledger: Ledger, accepted_class_
     ok = status == STATUSES.index("ok")
     failed = status == STATUSES.index("failed")
     num_sources = presence.num_sources
-    accepted = {m: np.bincount(sources[ok & (methods == m)], minlength=num_sources) for m in np.unique(methods)}
+    of_method = {method: methods == method for method in np.unique(methods)}
     ever_failed = np.bincount(sources[failed], minlength=num_sources) > 0
     never_ok = np.bincount(sources[ok], minlength=num_sources) == 0
     targets = pc.index_in(plan["target_class"], pa.array(presence.class_names)).drop_null().to_numpy()
     return State(
         presence=presence,
-        accepted_per_source=accepted,
-        accepted_class_counts=np.where(presence.counted, accepted_class_counts, 0),
+        accepted_per_source={
+            m: np.bincount(sources[ok & rows], minlength=num_sources) for m, rows in of_method.items()
+        },
+        planned_per_source={m: np.bincount(sources[rows], minlength=num_sources) for m, rows in of_method.items()},
+        accepted_class_counts=np.where(presence.counted, accepted.images, 0),
+        accepted_class_pixels=np.where(presence.counted, accepted.pixels, 0),
         available=~(ever_failed & never_ok),
         planned_for_class=np.bincount(targets, minlength=presence.num_classes).astype(np.int64),
     )
 
 
-def accepted_per_class(run: Folder, ledger: Ledger, labels: LabelSet, min_pixels: int) -> np.ndarray:
-    """Accepted samples that show a class with at least `min_pixels` pixels, by the masks that came out: int64 [C]."""
+def accepted_per_class(run: Folder, ledger: Ledger, labels: LabelSet, min_pixels: int) -> PerClass:
+    """Accepted samples that show a class with at least `min_pixels` pixels, by the masks that came out."""
     chosen = np.flatnonzero(ledger.status == STATUSES.index("ok"))
     chosen = chosen[np.argsort(ledger.part[chosen], kind="stable")]
     bounds = np.searchsorted(ledger.part[chosen], np.arange(len(ledger.parts) + 1))
@@ -214,21 +216,17 @@ def accepted_per_class(run: Folder, ledger: Ledger, labels: LabelSet, min_pixels
     def count_part(number: int) -> np.ndarray:
         rows = ledger.row[chosen[bounds[number] : bounds[number + 1]]]
         if not len(rows):
-            return np.zeros(labels.num_classes, np.int64)
+            return np.zeros((2, labels.num_classes))
         table = read_part(run, ledger.parts[number].name, ["class_ids", "class_pixels"]).take(rows)
-        large = pc.greater_equal(pc.list_flatten(table["class_pixels"]), min_pixels).combine_chunks().to_numpy(False)
+        pixels = pc.list_flatten(table["class_pixels"]).to_numpy()
+        large = pixels >= min_pixels
         channels = labels.channel_table()[pc.list_flatten(table["class_ids"]).to_numpy()[large]]
-        return np.bincount(channels, minlength=labels.num_classes)
+        counted = (np.bincount(channels, weights, labels.num_classes) for weights in (None, pixels[large]))
+        return np.stack(list(counted))
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return sum(pool.map(count_part, range(len(ledger.parts))), np.zeros(labels.num_classes, np.int64))
-
-
-def next_variants(plan: pa.Table, presence: Presence) -> dict[str, np.ndarray]:
-    """The first free variant number of every source, per method: int64 [S]."""
-    sources = pc.index_in(plan["source_id"], pa.array(presence.source_ids)).to_numpy().astype(np.int64)
-    methods = plan["method"].to_numpy(zero_copy_only=False)
-    return {m: np.bincount(sources[methods == m], minlength=presence.num_sources) for m in np.unique(methods)}
+        total = sum(pool.map(count_part, range(len(ledger.parts))), np.zeros((2, labels.num_classes)))
+    return PerClass(*total.astype(np.int64))
 
 
 def measured_cost(run: Folder, ledger: Ledger, geometry: Geometry) -> CostModel:

@@ -12,11 +12,12 @@ from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.goals import Quotas, check_goals
-from segdatagen.job import Goal, Job
+from segdatagen.goals import AnyGoal, Cover, Quotas
+from segdatagen.job import Job
 from segdatagen.labels import LabelSet
 from segdatagen.lease import Lease
 from segdatagen.methods import METHODS, Chain, check_weights, content_recipes, method_contexts
+from segdatagen.missing import check_goals
 from segdatagen.planner import (
     PlannedRound,
     RoundSummary,
@@ -126,9 +127,9 @@ def run_job(
 
 def _with_class_names(job: Job, label_set: LabelSet) -> Job:
     """The job with quotas under the label set's own class names, whatever alias or case the file has."""
-    goals: list[Goal] = []
+    goals: list[AnyGoal] = []
     for goal in job.plan:
-        if isinstance(goal, Quotas):
+        if isinstance(goal, Quotas | Cover) and goal.quotas is not None:
             named = [(label_set.names[label_set.channel_of(name)], quota) for name, quota in goal.quotas.items()]
             quotas = dict(named)
             if len(quotas) < len(named):

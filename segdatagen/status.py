@@ -71,7 +71,7 @@ def _accepted(run: Run, ledger: Ledger, rounds: list[RoundSummary]) -> dict[str,
     if not rounds:
         return {}
     counts = accepted_per_class(run.folder, ledger, run.label_set, int(rounds[-1].settings["min_pixels"]))
-    by_name = dict(zip(run.label_set.names, counts.tolist(), strict=True))
+    by_name = dict(zip(run.label_set.names, counts.images.tolist(), strict=True))
     return {summary.name: by_name[summary.name] for summary in rounds[-1].classes}
 
 

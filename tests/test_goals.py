@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,19 +15,18 @@ from segdatagen.balance import Presence, balance
 from segdatagen.balance_auto import auto_n_balance
 from segdatagen.errors import UsageError
 from segdatagen.goals import (
+    AnyGoal,
     Balance,
+    BalancePixels,
+    Cover,
     Goal,
-    PlannedCopies,
     Quotas,
-    State,
+    RandomSamples,
     Uniform,
-    expand,
-    is_met,
-    missing_rows,
+    at_most_rows,
     wanted_per_class,
 )
-
-AnyGoal = Uniform | Balance | Quotas
+from segdatagen.missing import PlannedCopies, State, expand, is_met, missing_rows
 
 
 def random_presence(rng: np.random.Generator) -> Presence:
@@ -36,24 +36,34 @@ def random_presence(rng: np.random.Generator) -> Presence:
     matrix[0, 0] = True
     excluded = [num_classes - 1] if num_classes > 1 and rng.random() < 0.3 else []
     ids, names = [f"s{index}" for index in range(num_sources)], [f"c{channel}" for channel in range(num_classes)]
-    return presence_of_matrix(ids, names, matrix, excluded)
+    presence = presence_of_matrix(ids, names, matrix, excluded)
+    return replace(presence, pixels=rng.integers(1, 300, len(presence.indices)))
 
 
 def random_goals(rng: np.random.Generator, presence: Presence) -> list[AnyGoal]:
     goals: list[AnyGoal] = []
     for _ in range(rng.integers(1, 5)):
         method = str(rng.choice(["masksyn", "imgsyn", "guided"]))
-        kind = rng.integers(4)
+        kind = rng.integers(8)
         if kind == 0:
             goals.append(Uniform(method=method, per_source=int(rng.integers(1, 5))))
         elif kind == 1:
             goals.append(Balance(method=method, n_balance=int(rng.integers(1, 60))))
         elif kind == 2:
             goals.append(Balance(method=method, n_balance="auto", ratio=float(rng.uniform(0.2, 3))))
+        elif kind == 3:
+            goals.append(BalancePixels(method=method, n_pixels=int(rng.integers(1, 9000))))
+        elif kind == 4:
+            goals.append(BalancePixels(method=method, n_pixels="auto", ratio=float(rng.uniform(0.2, 3))))
+        elif kind == 5:
+            goals.append(RandomSamples(method=method, num_samples=int(rng.integers(1, 90))))
+        elif kind == 6:
+            goals.append(Cover(method=method, n_balance=int(rng.integers(1, 60))))
         else:
             counted = np.flatnonzero(presence.counted)
             names = [presence.class_names[c] for c in counted if rng.random() < 0.7] or ["c0"]
-            goals.append(Quotas(method=method, quotas={name: int(rng.integers(0, 50)) for name in names}))
+            quotas = {name: int(rng.integers(0, 50)) for name in names}
+            goals.append(rng.choice([Quotas, Cover])(method=method, quotas=quotas))
     return goals
 
 
@@ -61,18 +71,30 @@ def after(state: State, planned: PlannedCopies, accepted: Sequence[int] | np.nda
     """The state once `accepted[i]` copies of entry i have come out with the classes of their source."""
     presence = state.presence
     accepted = np.asarray(accepted, dtype=np.int64)
-    per_source = {method: counts.copy() for method, counts in state.accepted_per_source.items()}
+    accepted_per_source = {method: counts.copy() for method, counts in state.accepted_per_source.items()}
+    planned_per_source = {method: counts.copy() for method, counts in state.planned_per_source.items()}
     for index, method in enumerate(planned.methods):
         rows = planned.method_index == index
-        counts = per_source.setdefault(method, np.zeros(presence.num_sources, dtype=np.int64))
-        np.add.at(counts, planned.source_index[rows], accepted[rows])
-    class_counts = state.accepted_class_counts.copy()
+        for per_source, copies in ((accepted_per_source, accepted), (planned_per_source, planned.copies)):
+            counts = per_source.setdefault(method, np.zeros(presence.num_sources, dtype=np.int64))
+            np.add.at(counts, planned.source_index[rows], copies[rows])
+    class_counts, class_pixels = state.accepted_class_counts.copy(), state.accepted_class_pixels.copy()
     for source, number in zip(planned.source_index, accepted, strict=True):
         class_counts[presence.classes_of(np.array([source]))] += number
+        if presence.pixels is not None:
+            class_pixels += number * presence.in_pixels.counts_of(np.array([source]))
     targeted = planned.target_channel >= 0
     planned_for_class = state.planned_for_class.copy()
     np.add.at(planned_for_class, planned.target_channel[targeted], planned.copies[targeted])
-    return State(presence, per_source, class_counts, state.available, planned_for_class)
+    return State(
+        presence,
+        accepted_per_source,
+        planned_per_source,
+        class_counts,
+        class_pixels,
+        state.available,
+        planned_for_class,
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -101,7 +123,7 @@ def test_rounds_of_partial_acceptance_end_with_every_goal_met(case: int) -> None
     presence = random_presence(rng)
     goals = random_goals(rng, presence)
     state = State.at_start(presence)
-    for _ in range(60):
+    for _ in range(80):
         planned = missing_rows(goals, state, seed=0)
         if not planned.num_rows:
             break
@@ -109,8 +131,10 @@ def test_rounds_of_partial_acceptance_end_with_every_goal_met(case: int) -> None
         state = after(state, planned, accepted)
     assert planned.num_rows == 0
     for goal, plan in zip(goals, planned.goals, strict=True):
-        missed = (state.class_counts < plan.wanted) & presence.counted
+        counts = state.class_pixels if plan.in_pixels else state.class_counts
+        missed = (counts < plan.wanted) & presence.counted
         assert {presence.class_names[c] for c in np.flatnonzero(missed)} == set(plan.unreachable)
+        assert is_met(goal, state, 0) == (not plan.unreachable)
         if isinstance(goal, Uniform):
             assert (state.accepted_of(goal.method) >= goal.per_source).all()
 
@@ -154,9 +178,7 @@ def test_a_mask_that_came_out_without_a_class_is_made_up_for() -> None:
     state = State.at_start(presence)
     planned = missing_rows(goals, state, seed=0)
     done = after(state, planned, planned.copies)
-    without_y = State(
-        presence, done.accepted_per_source, done.accepted_class_counts - [0, 2], done.available, done.planned_for_class
-    )
+    without_y = replace(done, accepted_class_counts=done.accepted_class_counts - [0, 2])
     rest = missing_rows(goals, without_y, seed=0)
     assert rest.target_channel.tolist() == [1]
     assert rest.copies.tolist() == [2]
@@ -175,7 +197,7 @@ def test_each_goal_sees_what_the_goals_before_it_planned() -> None:
 def test_samples_of_other_methods_count_for_classes_but_not_for_uniform() -> None:
     presence = Presence.from_lists(["a"], ["x"], [[0]])
     made = {"other": np.array([9])}
-    state = State(presence, made, np.array([9]), np.array([True]), np.array([0]))
+    state = replace(State.at_start(presence), accepted_per_source=made, accepted_class_counts=np.array([9]))
     assert missing_rows([Balance(method="guided", n_balance=10)], state, seed=0).num_rows == 0
     assert missing_rows([Uniform(method="guided", per_source=2)], state, seed=0).num_rows == 2
 
@@ -204,7 +226,7 @@ def test_auto_keeps_its_quota_as_samples_are_accepted() -> None:
 
 def test_unavailable_sources_are_left_out_and_lost_goals_are_not_met() -> None:
     presence = Presence.from_lists(["a", "b"], ["x", "y"], [[0], [1]])
-    lost_b = State(presence, {}, np.zeros(2, int), np.array([True, False]), np.zeros(2, int))
+    lost_b = replace(State.at_start(presence), available=np.array([True, False]))
     uniform, quotas = Uniform(method="m", per_source=2), Quotas(method="m", quotas={"x": 5, "y": 5})
     planned = missing_rows([uniform, quotas], lost_b, seed=0)
     assert set(planned.source_index.tolist()) == {0}
@@ -230,6 +252,78 @@ def test_quotas_of_classes_that_cannot_have_one_are_refused(name: str, says: str
     presence = Presence.from_lists(["a"], ["background", "x"], [[1]], excluded=[0])
     with pytest.raises(UsageError, match=says):
         missing_rows([Quotas(method="m", quotas={name: 4})], State.at_start(presence), seed=0)
+
+
+def test_a_pixel_goal_follows_the_pixels_that_came_out() -> None:
+    presence = Presence.from_lists(["a", "b"], ["x", "y"], [[0], [0, 1]])
+    presence = replace(presence, pixels=np.array([10, 30, 5]))
+    goals = [BalancePixels(method="m", n_pixels=60)]
+    state = State.at_start(presence)
+    first = missing_rows(goals, state, seed=0)
+    assert first.goals[0].in_pixels
+    assert (first.wanted.tolist(), first.wanted_pixels.tolist()) == ([0, 0], [60, 60])
+    done = after(state, first, first.copies)
+    assert is_met(goals[0], done, 0)
+    smaller = replace(done, accepted_class_pixels=done.accepted_class_pixels - [0, 12])
+    assert not is_met(goals[0], smaller, 0)
+    rest = missing_rows(goals, smaller, seed=0)
+    assert (rest.source_index.tolist(), rest.copies.tolist()) == ([1], [3])
+
+
+def test_a_pixel_goal_sees_the_pixels_that_goals_before_it_planned() -> None:
+    presence = replace(Presence.from_lists(["a"], ["x"], [[0]]), pixels=np.array([10]))
+    goals = [Uniform(method="one", per_source=3), BalancePixels(method="two", n_pixels=100)]
+    planned = missing_rows(goals, State.at_start(presence), seed=0)
+    assert [goal.num_planned for goal in planned.goals] == [3, 6]
+
+
+def test_a_random_goal_counts_the_samples_of_its_method_whatever_goal_asked_for_them() -> None:
+    presence = Presence.from_lists(list("abcd"), ["x"], [[0]] * 4)
+    goals = [Uniform(method="m", per_source=1), RandomSamples(method="m", num_samples=6)]
+    planned = missing_rows(goals, State.at_start(presence), seed=0)
+    assert [goal.num_planned for goal in planned.goals] == [4, 2]
+    assert missing_rows(goals[::-1], State.at_start(presence), seed=0).num_rows == 6
+    other = [Uniform(method="n", per_source=1), RandomSamples(method="m", num_samples=6)]
+    assert missing_rows(other, State.at_start(presence), seed=0).num_rows == 10
+
+
+def test_a_raised_random_goal_gives_the_sources_that_it_would_have_given_at_once() -> None:
+    presence = Presence.from_lists([str(i) for i in range(50)], ["x"], [[0]] * 50)
+    few, many = [RandomSamples(method="m", num_samples=70)], [RandomSamples(method="m", num_samples=120)]
+    start = State.at_start(presence)
+    first = missing_rows(few, start, seed=3)
+    second = missing_rows(many, after(start, first, first.copies), seed=3)
+    at_once = missing_rows(many, start, seed=3)
+    per_source = [np.bincount(p.source_index, p.copies, 50) for p in (first, second, at_once)]
+    assert (per_source[0] + per_source[1]).tolist() == per_source[2].tolist()
+
+
+def test_rejected_rows_of_a_random_goal_are_planned_from_the_sources_that_are_next() -> None:
+    presence = Presence.from_lists([str(i) for i in range(50)], ["x"], [[0]] * 50)
+    goals = [RandomSamples(method="m", num_samples=20)]
+    start = State.at_start(presence)
+    first = missing_rows(goals, start, seed=3)
+    second = missing_rows(goals, after(start, first, np.zeros_like(first.copies)), seed=3)
+    assert second.num_rows == 20
+    assert set(first.source_index.tolist()).isdisjoint(second.source_index.tolist())
+
+
+def test_a_later_round_of_a_cover_asks_other_sources_of_the_same_classes() -> None:
+    presence = Presence.from_lists(list("abcd"), ["x"], [[0]] * 4)
+    goals = [Cover(method="m", n_balance=6)]
+    start = State.at_start(presence)
+    first = missing_rows(goals, start, seed=0)
+    second = missing_rows(goals, after(start, first, np.zeros_like(first.copies)), seed=0)
+    assert set(first.source_index.tolist()).isdisjoint(second.source_index.tolist())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_no_goal_plans_more_rows_than_its_bound(case: int) -> None:
+    rng = np.random.default_rng(case)
+    presence = random_presence(rng)
+    for goal in random_goals(rng, presence):
+        assert missing_rows([goal], State.at_start(presence), seed=case).num_rows <= at_most_rows(goal, presence)
 
 
 def test_no_goals_plan_nothing() -> None:
@@ -287,9 +381,14 @@ def test_goals_are_read_from_a_job_file() -> None:
             {"method": "imgsyn", "strategy": "uniform", "per_source": 50},
             {"method": "guided", "strategy": "quotas", "quotas": {"cat": 10}},
             {"method": "guided", "strategy": "balance", "n_balance": 311},
+            {"method": "guided", "strategy": "balance_pixels", "n_pixels": "auto", "ratio": 0.5},
+            {"method": "guided", "strategy": "random", "num_samples": 1200},
+            {"method": "guided", "strategy": "cover", "n_balance": "auto", "ratio": 2, "max_copies": 9},
+            {"method": "guided", "strategy": "cover", "quotas": {"cat": 10}},
         ]
     )
-    assert [type(goal) for goal in goals] == [Balance, Uniform, Quotas, Balance]
+    kinds = [Balance, Uniform, Quotas, Balance, BalancePixels, RandomSamples, Cover, Cover]
+    assert [type(goal) for goal in goals] == kinds
     assert read([goal.model_dump() for goal in goals]) == goals
 
 
@@ -309,6 +408,17 @@ def test_goals_are_read_from_a_job_file() -> None:
         {"method": "m", "strategy": "balance", "n_balance": "auto", "ratio": float("inf")},
         {"method": "m", "strategy": "quotas", "quotas": {}},
         {"method": "m", "strategy": "quotas", "quotas": {"cat": -1}},
+        {"method": "m", "strategy": "balance_pixels", "n_pixels": 0},
+        {"method": "m", "strategy": "balance_pixels", "n_pixels": 5, "ratio": 2.0},
+        {"method": "m", "strategy": "balance_pixels", "n_balance": 5},
+        {"method": "m", "strategy": "random", "num_samples": -3},
+        {"method": "m", "strategy": "random", "num_samples": 1.5},
+        {"method": "m", "strategy": "random"},
+        {"method": "m", "strategy": "cover"},
+        {"method": "m", "strategy": "cover", "n_balance": 5, "quotas": {"cat": 5}},
+        {"method": "m", "strategy": "cover", "quotas": {"cat": 5}, "ratio": 2.0},
+        {"method": "m", "strategy": "cover", "quotas": {}},
+        {"method": "m", "strategy": "cover", "n_balance": 5, "max_copies": 0},
         {"method": "m", "strategy": "everything"},
     ],
 )

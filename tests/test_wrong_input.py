@@ -55,10 +55,22 @@ def test_two_names_of_one_class_in_quotas(refused_here: Refused, make_job: JobFa
     )
 
 
-def test_balance_where_no_class_counts(refused_here: Refused, make_job: JobFactory) -> None:
-    goal = {"method": "mask_ddpm", "strategy": "balance", "n_balance": "auto"}
-    line = refused_here("run", make_job(plan=[goal, {"min_pixels": 10**6}]))
-    assert "n_balance: auto needs a class with at least one source" in line
+def test_unknown_class_in_quotas_of_a_cover(refused_here: Refused, make_job: JobFactory) -> None:
+    goal = {"method": "mask_ddpm", "strategy": "cover", "quotas": {"unicorn": 5}}
+    assert "label set scenes has no class 'unicorn'" in refused_here("run", make_job(plan=[goal]))
+
+
+AUTO = [
+    {"strategy": "balance", "n_balance": "auto"},
+    {"strategy": "balance_pixels", "n_pixels": "auto"},
+    {"strategy": "cover", "n_balance": "auto"},
+]
+
+
+@pytest.mark.parametrize("goal", AUTO)
+def test_balance_where_no_class_counts(refused_here: Refused, make_job: JobFactory, goal: dict) -> None:
+    line = refused_here("run", make_job(plan=[{"method": "mask_ddpm", **goal}, {"min_pixels": 10**6}]))
+    assert "auto needs a class with at least one source, and there is none: lower min_pixels" in line
 
 
 def test_negative_n_balance_in_a_job(refused: Refused, make_job: JobFactory) -> None:
@@ -69,17 +81,28 @@ def test_negative_n_balance_in_a_job(refused: Refused, make_job: JobFactory) -> 
     assert "-5" in line
 
 
-@pytest.mark.parametrize(
-    ("goal", "rows"),
-    [
-        ({"strategy": "quotas", "quotas": {"road": 10**9}}, "999,999,994"),
-        ({"strategy": "uniform", "per_source": 10**8}, "600,000,000"),
-        ({"strategy": "balance", "n_balance": "auto", "ratio": 1e12}, "6,000,000,000,000"),
-    ],
-)
-def test_plan_that_no_memory_could_hold(refused: Refused, make_job: JobFactory, goal: dict, rows: str) -> None:
-    line = refused("plan", make_job(plan=[{"method": "mask_ddpm", **goal}]))
-    assert f"the plan asks for {rows} samples, more than one run can plan (20,000,000): lower its numbers" in line
+TOO_MANY_ROWS = [
+    ({"strategy": "quotas", "quotas": {"road": 10**9}}, "999,999,994"),
+    ({"strategy": "random", "num_samples": 10**9}, "1,000,000,000"),
+    ({"strategy": "balance", "n_balance": "auto", "ratio": 1e12}, "6,000,000,000,000"),
+    ({"strategy": "balance_pixels", "n_pixels": "auto", "ratio": 1e12}, "6,000,000,000,000"),
+    ({"strategy": "balance_pixels", "n_pixels": 10**13}, ""),
+    ({"strategy": "cover", "quotas": {"road": 10**9}}, "999,999,994"),
+]
+
+
+def test_plan_that_no_memory_could_hold(refused: Refused, make_job: JobFactory) -> None:
+    line = refused("plan", make_job(plan=[uniform() | {"per_source": 10**8}]))
+    assert "the plan asks for 600,000,000 samples, more than one run can plan (20,000,000): lower its numbers" in line
+
+
+@pytest.mark.parametrize(("goal", "rows"), TOO_MANY_ROWS)
+def test_plan_of_every_strategy_that_no_memory_could_hold(
+    refused_here: Refused, make_job: JobFactory, goal: dict, rows: str
+) -> None:
+    line = refused_here("plan", make_job(plan=[{"method": "mask_ddpm", **goal}]))
+    assert f"the plan asks for {rows}" in line
+    assert "samples, more than one run can plan (20,000,000)" in line
 
 
 def test_negative_n_balance_on_the_command_line(refused: Refused, tmp_path: Path) -> None:
@@ -141,6 +164,30 @@ def test_wrong_type(refused: Refused, make_job: JobFactory) -> None:
         (
             {"plan": [{"method": "mask_ddpm", "strategy": "quotas", "quotas": {"car": -1}}]},
             "plan.0: quotas.car: must be at least 0, not -1",
+        ),
+        (
+            {"plan": [{"method": "mask_ddpm", "strategy": "random", "num_samples": -7}]},
+            "plan.0: num_samples: must be at least 1, not -7",
+        ),
+        (
+            {"plan": [{"method": "mask_ddpm", "strategy": "balance_pixels", "n_pixels": "many"}]},
+            "plan.0: n_pixels: must be an integer or must be 'auto', not 'many'",
+        ),
+        (
+            {"plan": [{"method": "mask_ddpm", "strategy": "balance_pixels", "n_pixels": 9, "ratio": 2}]},
+            "plan.0: ratio has a meaning only with n_pixels: auto; leave one of the two out",
+        ),
+        (
+            {"plan": [{"method": "mask_ddpm", "strategy": "cover"}]},
+            "plan.0: cover needs n_balance or quotas, one of the two",
+        ),
+        (
+            {"plan": [{"method": "mask_ddpm", "strategy": "cover", "n_balance": 5, "quotas": {"car": 5}}]},
+            "plan.0: cover needs n_balance or quotas, one of the two",
+        ),
+        (
+            {"plan": [{"method": "mask_ddpm", "strategy": "cover", "n_balance": 5, "max_copies": 0}]},
+            "plan.0: max_copies: must be at least 1, not 0",
         ),
         ({"methods": {}}, "methods: name at least one of mask_ddpm"),
         (

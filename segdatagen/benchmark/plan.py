@@ -18,9 +18,10 @@ from segdatagen.balance import Presence, balance, class_orders
 from segdatagen.balance_reference import literal_balance
 from segdatagen.benchmark.measure import Figures
 from segdatagen.geometry import Geometry
-from segdatagen.goals import Balance, State, wanted_per_class
+from segdatagen.goals import Balance, wanted_per_class
 from segdatagen.images import encode_mask
 from segdatagen.labels import LabelClass, LabelSet
+from segdatagen.missing import State
 from segdatagen.planner import CostModel, PlanRequest, plan_round, presence_of, put_round
 from segdatagen.records import SOURCE_SCHEMA
 from segdatagen.sources import (
@@ -129,7 +130,7 @@ def plan_once(sources: str, run: str, num_rows: int) -> dict[str, float]:
     read = time.perf_counter()
     goal = Balance(method="mask_ddpm", n_balance="auto", ratio=num_rows / store.info.num_sources)
     request = PlanRequest(0, [goal], {}, {goal.method: "0" * 32}, seed=0, min_pixels=1)
-    planned = plan_round(request, store, State.at_start(presence), {}, CostModel(None, 1.0))
+    planned = plan_round(request, store, State.at_start(presence), CostModel(None, 1.0))
     made = time.perf_counter()
     put_round(Folder(run), planned)
     put = time.perf_counter()
