@@ -26,7 +26,7 @@ from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "jobs/**/*.md", "cluster/*.md", "docker/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "jobs/**/*.md", "cluster/*.md", "docker/*.md")
     for path in REPOSITORY.glob(pattern)
 )
 HEAVY = {"torch", "ray", "diffusers", "transformers", "pyarrow"}

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +20,10 @@ import pytest
 import s3fs
 from conftest import Command, JobFactory
 from look_alikes import segment, write, write_panoptic
-from test_kill_resume import descendants, finish, kill_all, start
+from test_kill_resume import started, status_of
 from test_table_data_sets import put_arrow, put_parquet
 
+from segdatagen.benchmark.children import kill, processes_below, wait_until
 from segdatagen.datasets import Options, open_reader
 from segdatagen.lease import Lease, LeaseError
 from segdatagen.samples import read_ledger
@@ -157,13 +157,12 @@ def test_a_killed_run_goes_on(s3_server: str, make_job: JobFactory, command: Com
     execution = {"microbatch": 4, "rows_per_block": 4}
     job = make_job(sources=store, output={"root": root}, plan=plan, execution=execution)
     run = Folder(f"{root}/tiny/v1")
-    process = start("run", job)
-    while len(run.child("samples").entries()) < 3 and process.poll() is None:
-        time.sleep(0.1)
-    kill_all([process.pid, *descendants(process.pid)])
+    process = started("run", job)
+    wait_until(lambda: len(run.child("samples").entries()) >= 3, process, "a part")
+    kill([process.pid, *processes_below(process.pid)])
     assert process.wait() == -signal.SIGKILL
     committed = {entry.name: run.read(f"samples/{entry.name}") for entry in run.child("samples").entries()}
-    assert finish(start("run", job)) == 0
+    assert status_of(started("run", job)) == 0
     assert all(run.read(f"samples/{name}") == data for name, data in committed.items())
     ledger = read_ledger(run)
     assert (ledger.num_rows, ledger.counts["ok"]) == (48, 48)

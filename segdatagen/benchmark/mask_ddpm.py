@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segdatagen.benchmark.measure import Figures
+from segdatagen.benchmark.measure import Benchmark, Figures
 from segdatagen.datasets.scenes import make_scene, scene_seed
 from segdatagen.diffusion.mask_ddpm import (
     alpha_bars,
@@ -90,6 +90,18 @@ def bench_mask_ddpm(
     finally:
         torch.set_num_threads(before)
     return figures
+
+
+MASK_DDPM = Benchmark(
+    "mask_ddpm",
+    bench_mask_ddpm,
+    measures="the samplers of the mask-DDPM on masks of test scenes, with a judge of what they make",
+    reference="the literal algorithm: a mask at a time, two forwards, every step; of adherence: the real images",
+    figure="{ddim_20_images_per_second:.2f} images/s with 20 steps, adherence {ddim_20_adherence:.2f} "
+    "({ddim_20_adherence_shuffled:.2f} beside other masks)",
+    ratio="{ddim_20_ratio_to_literal:.0f} times as fast",
+    minutes=30,
+)
 
 
 def held_out_scenes(count: int, size: tuple[int, int], label_set: LabelSet) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,10 @@ They parse words and print results; the work is the library's.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from segdatagen.cli.data import Address, Json
 from segdatagen.errors import UsageError
@@ -15,11 +16,24 @@ from segdatagen.errors import UsageError
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (train, bench, demo):
-        app.command()(command)
+    app.command()(train)
+    app.command(cls=NamesBenchmarks)(bench)
+    app.command()(demo)
     weights = typer.Typer(help="Weights of models that were made elsewhere.", no_args_is_help=True)
     weights.command("convert")(weights_convert)
     app.add_typer(weights, name="weights")
+
+
+class NamesBenchmarks(TyperCommand):
+    """A command whose argument is a benchmark. Their names take seconds to import, so only its own help has them."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help, with the names."""
+        from segdatagen.benchmark.suite import BENCHMARKS
+
+        (argument,) = (parameter for parameter in self.params if isinstance(parameter, TyperArgument))
+        argument.help = f"{', '.join(BENCHMARKS)}; without it, a table of them"
+        return super().get_help(ctx)
 
 
 def train(
@@ -89,9 +103,8 @@ def weights_convert(
 
 
 def bench(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="codec, flow, ingest, mask_ddpm, plan, resume, run or scenes")
-    ],
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which; without it, a table of them.")] = None,
+    kills: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of `bench kills`: how many.")] = None,
     out: Annotated[Path, typer.Option(help="Folder whose NAME.csv gets the row.")] = Path("benchmarks"),
     as_json: Json = False,
 ) -> None:
@@ -100,18 +113,38 @@ def bench(
     Example: segdatagen bench plan
     """
     from segdatagen.benchmark.measure import record
+    from segdatagen.benchmark.results import write_results
     from segdatagen.benchmark.suite import BENCHMARKS
     from segdatagen.cli import screen
 
+    if kills is not None and name != "kills":
+        raise UsageError("--kills belongs to `segdatagen bench kills`")
+    if name is None:
+        _list_benchmarks(as_json)
+        return
     if name not in BENCHMARKS:
-        raise UsageError(f"unknown measurement {name!r}: choose one of {', '.join(BENCHMARKS)}")
-    figures = BENCHMARKS[name]()
+        raise UsageError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
+    if not as_json:
+        screen.note(f"{name}: about {BENCHMARKS[name].minutes:g} min by default, on two cores")
+    figures = BENCHMARKS[name].run(**({} if kills is None else {"kills": kills}))
     path = record(out, name, figures)
+    page = write_results(out, BENCHMARKS)
     if as_json:
         screen.print_json(figures)
         return
     screen.table(["figure", "value"], [[key, str(value)] for key, value in figures.items()], name)
-    screen.say(f"kept in {path}")
+    screen.say(f"kept in {path}, summed up in {page}")
+
+
+def _list_benchmarks(as_json: bool) -> None:
+    from segdatagen.benchmark.suite import BENCHMARKS
+    from segdatagen.cli import screen
+
+    rows = [[b.name, b.measures, b.reference, f"{b.minutes:g} min"] for b in BENCHMARKS.values()]
+    if as_json:
+        screen.print_json([dict(zip(("name", "measures", "reference", "takes"), row, strict=True)) for row in rows])
+    else:
+        screen.table(["benchmark", "measures", "beside", "takes about"], rows)
 
 
 def demo(
