@@ -41,10 +41,12 @@ OpenPage = Callable[..., "Page"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the Ray of the test process, so that `-m "not ray"` leaves it out."""
+    """Mark what uses the Ray of the test process, or the browser, so that `-m "not ray"` leaves it out."""
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="session")

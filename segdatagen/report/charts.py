@@ -48,7 +48,7 @@ def count_chart(classes: Sequence[ClassBalance], largest: int) -> Markup:
         spoken = f"{one.name}: {one.before} real images, {one.after - one.before} accepted samples{goal}"
         bar = _TRACK + _rect("before", 0, before) + _rect("added", before, after - before)
         if one.wanted:
-            bar += _GOAL.format(x=_percent(one.wanted, largest), top=BAR_TOP - 4, bottom=BAR_TOP + BAR_HEIGHT + 4)
+            bar += _GOAL.format(x=_percent(one.wanted, largest), top=BAR_TOP - 2, bottom=BAR_TOP + BAR_HEIGHT + 2)
         rows.append(_row(number, one, spoken, f"{one.before} → {one.after}", bar))
     return _chart(rows, "Images that show each class")
 

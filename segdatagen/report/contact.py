@@ -27,6 +27,7 @@ THUMBNAILS_PER_CHUNK = 64
 THREADS = os.cpu_count() or 1
 SCORE_PREFIX = "score_"
 """Columns of figures that a filter left: a float or null per sample."""
+PLAN_COLUMNS = ["sample_id", "method", "source_id", "source_file", "source_row", "variant", "target_class"]
 PLAIN_COLUMNS = ("round", "variant", "attempt", "height", "width", "caption", "prompt")
 
 
@@ -52,7 +53,7 @@ class Contact:
 
 
 def origins_of(plan: pa.Table, sample_ids: np.ndarray) -> dict[int, Origin]:
-    """Origins of the samples that the plan knows, by their ids. `plan` has the columns of PLAN_SCHEMA."""
+    """Origins of the samples that the plan knows, by their ids. `plan` has PLAN_COLUMNS."""
     rows = plan.filter(pc.is_in(plan["sample_id"], pa.array(sample_ids)))
     order = [(name, "ascending") for name in ("source_id", "method", "variant")]
     return {

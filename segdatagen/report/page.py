@@ -127,4 +127,4 @@ def _version() -> str:
     try:
         return metadata.version("segdatagen")
     except metadata.PackageNotFoundError:
-        return "not installed as a package"
+        return "from a folder that is not installed"

@@ -10,7 +10,7 @@ from importlib import resources
 from segdatagen.errors import UsageError
 from segdatagen.lease import Holder
 from segdatagen.planner import read_plan, read_rounds
-from segdatagen.report.contact import ContactReader, origins_of
+from segdatagen.report.contact import PLAN_COLUMNS, ContactReader, origins_of
 from segdatagen.report.files import INDEX_NAME, Chunks, ReportFolder
 from segdatagen.report.outcomes import choose, read_outcomes
 from segdatagen.report.page import Page, Sources
@@ -61,7 +61,7 @@ def write_report(
         min_pixels = int(rounds[-1].settings["min_pixels"]) if rounds else 1
         outcomes = read_outcomes(run, ledger, min_pixels)
         chosen = choose(outcomes, request.max_samples)
-        origins = origins_of(read_plan(run.folder, rounds), outcomes.sample_ids[chosen])
+        origins = origins_of(read_plan(run.folder, rounds, PLAN_COLUMNS), outcomes.sample_ids[chosen])
         painter = MaskPainter(run.label_set)
         sources = sorted({origin.source for origin in origins.values()})
         step = _Steps(progress, len(chosen) + len(sources))

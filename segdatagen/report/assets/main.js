@@ -58,6 +58,7 @@ function show() {
   }
   for (const button of all("[data-mode][aria-pressed]")) button.setAttribute("aria-pressed", String(button.dataset.mode === now.mode));
   for (const view of ["#samples", "#sample"]) one(view).dataset.mode = now.mode;
+  document.title = `${{ overview: "Overview", samples: "Samples", sample: `Sample ${now.id}` }[now.view]} · ${report.title}`;
   if (now.view === "samples") showSamples(before);
   else if (now.view === "sample") showOne(before);
   else if (before && before.view !== now.view) window.scrollTo(0, 0);
