@@ -70,6 +70,11 @@ class Folder:
         """True for a folder on a mounted file system."""
         return isinstance(self._filesystem, LocalFileSystem)
 
+    @property
+    def absolute_uri(self) -> str:
+        """Where it lies, whatever the working folder: an absolute path on a disk, the URI in an object store."""
+        return (self._root or "/") if self.is_local else self.uri
+
     def child(self, name: str) -> "Folder":
         """The folder `name` inside this one."""
         return Folder(self.uri_of(name))
