@@ -211,7 +211,7 @@ def test_second_live_run_is_refused(make_job: JobFactory) -> None:
         second = start("run", job)
         output, _ = second.communicate(timeout=PATIENCE)
         assert second.returncode == 1
-        assert f"is being run by process {first.pid} on " in output.splitlines()[-1]
+        assert f"is being worked on by process {first.pid} on " in output.splitlines()[-1]
         assert first.poll() is None
     finally:
         below = descendants(first.pid)

@@ -43,6 +43,7 @@ def ingest(
     Example: segdatagen ingest camvid data/camvid --split train --out s3://bucket/sources/camvid-train
     """
     from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import RunScreen
     from segdatagen.datasets import Options, open_reader
     from segdatagen.ingest import IngestRequest
     from segdatagen.ingest import ingest as ingest_sources
@@ -50,7 +51,7 @@ def ingest(
     reader = open_reader(data_format, root, split, Options(labels, snap_colours))
     request = IngestRequest(data_format, root, split, out, skip_bad, address)
     with screen.meter("ingest", silent=as_json) as progress:
-        store, unchanged = ingest_sources(request, reader, progress)
+        store, unchanged = ingest_sources(request, reader, progress, RunScreen(silent=as_json).waiting)
     if as_json:
         screen.print_json(store.info.model_dump(mode="json") | {"unchanged": unchanged})
         return
