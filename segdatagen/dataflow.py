@@ -7,7 +7,6 @@ the ledger from the plan, which is the caller's business.
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
 
+from segdatagen.cluster import deprecated_arguments
 from segdatagen.errors import SegdatagenError
 from segdatagen.job import Execution
 from segdatagen.methods import Chain
@@ -105,7 +104,6 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
 
     Closing the iterator stops the flow; what was committed stays. Raises SegdatagenError where a chain cannot be built.
     """
-    set_fault_policy()
     run = Folder(flow.run_uri)
     flow = replace(flow, factories={m: flow.factories[m] for m in pc.unique(plan_rows["method"]).to_pylist()})
     execution = flow.execution
@@ -117,9 +115,7 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
     # A worker that dies takes the blocks that wait for it along: where each row stands alone, none may wait. Nor is a
     # row tried again there: the driver has more passes, and each try may cost the start of an actor.
     in_flight, retries = (1, 0) if block_rows == 1 else (2, 1)
-    with warnings.catch_warnings():
-        # The only way to bound what a row that kills its worker may cost; Ray 2.60 names no other.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
+    with deprecated_arguments():
         made = blocks.map_batches(
             ChainActor,
             fn_constructor_args=(flow,),
@@ -135,20 +131,16 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
     writers = TaskPoolStrategy(size=min(execution.actors + 1, -(-plan_rows.num_rows // block_rows)))
     committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=writers)
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
+    # A block whose worker died costs its rows, which are found missing later, and not the run.
+    committed.context.max_errored_blocks = -1
     try:
         for row in committed.iter_rows():
             yield PartDone(**row | {"stage_seconds": dict(row["stage_seconds"])})
-    except ray.exceptions.ActorDiedError as error:  # of a block it is none of the run's: see set_fault_policy
+    except ray.exceptions.ActorDiedError as error:  # that of a block is among the errors which cost only rows
         reason = str(error).strip().splitlines()[-1]
         raise SegdatagenError(
             f"{flow.run_uri}: a worker cannot start ({reason}); what is done is kept, and the same command goes on"
         ) from error
-
-
-def set_fault_policy() -> None:
-    """A block whose worker died costs its rows, which are found missing later, and not the run."""
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1
 
 
 def _with_stage_seconds(rows: pa.Table, spent: Mapping[str, float]) -> pa.Table:

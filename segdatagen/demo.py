@@ -57,7 +57,8 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
     root = f"{NUM_SCENES}@{SIZE}x{SIZE}"
     with connect():
         request = IngestRequest("scenes", root, "train", job.sources)
-        ingest(request, open_reader("scenes", root, "train", Options()), lambda *n: progress("ingest", *n))
+        reader = open_reader("scenes", root, "train", Options())
+        ingest(request, reader, lambda *n: progress("ingest", *n), events.waiting)
         outcome = run_job(job, RunOptions(), events)
     run = open_run(job.uri)
     index = publish(run, events.waiting, lambda *n: progress("publish", *n))

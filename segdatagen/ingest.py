@@ -4,19 +4,16 @@ A shard is one Ray task: it reads its items, checks each, and puts one part. The
 not at all. It does not know formats, nor what the sources are for.
 """
 
-import pickle
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ray
-
-from segdatagen.cluster import connect
+from segdatagen.cluster import connect, spread
 from segdatagen.datasets import BadItem, Item, Listing, Reader
 from segdatagen.datasets.reader import first_names
-from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.errors import UsageError
+from segdatagen.lease import LEASE_NAME, Holder, Lease
 from segdatagen.sources import (
     INFO_NAME,
     LABELS_NAME,
@@ -67,41 +64,80 @@ class ShardResult:
     bad: tuple[BadItem, ...]
 
 
-def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[SourceStore, bool]:
+def ingest(
+    request: IngestRequest, reader: Reader, progress: Progress, waiting: Callable[[Holder], None]
+) -> tuple[SourceStore, bool]:
     """Build the store and open it; the flag says whether it was there already, unchanged.
 
-    Raises UsageError if items are bad (unless `skip_bad`), if there are none, or if another store is at the address;
-    nothing is left behind then.
+    Holds the lease of the folder while it writes; `waiting` is called if another process held it. Raises UsageError if
+    items are bad (unless `skip_bad`), if there are none, or if another store is at the address; nothing is left behind
+    then. Raises LeaseError where another process writes here.
     """
     listing = without_duplicates(reader.list_items())
     if listing.orphans and not request.skip_bad:
         raise UsageError(describe_bad(request.root, listing.orphans, len(listing.items) + len(listing.orphans)))
+    work = _Work(request, reader, listing, progress)
     folder = Folder(request.out)
     folder.require_writable()
-    existing = open_store(request.out) if folder.exists(INFO_NAME) else None
-    if existing is None:
+    if not folder.exists(INFO_NAME):
         _require_nothing_else(folder)
-    else:
-        _require_whole(existing)
-        _require_same_origin(existing, request, reader)
-    keep = existing is None
-    results = _run_shards(cut_shards(listing.items), reader, request, keep, progress)
-    bad = [*listing.orphans, *(item for result in results for item in result.bad)]
-    parts = tuple(result.part for result in results if result.part is not None)
-    if (bad and not request.skip_bad) or not parts:
-        if keep:
-            folder.delete(_part_names(folder))
-        raise UsageError(describe_bad(request.root, bad, len(listing.items) + len(listing.orphans)))
-    if existing is not None:
-        fingerprint = fingerprint_of(parts, reader.label_set)
-        if existing.info.fingerprint != fingerprint:
-            raise UsageError(
-                f"{request.out}: another source store is here, of {existing.info.root}: its sources differ from those "
-                f"of {request.root}; choose another --out"
-            )
-        return existing, True
+        with Lease(folder, waiting) as lease:
+            if not folder.exists(INFO_NAME):  # or else it was written while we waited
+                return _build(work, lease), False
+    return _compare(work), True
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One ingest: what is asked for, what reads it, what there is to read, and who hears how far it is."""
+
+    request: IngestRequest
+    reader: Reader
+    listing: Listing
+    progress: Progress
+
+    def judge(self, results: Sequence[ShardResult]) -> tuple[tuple[PartInfo, ...], list[BadItem]]:
+        """Parts and bad items. Raises UsageError where these may not become a store."""
+        bad = [*self.listing.orphans, *(item for result in results for item in result.bad)]
+        parts = tuple(result.part for result in results if result.part is not None)
+        if (bad and not self.request.skip_bad) or not parts:
+            num_items = len(self.listing.items) + len(self.listing.orphans)
+            raise UsageError(describe_bad(self.request.root, bad, num_items))
+        return parts, bad
+
+
+def _build(work: _Work, lease: Lease) -> SourceStore:
+    """Put every part, then seal the store. A lease that was lost leaves everything to whoever has it now."""
+    folder = Folder(work.request.out)
+
+    def progress(done: int, total: int) -> None:
+        lease.check()
+        work.progress(done, total)
+
+    results = _run_shards(work, True, progress)
+    lease.check()
+    try:
+        parts, bad = work.judge(results)
+    except UsageError:
+        folder.delete(_part_names(folder))
+        raise
     folder.delete(_part_names(folder) - {part.name for part in parts})
-    return seal_store(request, reader, parts, bad), False
+    return seal_store(work.request, work.reader, parts, bad)
+
+
+def _compare(work: _Work) -> SourceStore:
+    """The store that is there. Raises UsageError unless it is whole and holds what is asked for."""
+    request = work.request
+    existing = open_store(request.out)
+    _require_whole(existing)
+    _require_same_origin(existing, request, work.reader)
+    parts, _ = work.judge(_run_shards(work, False, work.progress))
+    if existing.info.fingerprint != fingerprint_of(parts, work.reader.label_set):
+        raise UsageError(
+            f"{request.out}: another source store is here, of {existing.info.root}: its sources differ from those "
+            f"of {request.root}; choose another --out"
+        )
+    return existing
 
 
 def seal_store(
@@ -195,9 +231,9 @@ def _part_names(folder: Folder) -> set[str]:
 
 
 def _require_nothing_else(folder: Folder) -> None:
-    """Raise UsageError where a folder without a store holds anything but the parts of an interrupted ingest."""
+    """Raise UsageError where a folder without a store holds anything that no other ingest can have put there."""
     for entry in folder.entries():
-        own = entry.name == LABELS_NAME
+        own = entry.name in (LABELS_NAME, LEASE_NAME)
         if PART_NAME.fullmatch(entry.name):
             own = is_part(folder, entry.name)
         if not own:
@@ -238,30 +274,22 @@ def _require_same_origin(store: SourceStore, request: IngestRequest, reader: Rea
         )
 
 
-def _run_shards(
-    shards: Sequence[Sequence[Item]], reader: Reader, request: IngestRequest, keep: bool, progress: Progress
-) -> list[ShardResult]:
-    """All shards, in order; Ray Data streams them, so that what is in flight stays bounded.
+def _run_shards(work: _Work, keep: bool, progress: Progress) -> list[ShardResult]:
+    """All shards, in order; Ray streams them, so that what is in flight stays bounded."""
+    request, reader = work.request, work.reader
+    shards = list(enumerate(cut_shards(work.listing.items)))
+    total = len(work.listing.items)
 
-    Each row carries its own items: a function that held all of them would be unpickled whole by every worker.
-    """
-    rows = [{"number": number, "items": pickle.dumps(shard)} for number, shard in enumerate(shards)]
-    total = sum(len(shard) for shard in shards)
-
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        number, items = int(row["number"]), pickle.loads(row["items"])
-        return {"number": number, "result": ingest_shard(items, f"part-{number:05d}.parquet", reader, request, keep)}
+    def read(shard: tuple[int, Sequence[Item]]) -> ShardResult:
+        return ingest_shard(shard[1], f"part-{shard[0]:05d}.parquet", reader, request, keep)
 
     found: dict[int, ShardResult] = {}
     done = 0
-    if not rows:
+    if not shards:
         return []
     with connect(request.address):
-        try:
-            for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(work).iter_rows():
-                found[int(row["number"])] = row["result"]
-                done += row["result"].num_items
-                progress(done, total)
-        except ray.exceptions.RayTaskError as error:
-            raise SegdatagenError(f"{request.root}: reading failed ({error.cause})") from error
+        for number, result in spread(f"{request.root}: reading failed", shards, read):
+            found[number] = result
+            done += result.num_items
+            progress(done, total)
     return [found[number] for number in range(len(shards))]

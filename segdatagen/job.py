@@ -13,6 +13,8 @@ from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.geometry import Geometry
 from segdatagen.goals import AnyGoal, Balance, BalancePixels, Cover, Quotas, RandomSamples, Uniform
 from segdatagen.images import ImageFormat
+from segdatagen.storage import Folder
+from segdatagen.weights import absolute_weights
 
 DType = Literal["float32", "bfloat16", "float16"]
 STRATEGIES: dict[str, type[AnyGoal]] = {
@@ -141,6 +143,22 @@ class Job(_Part):
     def uri(self) -> str:
         """Address of the run."""
         return f"{self.output.root.rstrip('/')}/{self.name}/{self.version}"
+
+    def from_anywhere(self) -> "Job":
+        """The same job with absolute paths: it means the same in every working folder and on every node that has them.
+
+        Paths are no content: the recipe, and with it every id, is as before.
+        """
+        options = {
+            name: options.model_copy(update={"weights": absolute_weights(options.weights)})
+            for name, options in self.methods.named().items()
+        }
+        changes = {
+            "sources": Folder(self.sources).absolute_uri,
+            "methods": self.methods.model_copy(update=options),
+            "output": self.output.model_copy(update={"root": Folder(self.output.root).absolute_uri}),
+        }
+        return self.model_copy(update=changes)
 
     def shared_recipe(self) -> dict[str, Any]:
         """What decides every sample, whatever its method: sources come as a fingerprint, beside it."""

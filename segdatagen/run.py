@@ -28,7 +28,7 @@ from segdatagen.planner import (
     refuse_evaluation_splits,
     refuse_sources_without_masks,
 )
-from segdatagen.run_folder import REPORT_NAME, begin_attempt, check_same_content, end_attempt, write_run
+from segdatagen.run_folder import REPORT_NAME, Run, begin_attempt, check_same_content, end_attempt, write_run
 from segdatagen.samples import read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
@@ -36,9 +36,12 @@ from segdatagen.verify import read_manifest
 
 
 def prepare(job: Job) -> Session:
-    """Check everything that can be checked without writing. Raises UsageError."""
+    """Check everything that can be checked without writing. Raises UsageError.
+
+    The job of the session has absolute paths, and quotas under the label set's own class names.
+    """
     store = open_store(job.sources)
-    job = _with_class_names(job, store.label_set)
+    job = _with_class_names(job.from_anywhere(), store.label_set)
     refuse_evaluation_splits(store, job.settings.allow_splits)
     refuse_sources_without_masks(store, tuple(job.methods.named()))
     if job.geometry.fit == "pad" and not store.label_set.ignore_ids:
@@ -79,11 +82,11 @@ def plan_job(job: Job, events: Events, *, dry_run: bool) -> PlanOutcome:
     past `max_rounds`, stored.
     """
     session = prepare(job)
-    folder = Folder(job.uri)
+    folder = Folder(session.job.uri)
     if dry_run:
         return _plan_next(session, folder)[0]
     with Lease(folder, events.waiting):
-        write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+        _write_run(session)
         outcome, planned = _plan_next(session, folder)
         if planned is not None and planned.summary.num_rows and outcome.is_allowed:
             put_round(folder, planned)
@@ -99,7 +102,7 @@ def run_job(
     written, SegdatagenError when the run stops; what was committed stays.
     """
     session = prepare(job)
-    folder = Folder(job.uri)
+    folder = Folder(session.job.uri)
     manifest = read_manifest(folder)
     if manifest and not options.retry_failed and _nothing_to_do(session, manifest):
         planned = sum(manifest["counts"].values())
@@ -110,7 +113,7 @@ def run_job(
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
             folder.sweep(leave=REPORT_NAME)
-            run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+            run = _write_run(session)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
             driver = Driver(session, run, lease, attempt, options, events, factories or chain_factories(session))
             outcome_text = "stopped"
@@ -123,6 +126,12 @@ def run_job(
             finally:
                 end_attempt(folder, attempt, outcome_text, driver.seconds, driver.stage_seconds)
             return outcome
+
+
+def _write_run(session: Session) -> Run:
+    """`run.json` from the job as it was given, but with paths that every folder finds."""
+    job = session.job
+    return write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
 
 
 def _with_class_names(job: Job, label_set: LabelSet) -> Job:

@@ -14,7 +14,7 @@ import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -72,6 +72,11 @@ class Folder:
     def is_local(self) -> bool:
         """True for a folder on a mounted file system."""
         return isinstance(self._filesystem, LocalFileSystem)
+
+    @property
+    def absolute_uri(self) -> str:
+        """Where it lies, whatever the working folder: an absolute path on a disk, the URI in an object store."""
+        return (self._root or "/") if self.is_local else self.uri
 
     def child(self, name: str) -> "Folder":
         """The folder `name` inside this one."""
@@ -178,14 +183,16 @@ class Folder:
             raise _explain(error, self.uri_of(name)) from error
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects; those that are already gone are no error."""
+        """Delete objects; those that are already gone are no error. On a disk, folders that become empty go too."""
         for name in names:
             try:
                 self._filesystem.rm_file(self._path(name))
             except FileNotFoundError:
                 continue
             if self.is_local:
-                self._prune(Path(self._path(name)).parent)
+                path = Path(self._path(name))
+                _delete_lock(path)
+                self._prune(path.parent)
 
     def sweep(self, leave: str | None = None) -> None:
         """Remove what killed processes left of a `put`, for who alone writes here. An object store has no halves.
@@ -233,9 +240,7 @@ class Folder:
 
     def _put_locked(self, name: str, data: bytes, version: str | None) -> bool:
         path = Path(self._path(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.parent / f".{path.name}.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(path):
             current = self.read_versioned(name)
             if (current[1] if current else None) != version:
                 return False
@@ -323,6 +328,47 @@ def _replace_file(path: str, data: bytes | mmap.mmap) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file. A lock that was deleted while we waited for it protects nothing: the next is taken."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileNotFoundError, FileExistsError):
+            if path.parent.exists() and not path.parent.is_dir():
+                raise
+            continue  # whoever deleted the last file here took the folder along
+        with open(descriptor, "wb") as lock:
+            if _take(lock, path):
+                yield
+                return
+
+
+def _delete_lock(path: Path) -> None:
+    """Delete the lock of a file that is gone, once nobody holds it."""
+    try:
+        descriptor = os.open(_lock_path(path), os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    with open(descriptor, "rb") as lock:
+        if _take(lock, path):
+            _lock_path(path).unlink()
+
+
+def _take(lock: BinaryIO, path: Path) -> bool:
+    """Wait for an opened lock; False if it is no longer that of the file."""
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), _lock_path(path).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock_path(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
 
 
 def _explain(error: OSError, uri: str) -> StorageError:

@@ -76,6 +76,12 @@ def local_weights(uri: str) -> Path:
     return path
 
 
+def absolute_weights(uri: str) -> str:
+    """The same weights named so that every working folder finds them; builtin:NAME and other hosts stay."""
+    is_path = not uri.startswith("builtin:") and ("://" not in uri or uri.startswith("file://"))
+    return Folder(uri).absolute_uri if is_path else uri
+
+
 def fingerprint_of(uri: str) -> str:
     """Hash of the weights that `uri` stands for: names and bytes of all files but the model card, 32 hex digits."""
     path = local_weights(uri)

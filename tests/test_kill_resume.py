@@ -153,7 +153,7 @@ def test_second_live_run_is_refused(make_job: JobFactory) -> None:
         wait_until(lambda: list((run / "samples").rglob("[!.]*.parquet")), first, "a part")
         status, output = end_of(started("run", job))
         assert status == 1
-        assert f"is being run by process {first.pid} on " in output.splitlines()[-1]
+        assert f"is being worked on by process {first.pid} on " in output.splitlines()[-1]
         assert first.poll() is None
     finally:
         kill([first.pid, *processes_below(first.pid)])

@@ -85,7 +85,7 @@ def test_only_one_writes_a_report(tmp_path: Path) -> None:
     waited = []
     with (
         Lease(run.folder.child(REPORT_NAME), lambda holder: None, duration=1.0),
-        pytest.raises(SegdatagenError, match="report: is being run by process"),
+        pytest.raises(SegdatagenError, match="report: is being worked on by process"),
     ):
         write_report(run, ReportRequest(), waited.append, lambda done, total: None)
     assert len(waited) == 1

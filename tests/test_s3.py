@@ -143,7 +143,10 @@ def test_lease_is_renewed_and_refuses_others(s3_server: str) -> None:
     waited = []
     with Lease(folder, waited.append, duration=3.0):
         first = folder.read("lease.json")
-        with pytest.raises(LeaseError, match="is being run by process"), Lease(folder, waited.append, duration=3.0):
+        with (
+            pytest.raises(LeaseError, match="is being worked on by process"),
+            Lease(folder, waited.append, duration=3.0),
+        ):
             raise AssertionError("two held the lease")
         assert folder.read("lease.json") != first
     assert len(waited) == 1

@@ -175,6 +175,30 @@ def test_conditional_puts_of_many_processes_lose_no_update(folder: Folder) -> No
     assert folder.read("counter") == str(NUM_PROCESSES * PUTS_EACH).encode()
 
 
+def _take_and_give_back(uri: str, times: int) -> None:
+    """Hold an object that only one may hold again and again; raises where another one holds it too."""
+    folder, done = Folder(uri), 0
+    while done < times:
+        if folder.put_if_unchanged("held", b"", None):
+            (Path(uri).parent / "alone").touch(exist_ok=False)
+            (Path(uri).parent / "alone").unlink()
+            folder.delete(["held"])
+            done += 1
+
+
+def test_what_is_given_back_by_one_is_taken_by_one(folder: Folder) -> None:
+    """The lock file goes with its object, and the folder with both, while others wait for that very lock."""
+    context = multiprocessing.get_context("spawn")
+    Path(folder.uri).parent.mkdir(parents=True)
+    processes = [context.Process(target=_take_and_give_back, args=(folder.uri, 100)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert not Path(folder.uri).exists()
+
+
 PUT_FOR_EVER = """
 import sys
 from segdatagen.storage import Folder

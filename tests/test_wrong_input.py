@@ -355,7 +355,7 @@ def test_a_second_live_run_at_the_same_address(
         status = main(["run", str(make_job()), "--json"])
         line = the_line(status, *capfd.readouterr())
         assert set(visible(tmp_path)) == before | {"job.yaml"}  # names: the holder goes on renewing its lease
-    assert f"{address}: is being run by process {os.getpid()} on " in line
+    assert f"{address}: is being worked on by process {os.getpid()} on " in line
     assert visible(address) == {}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from segdatagen.benchmark.flow import resident_mib
 from segdatagen.benchmark.measure import Benchmark, Figures
+from segdatagen.benchmark.run import Clock
 from segdatagen.cluster import connect
 from segdatagen.datasets import Options, open_reader
 from segdatagen.errors import SegdatagenError
@@ -50,7 +51,8 @@ def bench_ingest(num_masks: int = 200_000) -> Figures:
         before = resident_mib()
         watch = Watch()
         reader = open_reader("masks", str(root), "train", Options(labels=LABELS))
-        store, _ = ingest(IngestRequest("masks", str(root), "train", f"{folder}/store"), reader, watch)
+        request = IngestRequest("masks", str(root), "train", f"{folder}/store")
+        store, _ = ingest(request, reader, watch, Clock().waiting)
         seconds = time.perf_counter() - watch.began
         plain.append(_plain_rate(root, folder))
         if store.info.num_sources != num_masks:

@@ -38,6 +38,7 @@ def bench_resume(
             IngestRequest("scenes", root, "train", job.sources),
             open_reader("scenes", root, "train", Options()),
             no_progress,
+            Clock().waiting,
         )
         plan_job(job, Clock(), dry_run=False)
         began = time.perf_counter()

@@ -74,7 +74,7 @@ class Setup:
         """Ingest the scenes."""
         root = f"{NUM_SCENES}@{self.size}x{self.size}"
         request = IngestRequest("scenes", root, "train", f"{self.folder}/sources")
-        ingest(request, open_reader("scenes", root, "train", Options()), no_progress)
+        ingest(request, open_reader("scenes", root, "train", Options()), no_progress, Clock().waiting)
 
     def job(self, name: str, per_source: int) -> Job:
         """A run of `per_source` samples of every scene."""

@@ -71,6 +71,7 @@ def ingest(
     Example: segdatagen ingest voc data/VOC2012 --split train --partition 1/16 --out out/voc/sixteenth
     """
     from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import RunScreen
     from segdatagen.datasets import Options, open_reader
     from segdatagen.ingest import IngestRequest
     from segdatagen.ingest import ingest as ingest_sources
@@ -79,7 +80,7 @@ def ingest(
     reader = open_reader(data_format, root, split, options)
     request = IngestRequest(data_format, root, split, out, skip_bad, address, partition, captions)
     with screen.meter("ingest", silent=as_json) as progress:
-        store, unchanged = ingest_sources(request, reader, progress)
+        store, unchanged = ingest_sources(request, reader, progress, RunScreen(silent=as_json).waiting)
     if as_json:
         screen.print_json(store.info.model_dump(mode="json") | {"unchanged": unchanged})
         return
