@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import yaml
+from wrong_inputs import require_row
 
 from segdatagen import cluster
 from segdatagen.cli import main
@@ -28,6 +29,9 @@ from segdatagen.weights import MaskDDPMWeights, save_mask_ddpm
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+torch.set_num_threads(1)
+"""Networks of tests are tiny. With two threads on two cores that have other work, each waits for the other at every
+operation: tests took forty times as long."""
 
 REPOSITORY = Path(__file__).parents[1]
 NUM_SCENES = 6
@@ -38,6 +42,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 JobFactory = Callable[..., Path]
 Refused = Callable[..., str]
 OpenPage = Callable[..., "Page"]
+Call = Callable[[Callable[[], int]], int]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -172,13 +177,18 @@ def the_line(status: int, out: str, err: str) -> str:
 
 @pytest.fixture
 def refused(command: Command, tmp_path: Path) -> Refused:
-    """`refused("plan", job)`: the line of a child process that refused, which left `tmp_path` as it was."""
+    """`refused("plan", job)`: the line of a child process that refused, which left `tmp_path` as it was.
 
-    def run(*arguments: object, **options: object) -> str:
+    With `row="..."` it has to be that of this row of `docs/wrong_input.md`.
+    """
+
+    def run(*arguments: object, row: str | None = None) -> str:
         before = visible(tmp_path)
-        done: subprocess.CompletedProcess[str] = command(*arguments, **options)
+        done = command(*arguments)
         line = the_line(done.returncode, done.stdout, done.stderr)
         assert visible(tmp_path) == before
+        if row is not None:
+            require_row(row, line, done.returncode, tmp_path.parent)
         return line
 
     return run
@@ -186,14 +196,16 @@ def refused(command: Command, tmp_path: Path) -> Refused:
 
 @pytest.fixture
 def refused_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """As `refused`, in this process."""
+    """As `refused`, in this process; `call` is what calls the command."""
 
-    def run(*arguments: object) -> str:
+    def run(*arguments: object, row: str | None = None, call: Call = lambda command: command()) -> str:
         before = visible(tmp_path)
         capfd.readouterr()
-        status = main([str(word) for word in arguments])
+        status = call(lambda: main([str(word) for word in arguments]))
         line = the_line(status, *capfd.readouterr())
         assert visible(tmp_path) == before
+        if row is not None:
+            require_row(row, line, status, tmp_path.parent)
         return line
 
     return run

@@ -1,5 +1,6 @@
 """What the documents say against what is there: commands, links, formats, layers, the job file of the README."""
 
+import ast
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ import typer
 import yaml
 from conftest import child_environment
 from test_layers import LAYERS
+from wrong_inputs import rows as wrong_inputs
 
 from segdatagen.cli import app
 from segdatagen.cli.data import FORMAT_NAMES
@@ -162,6 +164,18 @@ def test_the_readme_names_every_strategy_and_format() -> None:
 
 def test_the_help_of_ingest_names_every_format() -> None:
     assert FORMAT_NAMES.split(", ") == sorted(FORMATS)
+
+
+def test_every_wrong_input_of_the_table_is_a_test() -> None:
+    """A test that names a row requires it; that a row is named by a test is seen here."""
+    named = {
+        node.value
+        for path in (REPOSITORY / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert len(wrong_inputs()) >= 40
+    assert not set(wrong_inputs()) - named
 
 
 def test_help_imports_nothing_heavy_and_answers_within_a_second() -> None:
