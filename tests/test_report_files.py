@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 from committed import commit, make_run, plan, sample_rows
 from conftest import NUM_SCENES, REPOSITORY, Refused, child_environment, make_scenes_store, visible
 from reported import (
@@ -25,7 +26,7 @@ from reported import (
     report,
 )
 
-from segdatagen.cli import main
+from segdatagen.cli import app, main
 from segdatagen.colours import encode
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image, decode_mask
@@ -33,7 +34,7 @@ from segdatagen.labels import load_label_set
 from segdatagen.lease import Lease
 from segdatagen.planner import read_rounds
 from segdatagen.publish import publish
-from segdatagen.report.write import ReportRequest, write_report
+from segdatagen.report.write import MAX_SAMPLES, ReportRequest, write_report
 from segdatagen.run_folder import REPORT_NAME, Run, write_run
 from segdatagen.samples import put_samples, read_ledger
 from segdatagen.sources import open_store
@@ -209,6 +210,11 @@ def test_the_command_prints_where_the_page_lies(tmp_path: Path, capfd: pytest.Ca
     sizes = [path.stat().st_size for path in (tmp_path / "other").iterdir() if not path.name.startswith(".")]
     assert (printed["num_files"], printed["num_bytes"]) == (len(sizes), sum(sizes))
     assert (printed["num_shown"], printed["num_samples"]) == (48, 48)
+
+
+def test_the_command_and_the_library_show_as_many() -> None:
+    (option,) = [p for p in typer.main.get_command(app).commands["report"].params if p.name == "max_samples"]
+    assert option.default == MAX_SAMPLES == ReportRequest().max_samples
 
 
 def test_wrong_use_is_one_line(tmp_path: Path, refused_here: Refused) -> None:

@@ -222,7 +222,9 @@ def regenerate(
 def report(
     run: RunUri,
     out: Annotated[str | None, typer.Option(help="Folder for the report; unset: report/ of the run.")] = None,
-    max_samples: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most so many samples.")] = 2000,
+    max_samples: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Show at most so many; each costs the bytes of its image.")
+    ] = 2000,
     as_json: Json = False,
 ) -> None:
     """Write a page for a browser: balance, contact sheet, a page per sample, problems, time. Safe to run again.
