@@ -104,6 +104,7 @@ def sources(
     from dataclasses import asdict
 
     from segdatagen.cli import screen
+    from segdatagen.datasets.reader import first_names
     from segdatagen.images import encode_image
     from segdatagen.source_report import figures_of, picture_of
     from segdatagen.sources import open_store
@@ -124,7 +125,7 @@ def sources(
     screen.table(["class", "sources", "segments", "pixels"], rows, f"{store}: {figures.label_set}, {figures.split}")
     absent = [c.name for c in figures.classes if not c.sources]
     if absent:
-        screen.say(f"in no source: {', '.join(absent)}")
+        screen.say(f"in no source: {first_names(absent)}")
     screen.say(
         f"{screen.as_count(figures.sources, 'source')}: {screen.as_count(figures.masks, 'mask')}, "
         f"{screen.as_count(figures.images, 'image')}, {screen.as_count(figures.captions, 'caption')}, "
