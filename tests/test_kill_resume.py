@@ -4,22 +4,37 @@ The command runs in a child process with its own Ray; victims are the driver, a 
 """
 
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from committed import commit, make_run, plan
 from conftest import REPOSITORY, JobFactory, child_environment
 
 from segdatagen.benchmark import siege
-from segdatagen.benchmark.children import COMMAND, Child, end_of, kill, processes_below, start, wait_until
+from segdatagen.benchmark.children import (
+    COMMAND,
+    Child,
+    end_of,
+    kill,
+    processes_below,
+    ray_was_slow,
+    start,
+    wait_until,
+    workers_below,
+)
 from segdatagen.benchmark.kills import ROWS_IN_FLIGHT, Committed, bench_kills, check_whole, cost_of
 from segdatagen.benchmark.noted_run import Begun
+from segdatagen.benchmark.run import Setup
 from segdatagen.errors import SegdatagenError
 from segdatagen.job import load_job
-from segdatagen.run_folder import SUCCESS_NAME, open_run
+from segdatagen.publish import publish
+from segdatagen.run_folder import SUCCESS_NAME, Run, open_run
 from segdatagen.samples import read_ledger
 from segdatagen.storage import Folder
+from segdatagen.verify import part_entries
 
 EXECUTION = {"actors": 2, "cpus_per_actor": 0.3, "microbatch": 4, "rows_per_block": 4}
 
@@ -93,7 +108,7 @@ def test_ten_random_kills() -> None:
     assert [figures[f"kills_of_{victim}"] for victim in siege.VICTIMS] == [4, 3, 3]
     assert int(figures["starts"]) >= 8  # 7 kills end a start
     assert int(figures["rows"]) >= 320
-    assert int(figures["rows_committed_twice"]) <= int(figures["rows_made_twice"]) <= 10 * ROWS_IN_FLIGHT
+    assert int(figures["rows_committed_twice"]) <= int(figures["rows_made_twice"]) <= 10 * 2 * ROWS_IN_FLIGHT
 
 
 def noted(tmp_path: Path, *begun: Begun, before: tuple[str, ...] = (), killed: tuple[int, ...] = ()) -> siege.Start:
@@ -132,6 +147,73 @@ def test_a_row_that_is_made_again_when_done_is_found(tmp_path: Path) -> None:
     starts = [noted(tmp_path, Begun(1, 50, (1, 2))), noted(tmp_path, Begun(2, 60, (2, 3)), before=("a",))]
     with pytest.raises(SegdatagenError, match="start 2 made 1 samples again"):
         cost_of(starts, {"a": Committed(1, frozenset({1, 2}))})
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Run:
+    """Ten samples in two parts, all good and published."""
+    run = make_run(tmp_path / "run")
+    plan(run, range(1, 11))
+    commit(run, range(1, 6))
+    commit(run, range(6, 11))
+    publish(run, lambda holder: None, lambda done, total: None)
+    return run
+
+
+def test_a_whole_run_is_found_whole(published: Run) -> None:
+    assert check_whole(published) == 10
+    commit(published, [3, 4], attempt=2)  # committed twice: `data/` has them once
+    assert check_whole(published) == 10
+
+
+def test_a_run_that_is_not_whole_is_found(published: Run) -> None:
+    folder = published.folder
+    commit(published, [4], attempt=2, status="failed")  # ok counts before failed
+    assert check_whole(published) == 10
+    (shard,) = folder.child("data").entries(".parquet")
+    data = folder.read(f"data/{shard.name}")
+    folder.put("data/again.parquet", data)
+    with pytest.raises(SegdatagenError, match="20 rows are published, and are not the 10"):
+        check_whole(published)
+    folder.delete(["data/again.parquet", part_entries(folder)[0].name])
+    with pytest.raises(SegdatagenError, match="5 of 10 planned samples are missing"):
+        check_whole(published)
+    commit(published, range(1, 11), status="rejected", attempt=2)
+    with pytest.raises(SegdatagenError, match="of 10 planned samples there are"):
+        check_whole(published)
+
+
+def test_a_part_that_changed_or_went_is_found(tmp_path: Path) -> None:
+    setup = Setup(str(tmp_path), "builtin:scenes-mask-ddpm", 1, 32)
+    for remove in (False, True):
+        besieged = siege.Siege(setup, 1, random.Random(0))
+        folder = Folder(besieged.job.uri)
+        folder.put("samples/a.parquet", b"one")
+        besieged.look()
+        besieged.look()
+        folder.delete(["samples/a.parquet"]) if remove else folder.put("samples/a.parquet", b"two")
+        with pytest.raises(SegdatagenError, match=r"a\.parquet was committed, and (is gone|has changed)"):
+            besieged.look()
+
+
+def test_children_are_found_and_killed_with_what_they_started() -> None:
+    sleep = "import time; time.sleep(60)"
+    parent = start(["-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleep!r}])"])
+    wait_until(lambda: any(sleep in words for words in processes_below(parent.pid).values()), parent, "a child")
+    below = processes_below(parent.pid)
+    assert len(below) == 1
+    assert workers_below(parent.pid) == []
+    kill([parent.pid, *below])
+    assert end_of(parent) == (-signal.SIGKILL, "")
+    kill([parent.pid])  # gone: nothing to do
+    assert not set(below) & set(processes_below(os.getpid()))
+
+
+def test_a_ray_that_was_slow_is_told_from_a_run_that_failed() -> None:
+    assert ray_was_slow(1, "Traceback\nException: The current node timed out during startup. This could happen")
+    assert not ray_was_slow(1, "KeyError: 'a defect'")
+    assert not ray_was_slow(-signal.SIGKILL, "The current node timed out during startup.")
+    assert not ray_was_slow(0, "The current node timed out during startup.")
 
 
 def job_methods(make_job: JobFactory, steps: int) -> dict[str, Any]:

@@ -29,8 +29,8 @@ STEPS = 4
 ROWS_PER_BLOCK = 4
 ACTORS = 1
 ROWS_IN_FLIGHT = ROWS_PER_BLOCK * (2 * ACTORS + ACTORS + 1)
-"""Two blocks that each actor holds, and one for each writer. More are on the way where the process of a writer starts
-later than the actors: Ray bounds that queue by its bytes alone."""
+"""Two blocks that each actor holds, and one for each writer. Between them more may wait, where blocks are made faster
+than they are put: Ray bounds that queue by its bytes alone."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ KILLS = Benchmark(
     "kills",
     bench_kills,
     measures="what random kills of driver, worker or all of Ray cost a run; that nothing is lost or twice",
-    reference="the rows in flight",
+    reference="the rows that actors and writers hold at once",
     figure="{kills} kills, {rows:,} rows: none lost, none twice, {rows_made_twice} made twice; "
     "the worst kill cost {rows_of_the_worst_kill} rows",
-    ratio="{ratio_to_rows_in_flight:.2f} of them for the worst kill",
+    ratio="{ratio_to_rows_in_flight:.1f} times as many for the worst kill",
     minutes=30,
 )
 

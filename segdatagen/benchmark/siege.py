@@ -72,13 +72,13 @@ class Siege:
         """One kill at a random instant. Raises SegdatagenError if a committed part is not what it was."""
         while not self._strike(victim):
             pass
-        self._look()
+        self.look()
 
     def let_it_end(self) -> None:
         """The same command, undisturbed until the run is whole."""
         while not self._ended(*end_of(self._running())):
             pass
-        self._look()
+        self.look()
 
     def clear(self) -> None:
         """Leave no process behind."""
@@ -91,6 +91,18 @@ class Siege:
         """A command of segdatagen that has to succeed."""
         while not self._ended(*end_of(start([*COMMAND, *words]))):
             pass
+
+    def look(self) -> list[str]:
+        """The names of all parts. Raises SegdatagenError if one that was committed is gone or has changed."""
+        run = Folder(self.job.uri)
+        names = [entry.name for entry in part_entries(run)]
+        digests = {name: hashlib.blake2b(run.read(name), digest_size=16).digest() for name in names}
+        for name, digest in self._digests.items():
+            if digests.get(name) != digest:
+                problem = "has changed" if name in digests else "is gone"
+                raise SegdatagenError(f"{run.uri_of(name)} was committed, and {problem}")
+        self._digests = digests
+        return names
 
     def _strike(self, victim: str) -> bool:
         """Whether the victim was killed; not if the command ended by itself before."""
@@ -115,7 +127,7 @@ class Siege:
     def _running(self) -> Child:
         """The command, which is started unless it runs."""
         if self._child is None:
-            self.starts.append(Start(self._folder / f"journal-{len(self.starts)}", tuple(self._look())))
+            self.starts.append(Start(self._folder / f"journal-{len(self.starts)}", tuple(self.look())))
             self._child = start(["-c", NOTED_RUN, self._folder / "job.yaml", self.starts[-1].journal])
         return self._child
 
@@ -139,18 +151,6 @@ class Siege:
         parts = len(part_entries(run)) + self._chance.randint(1, MOST_PARTS)
         wait_until(lambda: len(part_entries(run)) >= parts, child, "a part")
         time.sleep(self._chance.random())
-
-    def _look(self) -> list[str]:
-        """The names of all parts. Raises SegdatagenError if one that was committed is gone or has changed."""
-        run = Folder(self.job.uri)
-        names = [entry.name for entry in part_entries(run)]
-        digests = {name: hashlib.blake2b(run.read(name), digest_size=16).digest() for name in names}
-        for name, digest in self._digests.items():
-            if digests.get(name) != digest:
-                problem = "has changed" if name in digests else "is gone"
-                raise SegdatagenError(f"{run.uri_of(name)} was committed, and {problem}")
-        self._digests = digests
-        return names
 
     def _ask_for(self, per_source: int) -> None:
         self._per_source = per_source
