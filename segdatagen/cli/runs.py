@@ -168,20 +168,17 @@ def publish(run: RunUri, as_json: Json = False) -> None:
     from segdatagen.cli.run_screen import RunScreen
     from segdatagen.publish import publish as publish_run
     from segdatagen.run_folder import open_run
-    from segdatagen.verify import verify_ledger
 
-    opened = open_run(run)
-    events = RunScreen(silent=as_json)
     with screen.meter("publish", silent=as_json) as progress:
-        index = publish_run(opened, events.waiting, progress)
+        published = publish_run(open_run(run), RunScreen(silent=as_json).waiting, progress)
+    index = published.index
     if as_json:
-        screen.print_json(index.model_dump(mode="json"))
+        screen.print_json(index.model_dump(mode="json") | {"missing": published.missing})
         return
     size = screen.as_bytes(sum(shard.size for shard in index.shards))
-    missing = verify_ledger(opened).problems
     samples, shards = screen.as_count(index.num_rows, "sample"), screen.as_count(len(index.shards), "shard")
     screen.say(f"{run}/data: {samples} in {shards}, {size}, index {index.number}")
-    for sentence in missing:
+    for sentence in published.missing:
         screen.say(f"the run is not whole: {sentence}, then publish again")
 
 
