@@ -64,7 +64,10 @@ class Balance(BaseModel):
 
 
 class Quotas(BaseModel):
-    """Class by class the number of images that should show it, real ones included; other classes have no quota."""
+    """Class by class the number of images that should show it, real ones included; other classes have no quota.
+
+    A job file may name a class by an alias; `missing_rows` and what it calls take the names of the presence alone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -184,7 +187,7 @@ def missing_rows(goals: Sequence[Uniform | Balance | Quotas], state: State, seed
 
     Accept every copy with the classes of its source, and nothing is missing any more. What was rejected, or came out
     without a class that still lacks images, is planned again.
-    Raises UsageError for a quota of an unknown or excluded class, and for `auto` where no class has a source.
+    Raises UsageError for a quota of an excluded class, and for `auto` where no class has a source.
     """
     methods = tuple(sorted({goal.method for goal in goals}))
     so_far = _Round(state, seed, state.class_counts, state.planned_for_class.astype(np.int64, copy=True))
@@ -230,7 +233,8 @@ def wanted_per_class(
 ) -> IntArray:
     """Images per class that the goal asks for, int64 [num_classes], 0 where it asks for none.
 
-    It depends on the real sources and the seed alone, so that it is the same in every round.
+    It depends on the real sources and the seed alone, so that it is the same in every round. Raises UsageError for a
+    quota of an excluded class.
     """
     if isinstance(goal, Balance):
         n_balance = goal.n_balance
@@ -239,8 +243,6 @@ def wanted_per_class(
         return np.where(presence.counted, n_balance, 0)
     wanted = np.zeros(presence.num_classes, dtype=np.int64)
     for name, quota in goal.quotas.items():
-        if name not in presence.class_names:
-            raise UsageError(f"quotas: the label set has no class {name!r}; it has {', '.join(presence.class_names)}.")
         channel = presence.class_names.index(name)
         if not presence.counted[channel]:
             raise UsageError(f"quotas: class {name!r} is background and never counted; remove it from the quotas.")

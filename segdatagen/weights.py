@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from segdatagen.config_files import read_stored
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import UsageError
 from segdatagen.storage import Folder
@@ -108,14 +109,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_config(folder: Path) -> MaskDDPMWeights:
     """`config.json` of a weights folder. Raises `UsageError` where it is none of a mask-guided DDPM."""
-    path = folder / CONFIG_NAME
     try:
-        return MaskDDPMWeights.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return read_stored(Folder(str(folder)), CONFIG_NAME, MaskDDPMWeights, UsageError)
     except OSError as error:
         raise UsageError(f"{folder} is no weights folder: it holds no readable {CONFIG_NAME} ({error})") from error
-    except (ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path} does not describe a mask-guided DDPM: {reason}") from error
 
 
 def check_mask_ddpm(uri: str, num_classes: int) -> MaskDDPMWeights:

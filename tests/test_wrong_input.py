@@ -318,7 +318,8 @@ def test_not_a_run_folder_anywhere(refused_here: Refused, tmp_path: Path, verb: 
 def test_a_run_of_another_format(refused_here: Refused, planned_run: Path) -> None:
     info = planned_run / "run.json"
     info.write_text(json.dumps({"format_version": "99"}))
-    assert f"{info}: not a run of format 1" in refused_here("status", planned_run)
+    line = refused_here("status", planned_run)
+    assert f"{info}: not as segdatagen writes it (format_version: must be '1', not '99': use the version" in line
 
 
 def test_regenerate_an_unknown_sample(refused_here: Refused, planned_run: Path, tmp_path: Path) -> None:
@@ -337,6 +338,10 @@ def test_regenerate_an_unknown_sample(refused_here: Refused, planned_run: Path, 
         (["run", "job.yaml", "--fast"], "--fast"),
         (["run", "job.yaml", "--limit", "none"], "--limit"),
         (["labels", "show", "nothing"], "'nothing'"),
+        (["labels", "validate", "nothing", "--json"], "'nothing'"),
+        (["verify", "nowhere", "--fraction", "0.5"], "--deep"),
+        (["verify", "nowhere", "--fraction", "1", "--json"], "--deep"),
+        (["verify", "nowhere", "--address", "auto"], "--deep"),
         (["balance", "nowhere.json", "--n-balance", "3"], "nowhere.json"),
     ],
 )
