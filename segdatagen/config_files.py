@@ -30,6 +30,7 @@ _ALLOWED = {
     "greater_than": "must be more than {gt}",
     "less_than_equal": "must be at most {le}",
     "less_than": "must be less than {lt}",
+    "multiple_of": "must be a multiple of {multiple_of}",
     "literal_error": "must be {expected}",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
@@ -63,13 +64,29 @@ def read_config(model: type[Model], uri: str) -> Model:
         raise UsageError(f"{uri}: {describe(error, model)}") from error
 
 
-def read_stored(folder: Folder, name: str, model: type[Model]) -> Model:
-    """Read a JSON document that segdatagen wrote. Raises FileNotFoundError, and SegdatagenError where it is damaged."""
+def read_stored(
+    folder: Folder, name: str, model: type[Model], refusal: type[SegdatagenError] = SegdatagenError
+) -> Model:
+    """Read a JSON document that segdatagen wrote.
+
+    Raises FileNotFoundError or NotADirectoryError where there is none, and `refusal`, in one line, where it is damaged
+    or of another format version: file, field, what is allowed, value.
+    """
     data = folder.read(name)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise SegdatagenError(f"{folder.uri_of(name)}: damaged ({describe(error, model)})") from error
+        problem = _another_format(error) or describe(error, model)
+        raise refusal(f"{folder.uri_of(name)}: not as segdatagen writes it ({problem})") from error
+
+
+def _another_format(error: ValidationError) -> str | None:
+    """What is wrong with the format version, if it is: then nothing else of the document says anything."""
+    for problem in error.errors():
+        if problem["loc"] == ("format_version",):
+            allowed = problem.get("ctx", {}).get("expected", "text")
+            return f"format_version: must be {allowed}, not {shown(problem['input'])}: use the version that wrote it"
+    return None
 
 
 def load_yaml(text: str) -> object:
@@ -98,8 +115,11 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             sentence = "missing"
         elif kind == "value_error":
             sentence = str(problem["ctx"]["error"])
+        elif kind == "json_invalid":
+            sentence = f"no JSON, {problem['ctx']['error']}"
         else:
-            allowed = owner.model_fields[path[-1]].description if owner and path[-1] in owner.model_fields else None
+            known_field = owner.model_fields.get(path[-1]) if owner and path else None
+            allowed = known_field.description if known_field else None
             is_pattern = kind == "string_pattern_mismatch" and allowed
             if is_pattern:
                 sentence = f"must be {allowed}"

@@ -61,7 +61,7 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
         ingest(request, reader, lambda *n: progress("ingest", *n), events.waiting)
         outcome = run_job(job, RunOptions(), events)
     run = open_run(job.uri)
-    index = publish(run, events.waiting, lambda *n: progress("publish", *n))
+    index = publish(run, events.waiting, lambda *n: progress("publish", *n)).index
     rows = pa.concat_tables(
         read_part(run.folder.child(DATA), shard.name, ["source_id", "image", "mask"]) for shard in index.shards
     )

@@ -31,7 +31,7 @@ from segdatagen.planner import (
     read_rounds,
     state_of,
 )
-from segdatagen.run_folder import Attempt, Run, recipe_fingerprint
+from segdatagen.run_folder import SUCCESS_NAME, Attempt, Run, recipe_fingerprint
 from segdatagen.samples import STATUSES, Ledger, put_samples, read_ledger, set_aside, split_parts
 from segdatagen.sources import SourceStore
 from segdatagen.storage import Folder
@@ -154,7 +154,11 @@ class Driver:
             return self._finish(planned, rounds, ledger)
 
     def _make_all(self, rows: pa.Table, ledger: Ledger, num_planned: int) -> None:
-        """Run rows, a flow after the other."""
+        """Run rows, a flow after the other.
+
+        From here to its end the run is not whole, whether it was before (`--retry-failed`) or not.
+        """
+        self.run_.folder.delete([SUCCESS_NAME])
         tally = Tally.of(ledger, rows, num_planned, self.session.job.execution.max_failed_fraction)
         self.events.working(tally.num_done, tally.num_done + rows.num_rows)
         block_rows = rows_per_block(self.session.job.execution, rows.num_rows)

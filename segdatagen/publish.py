@@ -1,7 +1,8 @@
 """Publish: the samples that are good, each once, in large shards that open as they lie.
 
-An index names the shards that count; the newest one is the truth. Shards that no index names are removed, so that
-reading all of `data/` never meets a sample twice. It does not know how samples are made.
+New shards are put, then the index that names what counts, then the shards go that it does not name: once `publish` has
+ended, all of `data/` holds each sample once. In between, or after a kill, `data/` is never smaller than it was, but may
+hold samples twice; the shards of its newest index never do. It does not know how samples are made.
 """
 
 import hashlib
@@ -16,11 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from segdatagen.config_files import read_stored
 from segdatagen.errors import SegdatagenError
 from segdatagen.lease import Holder, Lease
-from segdatagen.records import FORMAT_VERSION, SAMPLE_SCHEMA
+from segdatagen.records import FORMAT_VERSION, SAMPLE_SCHEMA, FormatVersion
 from segdatagen.run_folder import Run, now
 from segdatagen.samples import SAMPLES, STATUSES, Ledger, read_ledger
 from segdatagen.storage import Folder
 from segdatagen.tables import put_table, read_part, read_parts
+from segdatagen.verify import verify_ledger
 
 DATA = "data"
 TARGET_BYTES = 384 * 2**20
@@ -42,7 +44,7 @@ class Index(BaseModel):
     """`data/_index-<n>.json`, hidden from readers by its first letter: the shards that count."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format_version: str = FORMAT_VERSION
+    format_version: FormatVersion = FORMAT_VERSION
     number: int
     written: str
     num_rows: int
@@ -58,20 +60,29 @@ class Slice:
     num_bytes: int
 
 
-def publish(run: Run, waiting: Callable[[Holder], None], progress: Callable[[int, int], None]) -> Index:
-    """Bring `data/` up to date with the ledger; returns its index. Safe to run again, and to kill at any instant.
+@dataclass(frozen=True)
+class Published:
+    """What was published, and a sentence for each thing that the run still lacks."""
+
+    index: Index
+    missing: tuple[str, ...]
+
+
+def publish(run: Run, waiting: Callable[[Holder], None], progress: Callable[[int, int], None]) -> Published:
+    """Bring `data/` up to date with the ledger. Safe to run again, and to kill at any instant.
 
     Holds the lease of the run meanwhile; `waiting` is called if another process held it. Raises SegdatagenError where
     that process is alive, and where parts are unreadable or gone: what was published is not taken back for that.
     """
-    with Lease(run.folder, waiting):
-        return _publish(run, progress)
+    with Lease(run.folder, waiting) as lease:
+        ledger = read_ledger(run.folder)
+        for sentence in ledger.unreadable.values():
+            raise SegdatagenError(f"{sentence}: make its samples again with `segdatagen run`, then publish")
+        index = _publish(run, ledger, lease, progress)
+        return Published(index, verify_ledger(run, ledger).problems)
 
 
-def _publish(run: Run, progress: Callable[[int, int], None]) -> Index:
-    ledger = read_ledger(run.folder)
-    for sentence in ledger.unreadable.values():
-        raise SegdatagenError(f"{sentence}: make its samples again with `segdatagen run`, then publish")
+def _publish(run: Run, ledger: Ledger, lease: Lease, progress: Callable[[int, int], None]) -> Index:
     wanted = ledger.ids_with("ok")
     data = run.folder.child(DATA)
     newest = read_index(run.folder)
@@ -88,15 +99,15 @@ def _publish(run: Run, progress: Callable[[int, int], None]) -> Index:
         kept = [(shard, ids) for shard, ids in kept if shard.size >= MIN_BYTES]
         missing = np.setdiff1d(wanted, _ids(kept))
     shards = [shard for shard, _ in kept]
-    if newest is None or len(shards) < len(newest.shards):
-        newest = _put_index(data, newest.number + 1 if newest else 0, shards)
-    data.delete({entry.name for entry in data.entries(".parquet")} - {shard.name for shard in shards})
-    if not len(missing):
-        return newest
     for plan in pack(slices_of(ledger, missing), TARGET_BYTES):
         shards.append(_put_shard(run.folder, data, plan))
         progress(sum(shard.num_rows for shard in shards), len(wanted))
-    return _put_index(data, newest.number + 1, shards)
+        lease.check()
+    if newest is None or newest.shards != tuple(shards):
+        newest = _put_index(data, newest.number + 1 if newest else 0, shards)
+    lease.check()
+    data.delete({entry.name for entry in data.entries(".parquet")} - {shard.name for shard in shards})
+    return newest
 
 
 def read_index(run: Folder) -> Index | None:
@@ -115,7 +126,7 @@ def slices_of(ledger: Ledger, ids: np.ndarray) -> list[Slice]:
     parts, starts = np.unique(ledger.part[chosen], return_index=True)
     rows_in_part = np.bincount(ledger.part, minlength=len(ledger.parts))
     slices = []
-    for number, rows in zip(parts, np.split(ledger.row[chosen], starts[1:]), strict=True):
+    for number, rows in zip(parts, np.split(ledger.row[chosen], starts)[1:], strict=True):
         part = ledger.parts[number]
         slices.append(Slice(part.name, rows, part.size * len(rows) // max(len(rows), int(rows_in_part[number]))))
     return slices

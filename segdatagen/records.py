@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-FORMAT_VERSION = "1"
+FormatVersion = Literal["1"]
+FORMAT_VERSION: FormatVersion = "1"
 
 Status = Literal["ok", "rejected", "failed"]
 """`ok`: to be trained on. `rejected`: made, but a filter refused it. `failed`: could not be made."""

@@ -6,7 +6,6 @@ methods or parts.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
@@ -32,7 +31,7 @@ from segdatagen.run_folder import REPORT_NAME, Run, begin_attempt, check_same_co
 from segdatagen.samples import read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
-from segdatagen.verify import read_manifest
+from segdatagen.verify import Manifest, read_manifest
 
 
 def prepare(job: Job) -> Session:
@@ -105,8 +104,8 @@ def run_job(
     folder = Folder(session.job.uri)
     manifest = read_manifest(folder)
     if manifest and not options.retry_failed and _nothing_to_do(session, manifest):
-        planned = sum(manifest["counts"].values())
-        return Outcome(manifest["counts"], planned, manifest["goals_met"], complete=True, already_complete=True)
+        planned = sum(manifest.counts.values())
+        return Outcome(manifest.counts, planned, manifest.goals_met, complete=True, already_complete=True)
     Lease(folder, events.waiting).await_free()  # before Ray, whose start costs seconds
     execution = job.execution
     with connect(options.address):
@@ -149,11 +148,11 @@ def _with_class_names(job: Job, label_set: LabelSet) -> Job:
     return job.model_copy(update={"plan": tuple(goals)})
 
 
-def _nothing_to_do(session: Session, manifest: Mapping[str, Any]) -> bool:
+def _nothing_to_do(session: Session, manifest: Manifest) -> bool:
     """Whether a run that ended whole met the goals of this job, or may not plan another round for them."""
-    if manifest["settings"] != session.settings:
+    if manifest.settings != session.settings:
         return False
-    return bool(manifest["goals_met"] or manifest["rounds_of_settings"] >= session.job.settings.max_rounds)
+    return manifest.goals_met or manifest.rounds_of_settings >= session.job.settings.max_rounds
 
 
 def _plan_next(session: Session, folder: Folder) -> tuple[PlanOutcome, PlannedRound | None]:

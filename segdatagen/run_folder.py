@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.config_files import read_stored
+from segdatagen.errors import UsageError
 from segdatagen.labels import LabelSet
-from segdatagen.records import FORMAT_VERSION
+from segdatagen.records import FORMAT_VERSION, FormatVersion
 from segdatagen.storage import Folder
 
 RUN_NAME = "run.json"
@@ -42,7 +43,7 @@ class RunInfo(BaseModel):
     """`run.json`: the job as it was written, the recipe of every method, and the label set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format_version: str = FORMAT_VERSION
+    format_version: FormatVersion = FORMAT_VERSION
     job: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     fingerprints: dict[str, str]
@@ -82,16 +83,12 @@ def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:
 
 
 def open_run(uri: str) -> Run:
-    """Open an existing run. Raises UsageError if there is none or it has another format version."""
+    """Open an existing run. Raises UsageError if there is none, or if it is damaged or of another format version."""
     folder = Folder(uri)
     try:
-        info = RunInfo.model_validate_json(folder.read(RUN_NAME))
+        info = read_stored(folder, RUN_NAME, RunInfo, UsageError)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{uri}: not a run folder ({RUN_NAME} is missing)") from None
-    except ValidationError as error:
-        raise UsageError(
-            f"{folder.uri_of(RUN_NAME)}: not a run of format {FORMAT_VERSION} ({error.errors()[0]['msg']})"
-        ) from error
     return Run(folder, info, LabelSet.from_yaml(info.label_set, folder.uri_of(RUN_NAME)))
 
 
@@ -154,12 +151,9 @@ def put_attempt(run: Folder, attempt: Attempt) -> None:
 
 
 def read_attempts(run: Folder) -> list[Attempt]:
-    """All attempts of a run, in order."""
+    """All attempts of a run, in order. Raises SegdatagenError where one is damaged."""
     folder = run.child("attempts")
-    try:
-        return [Attempt.model_validate_json(folder.read(entry.name)) for entry in folder.entries(".json")]
-    except ValidationError as error:
-        raise SegdatagenError(f"{folder.uri}: an attempt cannot be read ({error.errors()[0]['msg']})") from error
+    return [read_stored(folder, entry.name, Attempt) for entry in folder.entries(".json")]
 
 
 def now() -> str:

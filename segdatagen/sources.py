@@ -15,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from segdatagen.config_files import read_stored
 from segdatagen.datasets.reader import Item, RawSource, narrow
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.images import DecodeError, class_pixels, decode_image, decode_mask, encode_mask, pixel_hash
 from segdatagen.labels import LabelSet
-from segdatagen.records import FORMAT_VERSION, SOURCE_SCHEMA
+from segdatagen.records import FORMAT_VERSION, SOURCE_SCHEMA, FormatVersion
 from segdatagen.storage import Folder
 from segdatagen.tables import UnreadablePart, read_part, read_parts
 
@@ -50,7 +51,7 @@ class SourceInfo(BaseModel):
     """`source.json`: where a store came from, what it holds and what was left out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format_version: str = FORMAT_VERSION
+    format_version: FormatVersion = FORMAT_VERSION
     fingerprint: str
     num_sources: int
     data_format: str
@@ -99,20 +100,20 @@ class SourceStore:
 
 
 def open_store(uri: str) -> SourceStore:
-    """Open a store. Raises UsageError where there is none, or one of another format version."""
+    """Open a store. Raises UsageError where there is none, or where it is damaged or of another format version."""
     folder = Folder(uri)
     try:
-        info = SourceInfo.model_validate_json(folder.read(INFO_NAME))
-        labels = LabelSet.from_yaml(folder.read(LABELS_NAME).decode(), folder.uri_of(LABELS_NAME))
+        info = read_stored(folder, INFO_NAME, SourceInfo, UsageError)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{uri}: no source store here ({INFO_NAME} is missing): run `segdatagen ingest` first"
         ) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{folder.uri_of(LABELS_NAME)}: damaged ({error}): ingest again") from error
-    except ValidationError as error:
+    try:
+        labels = LabelSet.from_yaml(folder.read(LABELS_NAME).decode(), folder.uri_of(LABELS_NAME))
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"no text ({error})"
         raise UsageError(
-            f"{folder.uri_of(INFO_NAME)}: not a source store of format {FORMAT_VERSION} ({error.errors()[0]['msg']})"
+            f"{folder.uri_of(LABELS_NAME)}: {problem}: delete {INFO_NAME} there and ingest again"
         ) from error
     return SourceStore(folder, info, labels)
 

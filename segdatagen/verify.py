@@ -4,16 +4,18 @@ Reads plans, ledgers and, for a deep look, one part at a time; it writes the man
 know how samples are made, nor how parts are spread over a cluster.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
+from segdatagen.config_files import read_stored
+from segdatagen.errors import SegdatagenError
 from segdatagen.images import DecodeError, decode_image, decode_mask
 from segdatagen.planner import RoundSummary, read_plan, read_rounds
-from segdatagen.records import FORMAT_VERSION, bytes_hash
+from segdatagen.records import FORMAT_VERSION, FormatVersion, bytes_hash
 from segdatagen.run_folder import MANIFEST_NAME, SUCCESS_NAME, Run, now
 from segdatagen.samples import SAMPLES, Ledger, read_ledger
 from segdatagen.storage import Entry, Folder
@@ -28,6 +30,24 @@ class Verdict:
     counts: dict[str, int]
     duplicates: int
     problems: tuple[str, ...]
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: what a run was that ended whole.
+
+    `settings` are those of the last round, `rounds_of_settings` the rounds that had them; `parts` maps names to bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: FormatVersion = FORMAT_VERSION
+    written: str
+    fingerprints: dict[str, str]
+    settings: dict[str, Any]
+    rounds_of_settings: int
+    goals_met: bool
+    rounds: int
+    counts: dict[str, int]
+    parts: dict[str, int]
 
 
 def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
@@ -64,27 +84,23 @@ def check_part(run: Folder, name: str) -> list[str]:
 
 
 def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], goals_met: bool) -> None:
-    """`manifest.json`, then `_SUCCESS`: the run is whole.
-
-    `settings` are those of the last round, `rounds_of_settings` the rounds that had them.
-    """
+    """`manifest.json`, then `_SUCCESS`: the run is whole."""
     settings = rounds[-1].settings if rounds else {}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "written": now(),
-        "fingerprints": run.info.fingerprints,
-        "settings": settings,
-        "rounds_of_settings": sum(summary.settings == settings for summary in rounds),
-        "goals_met": goals_met,
-        "rounds": len(rounds),
-        "counts": ledger.counts,
-        "parts": {part.name: part.size for part in ledger.parts},
-    }
-    run.folder.put(MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+    manifest = Manifest(
+        written=now(),
+        fingerprints=run.info.fingerprints,
+        settings=settings,
+        rounds_of_settings=sum(summary.settings == settings for summary in rounds),
+        goals_met=goals_met,
+        rounds=len(rounds),
+        counts=ledger.counts,
+        parts={part.name: part.size for part in ledger.parts},
+    )
+    run.folder.put(MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     run.folder.put(SUCCESS_NAME, b"")
 
 
-def read_manifest(run: Folder) -> dict[str, Any] | None:
+def read_manifest(run: Folder) -> Manifest | None:
     """The manifest of a run that ended whole, if rounds and parts are still those it names; None otherwise.
 
     A manifest that is damaged says nothing: the run looks at its parts again and writes another.
@@ -92,11 +108,11 @@ def read_manifest(run: Folder) -> dict[str, Any] | None:
     if not run.exists(SUCCESS_NAME):
         return None
     try:
-        manifest: dict[str, Any] = json.loads(run.read(MANIFEST_NAME))
-    except (FileNotFoundError, ValueError):
+        manifest = read_stored(run, MANIFEST_NAME, Manifest)
+    except (FileNotFoundError, SegdatagenError):
         return None
     parts = {entry.name: entry.size for entry in part_entries(run)}
-    unchanged = manifest["parts"] == parts and manifest["rounds"] == len(read_rounds(run))
+    unchanged = manifest.parts == parts and manifest.rounds == len(read_rounds(run))
     return manifest if unchanged else None
 
 

@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from segdatagen.config_files import read_stored
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.storage import Folder
@@ -114,17 +115,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_weights(folder: Path, config_type: type[Config]) -> Config:
     """`config.json` of a weights folder. Raises `UsageError` where it is none of this kind of weights."""
-    path = folder / CONFIG_NAME
     if folder.is_file():
         raise UsageError(f"{folder} is a file, not a weights folder: make one of it with `segdatagen weights convert`")
     try:
-        return config_type.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return read_stored(Folder(str(folder)), CONFIG_NAME, config_type, UsageError)
     except OSError as error:
         raise UsageError(f"{folder} is no weights folder: it holds no readable {CONFIG_NAME} ({error})") from error
-    except (ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        kind = config_type.model_fields["kind"].default
-        raise UsageError(f"{path} does not describe weights of the kind {kind}: {reason}") from error
 
 
 def check_mask_ddpm(uri: str, num_classes: int) -> MaskDDPMWeights:

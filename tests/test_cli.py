@@ -140,6 +140,9 @@ def test_labels_validate_says_what_is_good(printed: Printed, tmp_path: Path) -> 
     path = tmp_path / "mine.yaml"
     path.write_text(load_label_set("voc").to_yaml())
     assert f"{path}: voc, version " in printed("labels", "validate", path)
+    voc = load_label_set("voc")
+    expected = {"file": str(path), "name": "voc", "version": voc.version, "num_classes": voc.num_classes}
+    assert json.loads(printed("labels", "validate", path, "--json")) == expected
 
 
 def test_labels_validate_names_every_problem(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -171,7 +171,14 @@ def test_retry_failed_makes_the_same_sample(ray_session: None, make_job: JobFact
     outcome = run(job, factories=with_fault(job, {source_ids(scenes_store)[0]}, "raise"))
     assert (outcome.counts["failed"], outcome.goals_met, outcome.complete) == (1, False, True)
     before = rows_of(job)
-    outcome = run(job, retry_failed=True)
+    success = Path(job.uri) / SUCCESS_NAME
+    assert success.exists()
+    whole_at: list[bool] = []
+    events = Events(at_part=lambda part: whole_at.append(success.exists()))
+    events.working = lambda num_done, num_after: whole_at.append(success.exists())  # before the first row
+    outcome = run(job, events, retry_failed=True)
+    assert whole_at == [False, False], "a run that makes rows is not whole"
+    assert success.exists()
     assert outcome.counts == {"ok": 12, "rejected": 0, "failed": 0}
     after = rows_of(job)
     assert [(row["sample_id"], row["seed"]) for row in before] == [(row["sample_id"], row["seed"]) for row in after]

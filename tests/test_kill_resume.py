@@ -65,7 +65,8 @@ MOMENTS = [
     ("run", "_SUCCESS$", "before"),
 ]
 """What a run writes once, in its order; `plan` writes the first three as `run` does, and needs no Ray."""
-PUBLISH_MOMENTS = [("data/_index", "after"), ("data/[0-9a-f]+.parquet", "before"), ("data/_index", "before")]
+SHARD, INDEX = "data/[0-9a-f]+.parquet", "data/_index"
+PUBLISH_MOMENTS = [(SHARD, "before"), (SHARD, "after"), (INDEX, "before"), (INDEX, "after")]
 
 
 @pytest.mark.ray

@@ -71,6 +71,7 @@ LAYERS = {
 RAY_LAYER = 5
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 5
 MAX_DOCSTRING_LINES = 7
 
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
@@ -173,6 +174,19 @@ def test_functions_fit_a_screen() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert not {name: length for name, length in functions if length > MAX_FUNCTION_LINES}
+
+
+def test_functions_take_few_parameters() -> None:
+    """More want an options object. A command of `cli` has as many as its user may give."""
+    parameters = [
+        (f"{module}:{node.lineno} {node.name}", node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
+        for module in MODULES
+        if family(module) != "cli"
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    counts = {name: sum(given.arg not in ("self", "cls") for given in found) for name, found in parameters}
+    assert not {name: count for name, count in counts.items() if count > MAX_PARAMETERS}
 
 
 def test_modules_say_what_they_do_and_what_they_do_not_know() -> None:

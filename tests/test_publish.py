@@ -1,20 +1,25 @@
 """`data/` holds every good sample once, whatever happened before and whenever publishing was stopped."""
 
+import itertools
+import os
+import shutil
 from pathlib import Path
 
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from committed import commit, make_run, plan
 
 import segdatagen.publish
 from segdatagen.errors import SegdatagenError
-from segdatagen.publish import pack, publish, read_index, slices_of
-from segdatagen.run_folder import Run
+from segdatagen.publish import DATA, pack, publish, read_index, slices_of
+from segdatagen.run_folder import Run, open_run
 from segdatagen.samples import read_ledger
+from segdatagen.verify import verify_ledger
 
 
 def publish_quietly(run: Run) -> segdatagen.publish.Index:
-    return publish(run, lambda holder: None, lambda done, total: None)
+    return publish(run, lambda holder: None, lambda done, total: None).index
 
 
 def published_ids(run: Path) -> list[int]:
@@ -64,6 +69,93 @@ def test_new_samples_rewrite_only_undersized_shards(tmp_path: Path, monkeypatch:
     assert set(full) <= set(second.shards)
     assert not (set(first.shards) - set(full)) & set(second.shards)
     assert published_ids(tmp_path / "run") == list(range(1, 21))
+
+
+class Stopped(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Stop before the `step`-th change of `data/`: a file that is put, or one that is deleted."""
+    replace, remove = os.replace, os.remove
+    changes = 0
+
+    def count(path: str) -> None:
+        nonlocal changes
+        if Path(path).parent.name == DATA:
+            changes += 1
+            if changes == step:
+                raise Stopped
+
+    def counted_replace(source: str, target: str) -> None:
+        count(target)
+        replace(source, target)
+
+    def counted_remove(path: str) -> None:
+        count(path)
+        remove(path)
+
+    patch.setattr(os, "replace", counted_replace)
+    patch.setattr(os, "remove", counted_remove)
+
+
+def test_stopped_anywhere_nothing_is_lost_and_the_index_is_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New samples replace the undersized shards of an earlier publication, and one shard is damaged."""
+    first = make_run(tmp_path / "first")
+    plan(first, range(1, 21))
+    for id_ in range(1, 9):
+        commit(first, [id_])
+    part_size = read_ledger(first.folder).parts[0].size
+    monkeypatch.setattr(segdatagen.publish, "TARGET_BYTES", 3 * part_size - 99)
+    shards = publish_quietly(first).shards
+    assert [shard.num_rows for shard in shards] == [3, 3, 2]
+    monkeypatch.setattr(segdatagen.publish, "MIN_BYTES", shards[-1].size + 1)
+    damaged = tmp_path / "first" / DATA / shards[1].name
+    lost = set(ids_of(damaged))
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    for id_ in range(9, 21):
+        commit(first, [id_])
+    for step in itertools.count(1):
+        folder = shutil.copytree(tmp_path / "first", tmp_path / f"{step}")
+        run = open_run(str(folder))
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            try:
+                publish_quietly(run)
+            except Stopped:
+                ended = False
+            else:
+                ended = True
+        index = read_index(run.folder)
+        assert index is not None
+        whole = [folder / DATA / shard.name for shard in index.shards if shard.name != damaged.name]
+        named = [id_ for shard in whole for id_ in ids_of(shard)]
+        assert len(set(named)) == len(named)
+        assert set(named) | lost >= set(range(1, 9))
+        publish_quietly(run)
+        assert published_ids(folder) == list(range(1, 21))
+        if ended:
+            break
+    assert step - 1 == 6 + 1 + 1, "six shards and an index were put, and one shard was deleted"
+
+
+def ids_of(shard: Path) -> list[int]:
+    ids: list[int] = pq.read_table(shard, columns=["sample_id"])["sample_id"].to_pylist()
+    return ids
+
+
+def test_it_tells_what_the_run_still_lacks(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, range(1, 6))
+    commit(run, [1, 2, 3])
+    published = publish(run, lambda holder: None, lambda done, total: None)
+    assert published.index.num_rows == 3
+    assert published.missing == ("2 of 5 planned samples are missing: run the job again",)
+    assert published.missing == verify_ledger(run).problems
+    commit(run, [4, 5])
+    assert publish(run, lambda holder: None, lambda done, total: None).missing == ()
 
 
 def test_what_was_published_is_not_taken_back_where_its_part_is_gone(tmp_path: Path) -> None:

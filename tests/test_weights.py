@@ -80,15 +80,18 @@ def test_folder_without_config_is_refused(weights: Path) -> None:
 def test_config_that_is_not_a_network_is_refused(weights: Path) -> None:
     path = weights / CONFIG_NAME
     whole = json.loads(path.read_text())
-    for broken in (
-        "not json",
-        json.dumps({name: value for name, value in whole.items() if name != "network"}),
-        json.dumps(whole | {"network": whole["network"] | {"hidden": 3}}),
-        json.dumps(whole | {"kind": "text2mask"}),
-        json.dumps(whole | {"surprise": 1}),
+    for broken, problem in (
+        ("not json", "no JSON, expected ident at line 1 column 2"),
+        (json.dumps({name: value for name, value in whole.items() if name != "network"}), "network: missing"),
+        (
+            json.dumps(whole | {"network": whole["network"] | {"hidden": 3}}),
+            "network.hidden: must be a multiple of 2, not 3",
+        ),
+        (json.dumps(whole | {"kind": "text2mask"}), "kind: must be 'mask_ddpm', not 'text2mask'"),
+        (json.dumps(whole | {"surprise": 1}), "surprise: unknown key; allowed are kind, network"),
     ):
         path.write_text(broken)
-        assert "does not describe weights of the kind mask_ddpm" in refused(weights)
+        assert f"{path}: not as segdatagen writes it ({problem}" in refused(weights)
 
 
 def test_broken_tensors_are_refused(weights: Path) -> None:

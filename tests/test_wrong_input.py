@@ -378,6 +378,8 @@ def test_regenerate_an_unknown_sample(refused_here: Refused, planned_run: Path, 
         ("`bench nothing`", ["bench", "nothing"]),
         ("`bench codec --kills 5`", ["bench", "codec", "--kills", "5"]),
         ("`train painter train.yaml`", ["train", "painter", "train.yaml"]),
+        ("`verify` with `--fraction` and without `--deep`", ["verify", "nowhere", "--fraction", "0.5"]),
+        ("`verify` with `--address` and without `--deep`", ["verify", "nowhere", "--address", "auto"]),
     ],
 )
 def test_wrong_words(refused_here: Refused, row: str, words: list[str]) -> None:

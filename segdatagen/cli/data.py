@@ -217,6 +217,7 @@ def labels_show(
 
 def labels_validate(
     path: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped label set.")],
+    as_json: Json = False,
 ) -> None:
     """Check a label set; every problem is named.
 
@@ -226,4 +227,8 @@ def labels_validate(
     from segdatagen.labels import load_label_set
 
     label_set = load_label_set(path)
+    if as_json:
+        found = {"name": label_set.name, "version": label_set.version, "num_classes": label_set.num_classes}
+        screen.print_json({"file": path} | found)
+        return
     screen.say(f"{path}: {label_set.name}, version {label_set.version}, {label_set.num_classes} classes, no problem")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segdatagen.cli.data import Address, Json
-from segdatagen.errors import SegdatagenError
+from segdatagen.errors import SegdatagenError, UsageError
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="A job file: a path or s3:// URI.")]
 RunUri = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: <root>/<name>/<version>.")]
@@ -126,7 +126,7 @@ def status(run: RunUri, as_json: Json = False) -> None:
 def verify(
     run: RunUri,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image and mask, and compare hashes.")] = False,
-    fraction: Annotated[float, typer.Option(help="With --deep: which part of the files.")] = 1.0,
+    fraction: Annotated[float | None, typer.Option(help="With --deep: which part of the files; unset: all.")] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -138,6 +138,8 @@ def verify(
     from segdatagen.run_folder import open_run
     from segdatagen.verify import verify_ledger
 
+    if not deep and (fraction is not None or address is not None):
+        raise UsageError("--fraction and --address say how --deep looks: give --deep as well, or leave them out")
     opened = open_run(run)
     verdict = verify_ledger(opened)
     problems, checked = verdict.problems, 0
@@ -145,7 +147,7 @@ def verify(
         from segdatagen.deep_verify import verify_parts
 
         with screen.meter("verify", silent=as_json) as progress:
-            checked, found = verify_parts(opened, fraction, address, progress)
+            checked, found = verify_parts(opened, 1.0 if fraction is None else fraction, address, progress)
         problems += found
     if as_json:
         screen.print_json(asdict(verdict) | {"problems": problems, "parts_decoded": checked})
@@ -168,20 +170,17 @@ def publish(run: RunUri, as_json: Json = False) -> None:
     from segdatagen.cli.run_screen import RunScreen
     from segdatagen.publish import publish as publish_run
     from segdatagen.run_folder import open_run
-    from segdatagen.verify import verify_ledger
 
-    opened = open_run(run)
-    events = RunScreen(silent=as_json)
     with screen.meter("publish", silent=as_json) as progress:
-        index = publish_run(opened, events.waiting, progress)
+        published = publish_run(open_run(run), RunScreen(silent=as_json).waiting, progress)
+    index = published.index
     if as_json:
-        screen.print_json(index.model_dump(mode="json"))
+        screen.print_json(index.model_dump(mode="json") | {"missing": published.missing})
         return
     size = screen.as_bytes(sum(shard.size for shard in index.shards))
-    missing = verify_ledger(opened).problems
     samples, shards = screen.as_count(index.num_rows, "sample"), screen.as_count(len(index.shards), "shard")
     screen.say(f"{run}/data: {samples} in {shards}, {size}, index {index.number}")
-    for sentence in missing:
+    for sentence in published.missing:
         screen.say(f"the run is not whole: {sentence}, then publish again")
 
 

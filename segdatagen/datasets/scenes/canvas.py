@@ -5,6 +5,7 @@ that the image comes out smooth by averaging and the map exact by sampling. Know
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,6 +25,15 @@ Point = tuple[float, float]
 Paint = tuple[int, int, int]
 Glow = tuple[float, float, float, Paint]
 """A lamp that shines: x, y and radius in pixels of the scene, and its colour."""
+
+
+class Rectangle(NamedTuple):
+    """An upright rectangle in metres: from `left` to `right` to the side, from `low` to `high` above the ground."""
+
+    left: float
+    low: float
+    right: float
+    high: float
 
 
 class Canvas:
@@ -128,10 +138,11 @@ class Sprite:
         x, y, side, up = self.foot_x, self.foot_y, self.side, self.up
         self.canvas.polygon([(x + u * side, y - v * up) for u, v in points], paint, segment)
 
-    def box(self, left: float, low: float, right: float, high: float, paint: Paint, segment: int) -> None:
+    def box(self, rectangle: Rectangle, paint: Paint, segment: int) -> None:
         """Fill an upright rectangle."""
+        left, low, right, high = rectangle
         self.polygon(((left, low), (right, low), (right, high), (left, high)), paint, segment)
 
-    def ellipse(self, u: float, v: float, radius_u: float, radius_v: float, paint: Paint, segment: int) -> None:
-        """Fill an upright ellipse."""
-        self.canvas.ellipse(self.at(u, v), (radius_u * self.up, radius_v * self.up), paint, segment)
+    def ellipse(self, centre: Point, radii: Point, paint: Paint, segment: int) -> None:
+        """Fill an upright ellipse; centre and radii in metres."""
+        self.canvas.ellipse(self.at(*centre), (radii[0] * self.up, radii[1] * self.up), paint, segment)

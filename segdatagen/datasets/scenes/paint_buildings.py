@@ -3,10 +3,12 @@
 Where one stands and how high it is, the layout has decided.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from segdatagen.datasets.scenes.canvas import FIXED, Canvas
+from segdatagen.datasets.scenes.canvas import FIXED, Canvas, Paint
 from segdatagen.datasets.scenes.layout import BUILDING, Building, Light
 from segdatagen.datasets.scenes.noise import LONGEST_RUN, run_of_chances
 
@@ -15,6 +17,14 @@ SMALLEST_COLUMN = 2.5
 """Canvas pixels below which a column of windows is not painted."""
 LAMP = (250.0, 206.0, 128.0)
 SEGMENT = BUILDING + 1
+
+
+class _Wall(NamedTuple):
+    """A wall with windows, from the building's near corner to `far` (x, z); `gain` is how much light it has."""
+
+    far: tuple[float, float]
+    num_columns: int
+    gain: float
 
 
 def paint_building(canvas: Canvas, light: Light, building: Building) -> None:
@@ -39,7 +49,7 @@ def paint_building(canvas: Canvas, light: Light, building: Building) -> None:
         if building.gable:
             wall.insert(2, at((x0 + building.end) / 2, height + building.gable, z0))
         canvas.polygon(wall, paint, SEGMENT)
-        _paint_windows(canvas, light, building, (building.end, z0), max(2, building.num_columns // 2), 1.0)
+        _paint_windows(canvas, light, building, _Wall((building.end, z0), max(2, building.num_columns // 2), 1.0))
     gain = 1.0 if frontal else FACADE_GAIN
     wall = [at(x0, 0.0, z0), at(x0, height, z0), at(x1, height, z1), at(x1, 0.0, z1)]
     canvas.polygon(wall, light.shade(building.wall, depth, gain), SEGMENT)
@@ -49,7 +59,7 @@ def paint_building(canvas: Canvas, light: Light, building: Building) -> None:
         canvas.polygon(cornice, light.shade(building.roof, depth), SEGMENT)
     if building.shopfront:
         _paint_shopfront(canvas, light, building, depth)
-    _paint_windows(canvas, light, building, building.far, building.num_columns, gain)
+    _paint_windows(canvas, light, building, _Wall(building.far, building.num_columns, gain))
 
 
 def _paint_shopfront(canvas: Canvas, light: Light, building: Building, depth: float) -> None:
@@ -63,11 +73,10 @@ def _paint_shopfront(canvas: Canvas, light: Light, building: Building, depth: fl
     canvas.polygon([at(x0, 2.3, z0), at(x0, 2.9, z0), at(x1, 2.9, z1), at(x1, 2.3, z1)], awning, SEGMENT)
 
 
-def _paint_windows(
-    canvas: Canvas, light: Light, building: Building, far: tuple[float, float], num_columns: int, gain: float
-) -> None:
-    """The windows of the wall from the building's near corner to `far`, all columns and floors at once."""
-    (x0, z0), (x1, z1) = building.near, far
+def _paint_windows(canvas: Canvas, light: Light, building: Building, wall: _Wall) -> None:
+    """The windows of a wall, all columns and floors at once."""
+    (x0, z0), (x1, z1) = building.near, wall.far
+    num_columns = wall.num_columns
     if abs(canvas.project(x1, 0.0, z1)[0] - canvas.project(x0, 0.0, z0)[0]) < SMALLEST_COLUMN * num_columns:
         return
     camera = canvas.camera
@@ -88,18 +97,13 @@ def _paint_windows(
     windows[:, :, 1, 0] = windows[:, :, 2, 0] = columns[:, 1]
     windows[:, :, :2, 1] = rows[:, :, 0]
     windows[:, :, :1:-1, 1] = rows[:, :, 1]
-    _fill_windows(canvas, light, building, windows.reshape(-1, 4, 2), min(z0, z1) + 2.0, gain)
+    glass = light.shade(building.glass, min(z0, z1) + 2.0, wall.gain)
+    _fill_windows(canvas, light, building, windows.reshape(-1, 4, 2), glass)
 
 
 def _fill_windows(
-    canvas: Canvas,
-    light: Light,
-    building: Building,
-    windows: npt.NDArray[np.int32],
-    depth: float,
-    gain: float,
+    canvas: Canvas, light: Light, building: Building, windows: npt.NDArray[np.int32], glass: Paint
 ) -> None:
-    glass = light.shade(building.glass, depth, gain)
     if not light.is_dark:
         canvas.polygons(windows, glass, SEGMENT)
         return

@@ -32,11 +32,11 @@ def paint_tree(canvas: Canvas, light: Light, tree: Tree) -> None:
         return
     centre = (base + height) / 2 if base else height * 0.42
     tallness = (height - base) / 2 if base else height * 0.5
-    sprite.ellipse(0.0, centre, radius * 0.86, tallness * 0.9, dark, SEGMENT)
+    sprite.ellipse((0.0, centre), (radius * 0.86, tallness * 0.9), dark, SEGMENT)
     numbers = run_of_chances(tree.grain, 3 * NUM_BLOBS).tolist()
     for blob in range(NUM_BLOBS):
         u = (numbers[3 * blob] - 0.5) * 1.5 * radius
         v = centre + (numbers[3 * blob + 1] - 0.42) * 1.5 * tallness
         size = (0.3 + 0.25 * numbers[3 * blob + 2]) * radius
         paint = bright if v > centre + 0.3 * tallness else middle if blob % 2 else dark
-        sprite.ellipse(u, v, size, size * 0.85, paint, SEGMENT)
+        sprite.ellipse((u, v), (size, size * 0.85), paint, SEGMENT)

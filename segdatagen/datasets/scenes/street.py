@@ -79,6 +79,15 @@ class Street:
         return (along, self.centre + lateral) if self.across else (lateral, along)
 
 
+@dataclass(frozen=True, slots=True)
+class _Plot:
+    """Where a building stands: on which side of the street, from where along it, and how long its facade is."""
+
+    side: int
+    along: float
+    length: float
+
+
 def draw_camera(dice: Dice, across: bool) -> Camera:
     """Return where the camera stands and how it looks."""
     if across:
@@ -186,12 +195,13 @@ def draw_buildings(dice: Dice, street: Street) -> list[Building]:
         along += dice.uniform(-4.0, 0.0) if street.across else dice.uniform(0.0, 6.0)
         while along < stop:
             length = dice.uniform(6.0, 15.0)
-            buildings.append(_building(dice, street, side, along, length, tall))
+            buildings.append(_building(dice, street, _Plot(side, along, length), tall))
             along += length + (dice.uniform(1.5, 7.0) if dice.chance(gap_share) else 0.05)
     return buildings
 
 
-def _building(dice: Dice, street: Street, side: int, along: float, length: float, tall: bool) -> Building:
+def _building(dice: Dice, street: Street, plot: _Plot, tall: bool) -> Building:
+    side, along, length = plot.side, plot.along, plot.length
     height = dice.uniform(6.0, 22.0) if tall else dice.uniform(3.6, 8.0)
     setback = side * (street.lines[side] + dice.uniform(0.0, 0.8))
     near, far = street.place(setback, along), street.place(setback, along + length)
@@ -228,7 +238,7 @@ def draw_trees(dice: Dice, street: Street) -> list[Tree]:
             spacing = dice.uniform(5.0, 11.0)
             while along < stop:
                 lateral = side * (street.walks[side][1] + dice.uniform(-0.2, 0.8))
-                trees.append(_tree(dice, street, lateral, along, dice.pick(palette), bush=False))
+                trees.append(_tree(dice, street, (lateral, along), dice.pick(palette), bush=False))
                 along += spacing * dice.uniform(0.7, 1.4)
         for _ in range(dice.whole(0, 3)):
             bush = dice.chance(0.4)
@@ -236,12 +246,12 @@ def draw_trees(dice: Dice, street: Street) -> list[Tree]:
             lateral = side * (street.lines[side] + (dice.uniform(-0.6, 0.0) if bush else dice.uniform(4.0, 16.0)))
             along = dice.uniform(-12.0, 12.0) if street.across else dice.uniform(8.0, 40.0)
             if not near_side:
-                trees.append(_tree(dice, street, lateral, along, dice.pick(palette), bush))
+                trees.append(_tree(dice, street, (lateral, along), dice.pick(palette), bush))
     return trees
 
 
-def _tree(dice: Dice, street: Street, lateral: float, along: float, leaves: Colour, bush: bool) -> Tree:
-    x, z = street.place(lateral, along)
+def _tree(dice: Dice, street: Street, position: tuple[float, float], leaves: Colour, bush: bool) -> Tree:
+    x, z = street.place(*position)
     height = dice.uniform(0.9, 1.8) if bush else dice.uniform(4.0, 9.0)
     conifer = not bush and dice.chance(0.2)
     return Tree(
@@ -267,7 +277,7 @@ def draw_backdrop(dice: Dice, street: Street) -> tuple[list[Building], list[Tree
         x = -60.0
         while x < 60.0:
             width = dice.uniform(8.0, 20.0)
-            block = _building(dice, street, 1, 90.0, width, tall=True)
+            block = _building(dice, street, _Plot(1, 90.0, width), tall=True)
             height = dice.uniform(4.0, 20.0)
             buildings.append(
                 replace(block, near=(x, 92.0), far=(x + width, 92.0), end=x, height=height, gable=0.0, shopfront=False)
@@ -276,7 +286,7 @@ def draw_backdrop(dice: Dice, street: Street) -> tuple[list[Building], list[Tree
     if dice.chance(0.6):
         for _ in range(dice.whole(4, 10)):
             trees.append(
-                _tree(dice, street, dice.uniform(-40.0, 40.0), dice.uniform(70.0, 88.0), LEAVES[2], bush=False)
+                _tree(dice, street, (dice.uniform(-40.0, 40.0), dice.uniform(70.0, 88.0)), LEAVES[2], bush=False)
             )
     return buildings, trees
 
