@@ -189,6 +189,18 @@ def test_wrong_type(refused: Refused, make_job: JobFactory) -> None:
             {"plan": [{"method": "mask_ddpm", "strategy": "cover", "n_balance": 5, "max_copies": 0}]},
             "plan.0: max_copies: must be at least 1, not 0",
         ),
+        ({"execution": {"max_hours": 0}}, "execution.max_hours: must be more than 0.0, not 0"),
+        ({"execution": {"max_cost": -1}}, "execution.max_cost: must be more than 0.0, not -1"),
+        (
+            {"execution": {"max_cost": 5}, "prices": {"per_gpu_hour": 2.5}},
+            "execution.max_cost: needs the price of an actor: give prices.per_cpu_hour",
+        ),
+        (
+            {"execution": {"max_cost": 5, "gpus_per_actor": 1}, "prices": {"per_cpu_hour": 0.1}},
+            "execution.max_cost: needs the price of an actor: give prices.per_gpu_hour",
+        ),
+        ({"prices": {"per_gpu_hour": -2}}, "prices.per_gpu_hour: must be at least 0.0, not -2"),
+        ({"prices": {"per_day": 2}}, "prices.per_day: unknown key; allowed are per_gpu_hour, per_cpu_hour"),
         ({"methods": {}}, "methods: name at least one of mask_ddpm"),
         (
             {"methods": {"mask_ddpm": {"weights": "x", "sampler": "euler"}}},
