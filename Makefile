@@ -1,6 +1,6 @@
 # Everything runs in a virtual environment below .venv, which the first target that needs it builds.
 #
-#   make demo    set up, then make a small data set and look at it (out/demo)
+#   make demo    set up, then make a small data set, and a report of it to open in a browser (out/demo)
 #   make test    set up, then all tests
 #   make check   ruff, mypy and the rules that a parser can check
 #   make setup   only the environment; again only when pyproject.toml or constraints.txt changed

@@ -1,23 +1,36 @@
 """Ray for the length of one command: started in the process, or an existing cluster joined.
 
-Checks that a command's actors fit before any of them starts. It does not know what they do.
+Checks that a command's actors fit before any of them starts, and spreads work that is a function of a number. It does
+not know what they do.
 """
 
 import contextlib
 import logging
 import os
+import pickle
+import re
 import socket
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
 
-from segdatagen.errors import UsageError
+from segdatagen.errors import SegdatagenError, UsageError
+
+Input = TypeVar("Input")
+Result = TypeVar("Result")
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 """Blocks are a few megabytes and few are in flight: a laptop keeps its memory for the models."""
 ANSWER_SECONDS = 5.0
 """A cluster that does not accept a connection by then is not there."""
+
+MAX_RETRIES = 2
+"""Of a task whose worker died. Ray Data's own number is infinite: work that kills its worker would never end."""
 
 LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 
@@ -95,6 +108,14 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
+@contextlib.contextmanager
+def deprecated_arguments() -> Iterator[None]:
+    """For the only arguments that bound what work may cost that kills its worker: Ray 2.60 names no others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield
+
+
 def require_resources(actors: int, cpus_per_actor: float, gpus_per_actor: float, other_cpus: float) -> None:
     """Raise UsageError, naming the number that is too small, unless the actors fit beside what Ray itself needs."""
     have = ray.cluster_resources()
@@ -107,3 +128,39 @@ def require_resources(actors: int, cpus_per_actor: float, gpus_per_actor: float,
                 f"the run needs {needed:g} {resource} ({actors} actors of {per_actor:g}{extra}) but the cluster has "
                 f"{available:g}: lower execution.actors or execution.{resource.lower()}s_per_actor"
             )
+
+
+def spread(
+    failed: str, inputs: Sequence[Input], work: Callable[[Input], Result], num_cpus: float = 1.0
+) -> Iterator[tuple[int, Result]]:
+    """`work(input)` for every input as tasks of Ray Data, with its place among the inputs, as they end.
+
+    `work`, inputs and results travel by pickling, each input with its own task: a function that held all of them would
+    be unpickled whole by every worker. Raises SegdatagenError, `failed` and the reason in one line, where a task
+    raises, or where its worker dies again and again.
+    """
+    rows = [{"number": number, "input": pickle.dumps(given)} for number, given in enumerate(inputs)]
+
+    def task(row: dict[str, Any]) -> dict[str, Any]:
+        return {"number": row["number"], "result": work(pickle.loads(row["input"]))}
+
+    blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
+    with deprecated_arguments():
+        made = blocks.map(task, num_cpus=num_cpus, max_retries=MAX_RETRIES)
+    try:
+        for row in made.iter_rows():
+            yield int(row["number"]), row["result"]
+    except RayError as error:
+        raise SegdatagenError(f"{failed} ({_reason(error)})") from error
+
+
+def _reason(error: RayError) -> str:
+    """In one line: the exception that a task raised, without Ray's colours and traceback, or what Ray itself says."""
+    if isinstance(error, WorkerCrashedError):
+        return f"its worker died, {1 + MAX_RETRIES} times"
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
+    if not isinstance(error, RayTaskError):
+        return text.splitlines()[0] if text else type(error).__name__
+    raised = text.split("\n\nThe above exception was the direct cause", 1)[0]
+    sentence = re.sub(r"(?s).*\n  File \"[^\n]*\n(    [^\n]*\n)*", "", raised)
+    return re.sub(r"^segdatagen[\w.]*: ", "", " ".join(sentence.split()))

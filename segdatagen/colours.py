@@ -42,11 +42,6 @@ def ignore_colour_of(label_set: LabelSet) -> Colour:
     return furthest_colour(label_set.colours) if black in map(tuple, label_set.colours.tolist()) else black
 
 
-def edge_colour_of(label_set: LabelSet) -> Colour:
-    """The colour of segment outlines: the grid colour furthest from every class and from the ignore colour."""
-    return furthest_colour(np.vstack([label_set.colours, [ignore_colour_of(label_set)]]))
-
-
 def furthest_colour(colours: np.ndarray) -> Colour:
     """Of a 9 x 9 x 9 grid over the RGB cube, the colour furthest from all of uint8 [N, 3]; the first of equals.
 
@@ -58,7 +53,7 @@ def furthest_colour(colours: np.ndarray) -> Colour:
     for colour in colours.astype(np.int64):
         nearest = np.minimum(nearest, ((grid - colour) ** 2).sum(axis=1))
     if nearest.max() == 0:
-        raise UsageError("the label set leaves no colour free for ignored pixels or outlines; change a class colour")
+        raise UsageError("the label set leaves no colour free for ignored pixels; change a class colour")
     red, green, blue = grid[nearest.argmax()].tolist()
     return red, green, blue
 
@@ -76,8 +71,8 @@ def encode(mask: Mask, label_set: LabelSet, ignore_colour: Colour | None = None)
         ignored = ignore_colour or ignore_colour_of(label_set)
         if ignored in map(tuple, label_set.colours.tolist()):
             raise UsageError(f"ignore colour {ignored} is that of a class of label set {label_set.name}; give another")
-        codes[list(label_set.ignore_ids)] = _packed(np.array([[ignored]], dtype=np.uint8))
-    codes[label_set.ids] = _packed(label_set.colours[None])
+        codes[list(label_set.ignore_ids)] = packed(np.array([[ignored]], dtype=np.uint8))
+    codes[label_set.ids] = packed(label_set.colours[None])
     picked = np.take(codes, mask)
     if picked.size and picked.max() >= _UNKNOWN_CODE:
         unknown = np.unique(mask[picked >= _UNKNOWN_CODE]).tolist()
@@ -87,17 +82,6 @@ def encode(mask: Mask, label_set: LabelSet, ignore_colour: Colour | None = None)
         )
     # Little-endian: the bytes of a code are red, green, blue, zero.
     return np.ascontiguousarray(picked.astype("<u4", copy=False).view(np.uint8).reshape(*mask.shape, 4)[..., :3])
-
-
-def outline_segments(colour_map: ColourMap, segment_map: np.ndarray, colour: Colour) -> ColourMap:
-    """A copy of a colour map with an edge of one pixel around each segment (SegGen A.2, panoptic and instance).
-
-    `segment_map` is integer [H, W]; a pixel is on the edge where its right or lower neighbour is of another segment.
-    """
-    outlined = colour_map.copy()
-    outlined[:, :-1][segment_map[:, :-1] != segment_map[:, 1:]] = colour
-    outlined[:-1][segment_map[:-1] != segment_map[1:]] = colour
-    return outlined
 
 
 class ColourDecoder:
@@ -117,7 +101,7 @@ class ColourDecoder:
         if with_ignore:
             self.colours = np.vstack([self.colours, np.array([ignore_colour_of(label_set)], dtype=np.uint8)])
             self.ids = np.append(self.ids, label_set.ignore_ids[0])
-        self._id_of_colour = _id_table(self.colours.tobytes(), tuple(self.ids.tolist()))
+        self._id_of_colour = id_table(self.colours.tobytes(), tuple(self.ids.tolist()))
         self._colour_of_id = np.zeros((int(self.ids.max()) + 1, 3), dtype=np.uint8)
         self._colour_of_id[self.ids] = self.colours
 
@@ -126,7 +110,7 @@ class ColourDecoder:
         pixels = _checked(colour_map).reshape(1, -1, 3)
         mask = np.empty(pixels.shape[1], dtype=self._id_of_colour.dtype)
         for start in range(0, len(mask), _STRIP):
-            index = _packed(pixels[:, start : start + _STRIP]).astype(np.intp)[0]
+            index = packed(pixels[:, start : start + _STRIP]).astype(np.intp)[0]
             # Indices are below 2^24 by construction; `clip` only spares numpy its check and a buffered output.
             np.take(self._id_of_colour, index, out=mask[start : start + _STRIP], mode="clip")
         return mask.reshape(colour_map.shape[:2])
@@ -196,10 +180,10 @@ def quality_of(
 def unknown_colours(colour_map: ColourMap, label_set: LabelSet, with_ignore: bool = False) -> dict[Colour, int]:
     """Colours that are no class's (nor, with `with_ignore`, the ignore colour) with their pixels, most first."""
     known = np.zeros(1 << 24, dtype=bool)  # Zero pages until touched: a few microseconds, not 16 MB of writes.
-    known[_packed(label_set.colours[None])] = True
+    known[packed(label_set.colours[None])] = True
     if with_ignore:
-        known[_packed(np.array([[ignore_colour_of(label_set)]], dtype=np.uint8))] = True
-    codes = _packed(_checked(colour_map).reshape(1, -1, 3))
+        known[packed(np.array([[ignore_colour_of(label_set)]], dtype=np.uint8))] = True
+    codes = packed(_checked(colour_map).reshape(1, -1, 3))
     unknown, counts = np.unique(codes[~known[codes]], return_counts=True)
     order = np.lexsort((unknown, -counts))
     ranked = zip(unknown[order].tolist(), counts[order].tolist(), strict=True)
@@ -241,8 +225,8 @@ def colour_book(label_set: LabelSet, rows_per_column: int = 30) -> ColourMap:
 
 
 @functools.lru_cache(maxsize=2)
-def _id_table(colours: bytes, ids: tuple[int, ...]) -> np.ndarray:
-    """The id of the nearest colour by packed colour, read-only uint8 or uint16 [2^24]."""
+def id_table(colours: bytes, ids: tuple[int, ...]) -> np.ndarray:
+    """The id of the nearest colour by packed colour, read-only uint8 or uint16 [2^24]; `colours` are uint8 [C, 3]."""
     channels = _nearest_channels(np.frombuffer(colours, dtype=np.uint8).reshape(-1, 3))
     table = np.take(np.array(ids, dtype=np.uint8 if max(ids) <= 255 else np.uint16), channels.ravel())
     table.flags.writeable = False
@@ -285,7 +269,7 @@ def _regions(mask: Mask) -> np.ndarray:
     return np.asarray(regions[::2, ::2])
 
 
-def _packed(pixels: ColourMap) -> np.ndarray[Any, np.dtype[np.uint32]]:
+def packed(pixels: ColourMap) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """Colours as red + 256 green + 65536 blue, uint32 [H, W]: a view of four bytes a pixel, the fourth set to zero."""
     codes = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view("<u4")[..., 0]
     codes &= 0xFFFFFF

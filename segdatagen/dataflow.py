@@ -7,7 +7,6 @@ the ledger from the plan, which is the caller's business.
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
 
+from segdatagen.cluster import deprecated_arguments
 from segdatagen.errors import SegdatagenError
 from segdatagen.job import Execution
 from segdatagen.methods import Chain
@@ -47,13 +46,15 @@ class Flow:
 
 @dataclass(frozen=True)
 class PartDone:
-    """One committed part, as the driver hears of it."""
+    """One committed part, as the driver hears of it. `stage_seconds` is by stage of its `method`, in their order."""
 
     name: str
+    method: str
     ok: int
     rejected: int
     failed: int
     chain_seconds: float
+    stage_seconds: dict[str, float]
     finished: float
     error: str | None = None
 
@@ -75,7 +76,12 @@ class ChainActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Sample rows of a block of plan rows."""
-        made = [self._chain(part["method"][0].as_py()).run(part, self._flow.attempt) for part in split_parts(block)]
+        made = []
+        for part in split_parts(block):
+            chain = self._chain(part["method"][0].as_py())
+            before = dict(chain.seconds)
+            rows = chain.run(part, self._flow.attempt)
+            made.append(_with_stage_seconds(rows, {s: after - before[s] for s, after in chain.seconds.items()}))
         return pa.concat_tables(made)
 
     def _chain(self, method: str) -> Chain:
@@ -98,7 +104,6 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
 
     Closing the iterator stops the flow; what was committed stays. Raises SegdatagenError where a chain cannot be built.
     """
-    set_fault_policy()
     run = Folder(flow.run_uri)
     flow = replace(flow, factories={m: flow.factories[m] for m in pc.unique(plan_rows["method"]).to_pylist()})
     execution = flow.execution
@@ -110,9 +115,7 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
     # A worker that dies takes the blocks that wait for it along: where each row stands alone, none may wait. Nor is a
     # row tried again there: the driver has more passes, and each try may cost the start of an actor.
     in_flight, retries = (1, 0) if block_rows == 1 else (2, 1)
-    with warnings.catch_warnings():
-        # The only way to bound what a row that kills its worker may cost; Ray 2.60 names no other.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
+    with deprecated_arguments():
         made = blocks.map_batches(
             ChainActor,
             fn_constructor_args=(flow,),
@@ -128,20 +131,22 @@ def stream(flow: Flow, plan_rows: pa.Table, block_rows: int) -> Generator[PartDo
     writers = TaskPoolStrategy(size=min(execution.actors + 1, -(-plan_rows.num_rows // block_rows)))
     committed = made.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=writers)
     committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
+    # A block whose worker died costs its rows, which are found missing later, and not the run.
+    committed.context.max_errored_blocks = -1
     try:
         for row in committed.iter_rows():
-            yield PartDone(**row)
-    except ray.exceptions.ActorDiedError as error:  # of a block it is none of the run's: see set_fault_policy
+            yield PartDone(**row | {"stage_seconds": dict(row["stage_seconds"])})
+    except ray.exceptions.ActorDiedError as error:  # that of a block is among the errors which cost only rows
         reason = str(error).strip().splitlines()[-1]
         raise SegdatagenError(
             f"{flow.run_uri}: a worker cannot start ({reason}); what is done is kept, and the same command goes on"
         ) from error
 
 
-def set_fault_policy() -> None:
-    """A block whose worker died costs its rows, which are found missing later, and not the run."""
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1
+def _with_stage_seconds(rows: pa.Table, spent: Mapping[str, float]) -> pa.Table:
+    """Sample rows with what their stages took beside the first of them: it travels to the commit and is not stored."""
+    column = pa.array([list(spent.items()), *[None] * (rows.num_rows - 1)], _STAGE_SECONDS)
+    return rows.append_column("stage_seconds", column)
 
 
 def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:
@@ -154,22 +159,27 @@ def _commit(run: Folder, part: pa.Table) -> dict[str, Any]:
         problem = str(error)
     return {
         "name": name,
+        "method": part["method"][0].as_py(),
         "ok": counts.get("ok", 0),
         "rejected": counts.get("rejected", 0),
         "failed": counts.get("failed", 0),
         "chain_seconds": pc.sum(part["seconds"]).as_py() or 0.0,
+        "stage_seconds": [item for spent in part["stage_seconds"].drop_null().to_pylist() for item in spent],
         "finished": time.time(),
         "error": problem,
     }
 
 
+_STAGE_SECONDS = pa.map_(pa.string(), pa.float64())
 _REPORT_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
+        ("method", pa.string()),
         ("ok", pa.int64()),
         ("rejected", pa.int64()),
         ("failed", pa.int64()),
         ("chain_seconds", pa.float64()),
+        ("stage_seconds", _STAGE_SECONDS),
         ("finished", pa.float64()),
         ("error", pa.string()),
     ]

@@ -4,12 +4,9 @@ Knows how parts are spread over a cluster; what is checked in one is the busines
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import ray
-
-from segdatagen.cluster import connect
-from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.cluster import connect, spread
+from segdatagen.errors import UsageError
 from segdatagen.records import derive_seed
 from segdatagen.run_folder import Run
 from segdatagen.storage import Entry
@@ -32,17 +29,14 @@ def verify_parts(
     if not chosen:
         return 0, ()
 
-    def check(row: dict[str, Any]) -> dict[str, Any]:
-        return {"problems": check_part(run.folder, chosen[row["item"]].name)}
+    def check(part: Entry) -> list[str]:
+        return check_part(run.folder, part.name)
 
     with connect(address):
-        numbers = ray.data.from_items(list(range(len(chosen))), override_num_blocks=len(chosen))
-        try:
-            for done, row in enumerate(numbers.map(check, num_cpus=CHECK_CPUS).iter_rows(), start=1):
-                problems += row["problems"]
-                progress(done, len(chosen))
-        except ray.exceptions.RayError as error:
-            raise SegdatagenError(f"{run.folder.uri}: the check itself failed ({error})") from error
+        checked = spread(f"{run.folder.uri}: the check itself failed", chosen, check, CHECK_CPUS)
+        for done, (_, found) in enumerate(checked, start=1):
+            problems += found
+            progress(done, len(chosen))
     return len(chosen), tuple(sorted(problems))
 
 

@@ -1,4 +1,4 @@
-"""The whole way on a laptop without network: scenes, a class-balanced plan, generated images, a picture of them.
+"""The whole way on a laptop without network: scenes, a class-balanced plan, generated images, a report.
 
 Calls what the commands call, in their order. It knows no more than they do; what it writes is an ordinary source store
 and an ordinary run.
@@ -21,6 +21,7 @@ from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import load_job
 from segdatagen.labels import LabelSet
 from segdatagen.publish import DATA, publish
+from segdatagen.report.write import ReportRequest, write_report
 from segdatagen.run import run_job
 from segdatagen.run_folder import open_run
 from segdatagen.storage import Folder
@@ -36,10 +37,11 @@ MAGNIFY = 2
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the run and its picture lie, and how the run ended."""
+    """Where the run, its picture and its report lie, and how the run ended."""
 
     run: str
     picture: str
+    report: str
     outcome: Outcome
 
 
@@ -55,7 +57,8 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
     root = f"{NUM_SCENES}@{SIZE}x{SIZE}"
     with connect():
         request = IngestRequest("scenes", root, "train", job.sources)
-        ingest(request, open_reader("scenes", root, "train", Options()), lambda *n: progress("ingest", *n))
+        reader = open_reader("scenes", root, "train", Options())
+        ingest(request, reader, lambda *n: progress("ingest", *n), events.waiting)
         outcome = run_job(job, RunOptions(), events)
     run = open_run(job.uri)
     index = publish(run, events.waiting, lambda *n: progress("publish", *n))
@@ -63,7 +66,8 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
         read_part(run.folder.child(DATA), shard.name, ["source_id", "image", "mask"]) for shard in index.shards
     )
     folder.put("pairs.png", encode_image(pairs_picture(rows, run.label_set), "png"))
-    return DemoResult(job.uri, folder.uri_of("pairs.png"), outcome)
+    report = write_report(run, ReportRequest(), events.waiting, lambda *n: progress("report", *n))
+    return DemoResult(job.uri, folder.uri_of("pairs.png"), report.index, outcome)
 
 
 def demo_job(out: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ a method does, nor how parts travel.
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,7 +129,7 @@ class Session:
 
 @dataclass
 class Driver:
-    """One attempt at work. `chain_seconds` is what the chains spent, over all actors."""
+    """One attempt at work. `chain_seconds` are those of all chains together; `stage_seconds` by method and stage."""
 
     session: Session
     run_: Run
@@ -140,6 +140,7 @@ class Driver:
     factories: Mapping[str, ChainFactory]
     budget: Budget
     chain_seconds: float = 0.0
+    stage_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     recorded: float = 0.0
 
     @property
@@ -207,6 +208,9 @@ class Driver:
                 if part.error:
                     raise SegdatagenError(part.error)
                 self.chain_seconds += part.chain_seconds
+                stages = self.stage_seconds.setdefault(part.method, {})
+                for stage, spent in part.stage_seconds.items():
+                    stages[stage] = stages.get(stage, 0.0) + spent
                 self.budget.has_made = True
                 for status in STATUSES:
                     tally.add(status, getattr(part, status))
@@ -220,7 +224,8 @@ class Driver:
         """Put what the attempt spent so far into its record, from time to time."""
         if self.budget.seconds - self.recorded >= RECORD_SECONDS:
             self.recorded = self.budget.seconds
-            put_attempt(self.run_.folder, self.attempt.model_copy(update={"seconds": self.seconds}))
+            spent = {"seconds": self.seconds, "stage_seconds": self.stage_seconds}
+            put_attempt(self.run_.folder, self.attempt.model_copy(update=spent))
 
     def _finish(self, next_round: PlannedRound, rounds: list[RoundSummary], ledger: Ledger) -> Outcome:
         """Verify, write the manifest and `_SUCCESS`, and say what the goals still miss."""

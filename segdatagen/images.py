@@ -74,6 +74,18 @@ def decode_annotation(data: bytes) -> np.ndarray:
     raise DecodeError(f"a mask is grey, palette or RGB, this file has mode {mode}")
 
 
+def decode_rgba(data: bytes) -> np.ndarray:
+    """Decode a picture whose four channels are numbers: uint8 H x W x 4. Raises DecodeError on anything else."""
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            mode, pixels = picture.mode, np.asarray(picture)
+    except UNREADABLE as error:
+        raise _unreadable(error) from error
+    if mode != "RGBA":
+        raise DecodeError(f"four channels are expected (RGBA), this file has mode {mode}")
+    return pixels
+
+
 def encode_mask(mask: Mask) -> bytes:
     """Encode class ids as PNG: 8 bit grey, or 16 bit for uint16 masks."""
     if mask.dtype not in (np.uint8, np.uint16) or mask.ndim != 2:

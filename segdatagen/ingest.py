@@ -8,18 +8,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ray
-
-from segdatagen.cluster import connect
-from segdatagen.datasets import BadItem, Item, Reader
+from segdatagen.cluster import connect, spread
+from segdatagen.datasets import BadItem, Item, Listing, Reader
 from segdatagen.datasets.reader import first_names
-from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.errors import UsageError
+from segdatagen.lease import LEASE_NAME, Holder, Lease
 from segdatagen.sources import (
     INFO_NAME,
     LABELS_NAME,
     ROW_GROUP_SIZE,
+    SHARD_BYTES,
     SHARD_SIZE,
     PartInfo,
     SourceInfo,
@@ -41,7 +40,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class IngestRequest:
-    """What to ingest: `data_format`, `root` and `split` name the data, `out` is the URI of the store."""
+    """What to ingest: `data_format`, `root` and `split` name the data, `out` is the URI of the store.
+
+    `partition` and `captions` are kept in the store as they were given; it is the reader that heeds them.
+    """
 
     data_format: str
     root: str
@@ -49,6 +51,8 @@ class IngestRequest:
     out: str
     skip_bad: bool = False
     address: str | None = None
+    partition: str | None = None
+    captions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,42 +64,80 @@ class ShardResult:
     bad: tuple[BadItem, ...]
 
 
-def ingest(request: IngestRequest, reader: Reader, progress: Progress) -> tuple[SourceStore, bool]:
+def ingest(
+    request: IngestRequest, reader: Reader, progress: Progress, waiting: Callable[[Holder], None]
+) -> tuple[SourceStore, bool]:
     """Build the store and open it; the flag says whether it was there already, unchanged.
 
-    Raises UsageError if items are bad (unless `skip_bad`), if there are none, or if another store is at the address;
-    nothing is left behind then.
+    Holds the lease of the folder while it writes; `waiting` is called if another process held it. Raises UsageError if
+    items are bad (unless `skip_bad`), if there are none, or if another store is at the address; nothing is left behind
+    then. Raises LeaseError where another process writes here.
     """
-    listing = reader.list_items()
+    listing = without_duplicates(reader.list_items())
     if listing.orphans and not request.skip_bad:
         raise UsageError(describe_bad(request.root, listing.orphans, len(listing.items) + len(listing.orphans)))
+    work = _Work(request, reader, listing, progress)
     folder = Folder(request.out)
     folder.require_writable()
-    existing = open_store(request.out) if folder.exists(INFO_NAME) else None
-    if existing is None:
+    if not folder.exists(INFO_NAME):
         _require_nothing_else(folder)
-    else:
-        _require_whole(existing)
-        _require_same_origin(existing, request, reader)
-    shards = [listing.items[start : start + SHARD_SIZE] for start in range(0, len(listing.items), SHARD_SIZE)]
-    keep = existing is None
-    results = _run_shards(shards, reader, request, keep, progress)
-    bad = [*listing.orphans, *(item for result in results for item in result.bad)]
-    parts = tuple(result.part for result in results if result.part is not None)
-    if (bad and not request.skip_bad) or not parts:
-        if keep:
-            folder.delete(_part_names(folder))
-        raise UsageError(describe_bad(request.root, bad, len(listing.items) + len(listing.orphans)))
-    if existing is not None:
-        fingerprint = fingerprint_of(parts, reader.label_set)
-        if existing.info.fingerprint != fingerprint:
-            raise UsageError(
-                f"{request.out}: another source store is here, of {existing.info.root}: its sources differ from those "
-                f"of {request.root}; choose another --out"
-            )
-        return existing, True
+        with Lease(folder, waiting) as lease:
+            if not folder.exists(INFO_NAME):  # or else it was written while we waited
+                return _build(work, lease), False
+    return _compare(work), True
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One ingest: what is asked for, what reads it, what there is to read, and who hears how far it is."""
+
+    request: IngestRequest
+    reader: Reader
+    listing: Listing
+    progress: Progress
+
+    def judge(self, results: Sequence[ShardResult]) -> tuple[tuple[PartInfo, ...], list[BadItem]]:
+        """Parts and bad items. Raises UsageError where these may not become a store."""
+        bad = [*self.listing.orphans, *(item for result in results for item in result.bad)]
+        parts = tuple(result.part for result in results if result.part is not None)
+        if (bad and not self.request.skip_bad) or not parts:
+            num_items = len(self.listing.items) + len(self.listing.orphans)
+            raise UsageError(describe_bad(self.request.root, bad, num_items))
+        return parts, bad
+
+
+def _build(work: _Work, lease: Lease) -> SourceStore:
+    """Put every part, then seal the store. A lease that was lost leaves everything to whoever has it now."""
+    folder = Folder(work.request.out)
+
+    def progress(done: int, total: int) -> None:
+        lease.check()
+        work.progress(done, total)
+
+    results = _run_shards(work, True, progress)
+    lease.check()
+    try:
+        parts, bad = work.judge(results)
+    except UsageError:
+        folder.delete(_part_names(folder))
+        raise
     folder.delete(_part_names(folder) - {part.name for part in parts})
-    return seal_store(request, reader, parts, bad), False
+    return seal_store(work.request, work.reader, parts, bad)
+
+
+def _compare(work: _Work) -> SourceStore:
+    """The store that is there. Raises UsageError unless it is whole and holds what is asked for."""
+    request = work.request
+    existing = open_store(request.out)
+    _require_whole(existing)
+    _require_same_origin(existing, request, work.reader)
+    parts, _ = work.judge(_run_shards(work, False, work.progress))
+    if existing.info.fingerprint != fingerprint_of(parts, work.reader.label_set):
+        raise UsageError(
+            f"{request.out}: another source store is here, of {existing.info.root}: its sources differ from those "
+            f"of {request.root}; choose another --out"
+        )
+    return existing
 
 
 def seal_store(
@@ -112,6 +154,8 @@ def seal_store(
         label_set=reader.label_set.name,
         parts=tuple(parts),
         skipped=tuple(f"{item.file_name}: {item.problem}" for item in left_out),
+        partition=request.partition,
+        captions=request.captions,
     )
     folder.put(LABELS_NAME, reader.label_set.to_yaml().encode())
     folder.put(INFO_NAME, info.model_dump_json(indent=1).encode())
@@ -134,6 +178,31 @@ def ingest_shard(items: Sequence[Item], name: str, reader: Reader, request: Inge
     if keep:
         Folder(request.out).put(name, data)
     return ShardResult(PartInfo(name=name, num_rows=len(rows), size=len(data), digest=digest), len(items), tuple(bad))
+
+
+def without_duplicates(listing: Listing) -> Listing:
+    """The listing with every id once; later items of an id that stood before become orphans."""
+    first: dict[str, Item] = {}
+    again = []
+    for item in listing.items:
+        if item.source_id in first:
+            again.append(BadItem("duplicate id", item.mask_name, item.source_id))
+        else:
+            first[item.source_id] = item
+    return Listing(tuple(first.values()), (*listing.orphans, *again)) if again else listing
+
+
+def cut_shards(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Items in order, cut so that a shard has neither too many sources nor too many bytes."""
+    shards: list[Sequence[Item]] = []
+    start = 0
+    num_bytes = 0
+    for place, item in enumerate(items):
+        if place > start and (place - start == SHARD_SIZE or num_bytes + item.num_bytes > SHARD_BYTES):
+            shards.append(items[start:place])
+            start, num_bytes = place, 0
+        num_bytes += item.num_bytes
+    return [*shards, items[start:]] if items else []
 
 
 def describe_bad(root: str, bad: Sequence[BadItem], num_items: int) -> str:
@@ -162,9 +231,9 @@ def _part_names(folder: Folder) -> set[str]:
 
 
 def _require_nothing_else(folder: Folder) -> None:
-    """Raise UsageError where a folder without a store holds anything but the parts of an interrupted ingest."""
+    """Raise UsageError where a folder without a store holds anything that no other ingest can have put there."""
     for entry in folder.entries():
-        own = entry.name == LABELS_NAME
+        own = entry.name in (LABELS_NAME, LEASE_NAME)
         if PART_NAME.fullmatch(entry.name):
             own = is_part(folder, entry.name)
         if not own:
@@ -194,6 +263,7 @@ def _require_same_origin(store: SourceStore, request: IngestRequest, reader: Rea
             ("format", found.data_format, request.data_format),
             ("split", found.split, request.split),
             ("label set", store.label_set.name, reader.label_set.name),
+            ("partition", found.partition or "all", request.partition or "all"),
             ("number of scenes and size", found.root, request.root),
         )
         if old != new and (name != "number of scenes and size" or request.data_format == "scenes")
@@ -204,28 +274,22 @@ def _require_same_origin(store: SourceStore, request: IngestRequest, reader: Rea
         )
 
 
-def _run_shards(
-    shards: Sequence[Sequence[Item]], reader: Reader, request: IngestRequest, keep: bool, progress: Progress
-) -> list[ShardResult]:
-    """All shards, in order; Ray Data streams them, so that what is in flight stays bounded."""
-    numbers = list(range(len(shards)))
-    total = sum(len(shard) for shard in shards)
+def _run_shards(work: _Work, keep: bool, progress: Progress) -> list[ShardResult]:
+    """All shards, in order; Ray streams them, so that what is in flight stays bounded."""
+    request, reader = work.request, work.reader
+    shards = list(enumerate(cut_shards(work.listing.items)))
+    total = len(work.listing.items)
 
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        number = int(row["item"])
-        return {
-            "number": number,
-            "result": ingest_shard(shards[number], f"part-{number:05d}.parquet", reader, request, keep),
-        }
+    def read(shard: tuple[int, Sequence[Item]]) -> ShardResult:
+        return ingest_shard(shard[1], f"part-{shard[0]:05d}.parquet", reader, request, keep)
 
     found: dict[int, ShardResult] = {}
     done = 0
+    if not shards:
+        return []
     with connect(request.address):
-        try:
-            for row in ray.data.from_items(numbers, override_num_blocks=len(numbers)).map(work).iter_rows():
-                found[int(row["number"])] = row["result"]
-                done += row["result"].num_items
-                progress(done, total)
-        except ray.exceptions.RayTaskError as error:
-            raise SegdatagenError(f"{request.root}: reading failed ({error.cause})") from error
-    return [found[number] for number in numbers]
+        for number, result in spread(f"{request.root}: reading failed", shards, read):
+            found[number] = result
+            done += result.num_items
+            progress(done, total)
+    return [found[number] for number in range(len(shards))]

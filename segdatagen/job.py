@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from segdatagen.config_files import describe, read_config
 from segdatagen.costs import Prices
+from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.geometry import Geometry
 from segdatagen.goals import AnyGoal, Balance, BalancePixels, Cover, Quotas, RandomSamples, Uniform
 from segdatagen.images import ImageFormat
+from segdatagen.storage import Folder
+from segdatagen.weights import absolute_weights
 
-Sampler = Literal["ancestral", "ddim", "dpm++2m"]
 DType = Literal["float32", "bfloat16", "float16"]
 STRATEGIES: dict[str, type[AnyGoal]] = {
     "uniform": Uniform,
@@ -33,13 +35,10 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class MaskDDPMOptions(_Part):
+class MaskDDPMOptions(SamplerOptions):
     """The mask-guided DDPM of paper 001."""
 
     weights: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
-    sampler: Sampler = "ddim"
-    steps: int = Field(default=50, ge=1, le=1000)
-    guidance: float = Field(default=3.0, ge=0, allow_inf_nan=False, description="0: conditional only")
     dtype: DType = "float32"
 
 
@@ -157,6 +156,22 @@ class Job(_Part):
     def uri(self) -> str:
         """Address of the run."""
         return f"{self.output.root.rstrip('/')}/{self.name}/{self.version}"
+
+    def from_anywhere(self) -> "Job":
+        """The same job with absolute paths: it means the same in every working folder and on every node that has them.
+
+        Paths are no content: the recipe, and with it every id, is as before.
+        """
+        options = {
+            name: options.model_copy(update={"weights": absolute_weights(options.weights)})
+            for name, options in self.methods.named().items()
+        }
+        changes = {
+            "sources": Folder(self.sources).absolute_uri,
+            "methods": self.methods.model_copy(update=options),
+            "output": self.output.model_copy(update={"root": Folder(self.output.root).absolute_uri}),
+        }
+        return self.model_copy(update=changes)
 
     def shared_recipe(self) -> dict[str, Any]:
         """What decides every sample, whatever its method: sources come as a fingerprint, beside it."""

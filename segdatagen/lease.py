@@ -1,4 +1,4 @@
-"""One live driver per run: a small object that its holder renews, and that others may take once it stands still.
+"""One live writer per folder: a small object that its holder renews, and that others may take once it stands still.
 
 Whether a lease stands still is observed, never computed from clocks of two hosts. It does not know what the holder
 does.
@@ -27,7 +27,7 @@ RENEWAL = 10.0
 
 
 class LeaseError(SegdatagenError):
-    """Somebody else runs this run."""
+    """Somebody else works on this folder."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Holder:
 
 
 class Lease:
-    """The lease of a run as a context: taken on entry, renewed by a thread, given back on exit.
+    """The lease of a folder as a context: taken on entry, renewed by a thread, given back on exit.
 
     Raises LeaseError on entry if another process holds and renews it. `check` raises once it was lost.
     """
 
-    def __init__(self, run: Folder, waiting: Callable[[Holder], None], duration: float = DURATION) -> None:
-        self._run = run
+    def __init__(self, folder: Folder, waiting: Callable[[Holder], None], duration: float = DURATION) -> None:
+        self._folder = folder
         self._waiting = waiting
         self._duration = duration
         self._holder = Holder(host_name(), os.getpid(), process_start(os.getpid()), uuid.uuid4().hex)
@@ -75,11 +75,11 @@ class Lease:
         self._stopped.set()
         self._thread.join()
         if self._lost_to is None:
-            self._run.delete([LEASE_NAME])
+            self._folder.delete([LEASE_NAME])
 
     def await_free(self) -> str | None:
         """The version of a lease that nobody renews, None where there is none; writes nothing. Raises LeaseError."""
-        found = self._run.read_versioned(LEASE_NAME)
+        found = self._folder.read_versioned(LEASE_NAME)
         if found is None:
             return None
         self._await_still(*found)
@@ -88,7 +88,7 @@ class Lease:
     def check(self) -> None:
         """Raise LeaseError if another process took the lease over."""
         if self._lost_to is not None:
-            raise LeaseError(f"{self._run.uri}: the lease was taken over by {self._lost_to}; this process stops")
+            raise LeaseError(f"{self._folder.uri}: the lease was taken over by {self._lost_to}; this process stops")
 
     def _await_still(self, data: bytes, version: str) -> None:
         """Return once nobody renews this version of the lease. Raises LeaseError if its holder does."""
@@ -99,15 +99,15 @@ class Lease:
         deadline = time.monotonic() + self._duration
         while time.monotonic() < deadline:
             time.sleep(min(0.5, self._duration / 10))
-            found = self._run.read_versioned(LEASE_NAME)
+            found = self._folder.read_versioned(LEASE_NAME)
             if found is None or holder.is_dead_here():
                 return
             if found[1] != version:
                 now = parse_holder(found[0])
-                raise LeaseError(f"{self._run.uri}: is being run by {now}; wait for it or stop it first")
+                raise LeaseError(f"{self._folder.uri}: is being worked on by {now}; wait for it or stop it first")
 
     def _put(self, holder: Holder, version: str | None) -> bool:
-        return self._run.put_if_unchanged(LEASE_NAME, json.dumps(asdict(holder)).encode(), version)
+        return self._folder.put_if_unchanged(LEASE_NAME, json.dumps(asdict(holder)).encode(), version)
 
     def _renew(self) -> None:
         """Renew until stopped. A storage that does not answer is asked again for as long as the lease is ours."""
@@ -115,7 +115,7 @@ class Lease:
         while not self._stopped.wait(self._duration * RENEWAL / DURATION):
             problem = "the lease could not be renewed"
             try:
-                found = self._run.read_versioned(LEASE_NAME)
+                found = self._folder.read_versioned(LEASE_NAME)
                 current = parse_holder(found[0]) if found else None
                 if found is None or current is None or current.token != self._holder.token:
                     self._lost_to = str(current) if current else "somebody who removed it"
@@ -137,9 +137,9 @@ def parse_holder(data: bytes) -> Holder | None:
         return None
 
 
-def read_holder(run: Folder) -> Holder | None:
-    """Who holds the lease of a run now, or held it when it died; None if nobody does."""
-    found = run.read_versioned(LEASE_NAME)
+def read_holder(folder: Folder) -> Holder | None:
+    """Who holds the lease of a folder now, or held it when it died; None if nobody does."""
+    found = folder.read_versioned(LEASE_NAME)
     return parse_holder(found[0]) if found else None
 
 

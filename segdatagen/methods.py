@@ -30,7 +30,8 @@ MAX_REASON = 300
 class LoadSource:
     """The first stage of every method that starts from a mask: the source's mask at the size of the samples.
 
-    A mask that cannot be read, or that holds ids which the label set does not have, gives its rows a reason.
+    A mask that cannot be read, that is not there (the source is a caption alone), or that holds ids which the label set
+    does not have, gives its rows a reason.
     """
 
     name = "load"
@@ -59,7 +60,9 @@ class LoadSource:
             return [{"reason": str(error)} for _ in rows]
         return [self._transform(row["mask"], row["caption"]) for row in table.to_pylist()]
 
-    def _transform(self, data: bytes, caption: str | None) -> dict[str, Any]:
+    def _transform(self, data: bytes | None, caption: str | None) -> dict[str, Any]:
+        if data is None:
+            return {"reason": "the source is a caption without a mask"}
         try:
             stored = decode_mask(data)
         except DecodeError as error:
@@ -94,14 +97,13 @@ class MethodContext:
 
 def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
     """Paper 001: the source's mask, and an image for it."""
-    from segdatagen.diffusion.mask_ddpm import SamplerOptions
     from segdatagen.stages.mask_ddpm import MaskDDPMStage, MaskDDPMStageOptions
 
     options, execution = context.options, context.execution
     stage = MaskDDPMStageOptions(
         weights=options.weights,
         label_set=context.label_set,
-        sampler=SamplerOptions(sampler=options.sampler, steps=options.steps, guidance=options.guidance),
+        sampler=options,
         dtype=options.dtype,
         image_format=context.image_format,
         microbatch=execution.microbatch,

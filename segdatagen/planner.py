@@ -137,6 +137,18 @@ def refuse_evaluation_splits(store: SourceStore, allowed: Sequence[str]) -> None
         )
 
 
+def refuse_sources_without_masks(store: SourceStore, methods: Sequence[str]) -> None:
+    """Raise UsageError if a source is a caption alone, which no method here can start from."""
+    index = store.index
+    alone = index.filter(pc.is_null(index["height"]))["source_id"].to_pylist()
+    if alone:
+        raise UsageError(
+            f"{store.folder.uri}: {len(alone)} of {index.num_rows} sources are captions without a mask "
+            f"({', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''}), and {', '.join(methods)} starts from masks: "
+            "name a store of masks in `sources`"
+        )
+
+
 def presence_of(store: SourceStore, geometry: Geometry, min_pixels: int) -> Presence:
     """Which classes each source shows with at least `min_pixels` pixels after the geometry, and with how many.
 

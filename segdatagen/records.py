@@ -36,11 +36,11 @@ SOURCE_SCHEMA = pa.schema(
         pa.field("source_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("image", pa.large_binary()),  # the file as it was found: JPEG or PNG
-        pa.field("mask", pa.large_binary(), nullable=False),  # PNG of class ids at native size
-        pa.field("segment_map", pa.large_binary()),  # 16-bit PNG of segment ids, 0 = none
+        pa.field("mask", pa.large_binary()),  # PNG of class ids at native size; null: the source is a caption alone
+        pa.field("segment_map", pa.large_binary()),  # PNG of segment ids, 16 bit past 255, 0 = none
         pa.field("segments", SEGMENTS),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32()),  # null without a mask
+        pa.field("width", pa.int32()),
         pa.field("class_ids", pa.list_(pa.int32()), nullable=False),  # classes in the mask, without ignore ids
         pa.field("class_pixels", pa.list_(pa.int64()), nullable=False),  # pixels of each of `class_ids`
         pa.field("caption", pa.string()),

@@ -27,8 +27,17 @@ from segdatagen.planner import (
     read_plan,
     read_rounds,
     refuse_evaluation_splits,
+    refuse_sources_without_masks,
 )
-from segdatagen.run_folder import begin_attempt, check_same_content, end_attempt, read_attempts, write_run
+from segdatagen.run_folder import (
+    REPORT_NAME,
+    Run,
+    begin_attempt,
+    check_same_content,
+    end_attempt,
+    read_attempts,
+    write_run,
+)
 from segdatagen.samples import read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
@@ -36,10 +45,14 @@ from segdatagen.verify import read_manifest
 
 
 def prepare(job: Job) -> Session:
-    """Check everything that can be checked without writing. Raises UsageError."""
+    """Check everything that can be checked without writing. Raises UsageError.
+
+    The job of the session has absolute paths, and quotas under the label set's own class names.
+    """
     store = open_store(job.sources)
-    job = _with_class_names(job, store.label_set)
+    job = _with_class_names(job.from_anywhere(), store.label_set)
     refuse_evaluation_splits(store, job.settings.allow_splits)
+    refuse_sources_without_masks(store, tuple(job.methods.named()))
     if job.geometry.fit == "pad" and not store.label_set.ignore_ids:
         raise UsageError(f"geometry.fit: pad needs a label set with an ignore id, {store.label_set.name} has none")
     for context in method_contexts(job, store.label_set).values():
@@ -78,11 +91,11 @@ def plan_job(job: Job, events: Events, *, dry_run: bool) -> PlanOutcome:
     past `max_rounds`, stored.
     """
     session = prepare(job)
-    folder = Folder(job.uri)
+    folder = Folder(session.job.uri)
     if dry_run:
         return _plan_next(session, folder)[0]
     with Lease(folder, events.waiting):
-        write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+        _write_run(session)
         outcome, planned = _plan_next(session, folder)
         if planned is not None and planned.summary.num_rows and outcome.is_allowed:
             put_round(folder, planned)
@@ -98,7 +111,7 @@ def run_job(
     written, SegdatagenError when the run stops; what was committed stays.
     """
     session = prepare(job)
-    folder = Folder(job.uri)
+    folder = Folder(session.job.uri)
     manifest = read_manifest(folder)
     if manifest and not options.retry_failed and _nothing_to_do(session, manifest):
         planned = sum(manifest["counts"].values())
@@ -108,8 +121,8 @@ def run_job(
     with connect(options.address):
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
-            folder.sweep()
-            run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+            folder.sweep(leave=REPORT_NAME)
+            run = _write_run(session)
             budget = _budget(job, folder)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
             chains = factories or chain_factories(session)
@@ -122,7 +135,7 @@ def run_job(
                 outcome_text = f"stopped: {error}"
                 raise
             finally:
-                end_attempt(folder, attempt, outcome_text, driver.seconds)
+                end_attempt(folder, attempt, outcome_text, driver.seconds, driver.stage_seconds)
             return outcome
 
 
@@ -131,6 +144,12 @@ def _budget(job: Job, folder: Folder) -> Budget:
     execution, prices = job.execution, job.prices
     per_hour = pool_price(execution.model_dump(), prices)
     return Budget(execution.max_hours, execution.max_cost, cost_of(read_attempts(folder), prices), per_hour)
+
+
+def _write_run(session: Session) -> Run:
+    """`run.json` from the job as it was given, but with paths that every folder finds."""
+    job = session.job
+    return write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
 
 
 def _with_class_names(job: Job, label_set: LabelSet) -> Job:

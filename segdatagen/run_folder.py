@@ -24,6 +24,8 @@ from segdatagen.storage import Folder
 RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
 MANIFEST_NAME = "manifest.json"
+REPORT_NAME = "report"
+"""Folder of a page about the run, which whoever writes it keeps for itself."""
 RECORDED_PACKAGES = (
     "segdatagen",
     "ray",
@@ -48,7 +50,10 @@ class RunInfo(BaseModel):
 
 
 class Attempt(BaseModel):
-    """`attempts/<n>.json`: where, with what and how far one attempt went."""
+    """`attempts/<n>.json`: where, with what and how far one attempt went.
+
+    `seconds` is what chains took over all actors, `stage_seconds` the same by method and stage.
+    """
 
     model_config = ConfigDict(extra="forbid")
     number: int
@@ -59,6 +64,7 @@ class Attempt(BaseModel):
     packages: dict[str, str]
     hardware: dict[str, Any]
     seconds: dict[str, float] = Field(default_factory=dict)
+    stage_seconds: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,16 @@ def begin_attempt(run: Folder, execution: dict[str, Any]) -> Attempt:
     return attempt
 
 
-def end_attempt(run: Folder, attempt: Attempt, outcome: str, seconds: dict[str, float]) -> None:
-    """Record how an attempt ended."""
-    put_attempt(run, attempt.model_copy(update={"ended": now(), "outcome": outcome, "seconds": seconds}))
+def end_attempt(
+    run: Folder,
+    attempt: Attempt,
+    outcome: str,
+    seconds: dict[str, float],
+    stage_seconds: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Record how an attempt ended, and what its chains and their stages took."""
+    spent = {"seconds": seconds, "stage_seconds": {m: dict(stages) for m, stages in (stage_seconds or {}).items()}}
+    put_attempt(run, attempt.model_copy(update={"ended": now(), "outcome": outcome, **spent}))
 
 
 def put_attempt(run: Folder, attempt: Attempt) -> None:

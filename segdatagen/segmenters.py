@@ -7,7 +7,6 @@ This module does not know what is done with the scores, nor how a segmenter is t
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -121,7 +120,7 @@ class Segmenter:
     def __init__(self, uri: str, label_names: tuple[str, ...], device: str = "cpu", batch_size: int = 16) -> None:
         """Load. Raises `UsageError` unless the weights at `uri` are a segmenter of exactly these classes."""
         self.config = check_segmenter(uri, label_names)
-        self._network = _load_network(uri, self.config).to(device)
+        self._network = load_segmenter(uri, label_names).to(device)
         self._device, self._batch_size = device, batch_size
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -179,8 +178,8 @@ def save_segmenter(
     folder.put(CONFIG_NAME, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())
 
 
-def _load_network(uri: str, config: SegmenterWeights) -> nn.Module:
-    path: Path = local_weights(uri) / TENSORS_NAME
-    network = build_segmenter(config.network)
-    fill(network, read_tensors(path), uri)
+def load_segmenter(uri: str, label_names: tuple[str, ...]) -> nn.Module:
+    """The network of the weights at `uri`, float32, on the CPU, for inference. Raises `UsageError`."""
+    network = build_segmenter(check_segmenter(uri, label_names).network)
+    fill(network, read_tensors(local_weights(uri) / TENSORS_NAME), uri)
     return network.eval()

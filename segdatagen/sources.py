@@ -1,4 +1,4 @@
-"""The source store: real masks, with their images where there are any, as sorted Parquet parts.
+"""The source store: real masks, with their images where there are any, or captions alone, as Parquet parts.
 
 `source.json` is written last: without it the store does not exist. Reading by (file, row) touches only the row
 groups that hold the rows. This module does not know formats of data sets, plans or models.
@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from segdatagen.datasets.reader import Item, RawSource
+from segdatagen.datasets.reader import Item, RawSource, narrow
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.images import DecodeError, class_pixels, decode_image, decode_mask, encode_mask, pixel_hash
@@ -27,7 +27,9 @@ from segdatagen.storage import Folder
 from segdatagen.tables import UnreadablePart, read_part, read_parts
 
 SHARD_SIZE = 256
-"""Sources per part."""
+"""Sources per part, at most."""
+SHARD_BYTES = 128 * 2**20
+"""Bytes of files per part, at most, unless one source alone has more: a task holds them all, and their part twice."""
 ROW_GROUP_SIZE = 8
 """A sample needs one row: reading it costs a group."""
 INFO_NAME = "source.json"
@@ -57,6 +59,8 @@ class SourceInfo(BaseModel):
     label_set: str
     parts: tuple[PartInfo, ...]
     skipped: tuple[str, ...] = ()
+    partition: str | None = None
+    captions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class SourceStore:
 
     @cached_property
     def index(self) -> pa.Table:
-        """Every column but the pixels, in order of `source_id`, with `source_file` and `source_row`."""
+        """Every column but the pixels, in the order of the data set, with `source_file` and `source_row`."""
         columns = ["source_id", "split", "height", "width", "class_ids", "class_pixels"]
         tables, unreadable = read_parts(self.folder, [part.name for part in self.info.parts], columns)
         for sentence in unreadable.values():
@@ -124,8 +128,11 @@ def is_part(folder: Folder, name: str) -> bool:
 
 
 def source_row(item: Item, raw: RawSource, split: str, label_set: LabelSet) -> dict[str, object]:
-    """One row of the store from what a reader returned."""
-    ids, pixels = class_pixels(raw.mask)
+    """One row of the store from what a reader returned; a caption of the item goes before one that was read."""
+    if item.caption is not None:
+        raw = replace(raw, caption=item.caption)
+    height, width = (None, None) if raw.mask is None else raw.mask.shape
+    ids, pixels = class_pixels(np.empty((0, 0), np.uint8) if raw.mask is None else raw.mask)
     counted = ~np.isin(ids, label_set.ignore_ids)
     segments = None
     if raw.segments is not None:
@@ -134,11 +141,11 @@ def source_row(item: Item, raw: RawSource, split: str, label_set: LabelSet) -> d
         "source_id": item.source_id,
         "split": split,
         "image": raw.image,
-        "mask": encode_mask(raw.mask),
-        "segment_map": None if raw.segment_map is None else encode_mask(raw.segment_map.astype(np.uint16)),
+        "mask": None if raw.mask is None else encode_mask(raw.mask),
+        "segment_map": None if raw.segment_map is None else encode_mask(narrow(raw.segment_map)),
         "segments": segments,
-        "height": raw.mask.shape[0],
-        "width": raw.mask.shape[1],
+        "height": height,
+        "width": width,
         "class_ids": ids[counted].tolist(),
         "class_pixels": pixels[counted].tolist(),
         "caption": raw.caption,
@@ -160,21 +167,32 @@ def fingerprint_of(parts: Iterable[PartInfo], label_set: LabelSet) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def stored_counts(index: pa.Table, label_set: LabelSet) -> np.ndarray:
+    """Pixels per class of every source at its native size: int64 [S, C], in the order of the index and of channels."""
+    lists = index["class_ids"].combine_chunks()
+    counts = np.zeros((index.num_rows, label_set.num_classes), np.int64)
+    channels = label_set.channel_table()[pc.list_flatten(lists).to_numpy()]
+    counts[pc.list_parent_indices(lists).to_numpy(), channels] = pc.list_flatten(index["class_pixels"]).to_numpy()
+    return counts
+
+
 def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int = 4) -> np.ndarray:
-    """Pixels per class of every source after `geometry`: int64 [S, C], in order of `source_id` and of channels.
+    """Pixels per class of every source after `geometry`: int64 [S, C], in the order of the data set and of channels.
 
     Stored counts serve where the geometry keeps the size; other masks are decoded and transformed. A mask that no
     longer decodes keeps its stored counts: it is planned, and then fails where everybody sees it.
     """
     labels = store.label_set
-    counts = _stored_counts(store.index, labels)
+    counts = stored_counts(store.index, labels)
     sizes = zip(store.index["height"].to_pylist(), store.index["width"].to_pylist(), strict=True)
-    kept = np.fromiter((geometry.keeps(height, width) for height, width in sizes), np.bool_, len(counts))
+    kept = np.fromiter((h is None or geometry.keeps(h, w) for h, w in sizes), np.bool_, len(counts))
     starts = np.concatenate([[0], np.cumsum([part.num_rows for part in store.info.parts])])
 
     def count_part(number: int) -> None:
         masks = read_part(store.folder, store.info.parts[number].name, ["mask"])["mask"].to_pylist()
         for row, data in enumerate(masks, int(starts[number])):
+            if data is None:
+                continue
             with contextlib.suppress(DecodeError):
                 counts[row] = _mask_counts(geometry.apply_mask(decode_mask(data), ignore_id_of(labels)), labels)
 
@@ -187,7 +205,7 @@ def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int 
 def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, LabelSet]:
     """A whole store in memory, for training: images uint8 [N, H, W, 3], channels int16 [N, H, W], label set.
 
-    Ignored pixels have channel -1. Raises UsageError where the store has masks without images.
+    Ignored pixels have channel -1. Raises UsageError where a source has no image or no mask.
     """
     store = open_store(uri)
     table = store.label_set.channel_table()
@@ -198,8 +216,9 @@ def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, L
     for part in store.info.parts:
         rows = read_part(store.folder, part.name, ["source_id", "image", "mask"])
         for row in rows.to_pylist():
-            if row["image"] is None:
-                raise UsageError(f"{uri}: source {row['source_id']} has no image: training needs images and masks")
+            for name in ("mask", "image"):
+                if row[name] is None:
+                    raise UsageError(f"{uri}: source {row['source_id']} has no {name}: training needs images and masks")
             images[place] = geometry.apply_image(decode_image(row["image"]))
             channels[place] = table[geometry.apply_mask(decode_mask(row["mask"]), ignore_id_of(store.label_set))]
             place += 1
@@ -209,14 +228,6 @@ def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, L
 def ignore_id_of(label_set: LabelSet) -> int:
     """The id that fills what a geometry adds: the first ignore id, or 0 where nothing is ever filled."""
     return label_set.ignore_ids[0] if label_set.ignore_ids else 0
-
-
-def _stored_counts(section: pa.Table, label_set: LabelSet) -> np.ndarray:
-    lists = section["class_ids"].combine_chunks()
-    counts = np.zeros((section.num_rows, label_set.num_classes), np.int64)
-    channels = label_set.channel_table()[pc.list_flatten(lists).to_numpy()]
-    counts[pc.list_parent_indices(lists).to_numpy(), channels] = pc.list_flatten(section["class_pixels"]).to_numpy()
-    return counts
 
 
 def _mask_counts(mask: np.ndarray, label_set: LabelSet) -> np.ndarray:
@@ -229,9 +240,12 @@ def _mask_counts(mask: np.ndarray, label_set: LabelSet) -> np.ndarray:
 
 def _row_digest(source_id: str, raw: RawSource) -> str:
     digest = hashlib.blake2b(source_id.encode(), digest_size=16)
-    digest.update(pixel_hash(raw.mask.astype(np.uint16)).encode())
+    if raw.mask is not None:
+        digest.update(pixel_hash(raw.mask.astype(np.uint16)).encode())
     digest.update(raw.image or b"")
     digest.update((raw.caption or "").encode())
     if raw.segment_map is not None:
         digest.update(pixel_hash(raw.segment_map.astype(np.uint16)).encode())
+    crowds = [segment.id for segment in raw.segments or () if segment.iscrowd]
+    digest.update(f"crowds {crowds}".encode() if crowds else b"")
     return digest.hexdigest()

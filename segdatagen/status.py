@@ -40,9 +40,13 @@ class RunStatus(BaseModel):
     published: int | None
 
 
-def status_of(run: Run) -> RunStatus:
-    """Read rounds, ledger, attempts and lease of a run. Raises SegdatagenError where one of them is damaged."""
-    rounds, ledger, holder = read_rounds(run.folder), read_ledger(run.folder), read_holder(run.folder)
+def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
+    """Read rounds, attempts and lease of a run, and its ledger unless the caller has.
+
+    Raises SegdatagenError where one of them is damaged.
+    """
+    ledger = ledger or read_ledger(run.folder)
+    rounds, holder = read_rounds(run.folder), read_holder(run.folder)
     planned = read_plan(run.folder, rounds, ["sample_id"])["sample_id"].to_numpy()
     index = read_index(run.folder)
     held_by = None if holder is None else f"{holder}{' (dead)' if holder.is_dead_here() else ''}"

@@ -10,10 +10,11 @@ import errno
 import fcntl
 import hashlib
 import io
+import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,6 +28,8 @@ from segdatagen.errors import SegdatagenError, UsageError
 
 HALF_PUT = re.compile(r"\..+\.[a-z0-9_]{8}")
 """Temporary files of `put` on a disk."""
+CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+"""What an object store tells a browser. A disk has only the suffix."""
 CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 
@@ -70,6 +73,11 @@ class Folder:
         """True for a folder on a mounted file system."""
         return isinstance(self._filesystem, LocalFileSystem)
 
+    @property
+    def absolute_uri(self) -> str:
+        """Where it lies, whatever the working folder: an absolute path on a disk, the URI in an object store."""
+        return (self._root or "/") if self.is_local else self.uri
+
     def child(self, name: str) -> "Folder":
         """The folder `name` inside this one."""
         return Folder(self.uri_of(name))
@@ -78,6 +86,15 @@ class Folder:
         """Where an object lies, for messages."""
         return f"{self.uri.rstrip('/')}/{name}"
 
+    def is_within(self, other: "Folder") -> bool:
+        """True if this is `other` or lies in it, whatever links lead there."""
+        if self.is_local != other.is_local:
+            return False
+        here, there = (
+            os.path.realpath(folder._path("")) if self.is_local else folder._root for folder in (self, other)
+        )
+        return f"{here}/".startswith(f"{there.rstrip('/')}/")
+
     def exists(self, name: str = "") -> bool:
         """True if the object, or any object below that name, exists."""
         return bool(self._filesystem.exists(self._path(name)))
@@ -85,6 +102,10 @@ class Folder:
     def read(self, name: str) -> bytes:
         """All bytes of an object. Raises FileNotFoundError."""
         return cast(bytes, self._filesystem.cat_file(self._path(name)))
+
+    def read_range(self, name: str, first: int, length: int) -> bytes:
+        """Some bytes of an object, from the byte `first` on, in one request. Raises FileNotFoundError."""
+        return cast(bytes, self._filesystem.cat_file(self._path(name), start=first, end=first + length))
 
     def open(self, name: str) -> BinaryIO:
         """An object opened for random access reading."""
@@ -116,7 +137,20 @@ class Folder:
             if self.is_local:
                 _replace_file(path, data)
             else:
-                self._filesystem.pipe_file(path, data)
+                kind = CONTENT_TYPES.get(os.path.splitext(name)[1])
+                self._filesystem.pipe_file(path, data, **({"ContentType": f"{kind}; charset=utf-8"} if kind else {}))
+        except OSError as error:
+            raise _explain(error, self.uri_of(name)) from error
+
+    def put_file(self, name: str, source: Path) -> None:
+        """`put` of a file of this machine that is not empty, without reading it into memory. Raises StorageError."""
+        path = self._path(name)
+        try:
+            if self.is_local:
+                with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    _replace_file(path, data)
+            else:
+                self._filesystem.put_file(str(source), path)
         except OSError as error:
             raise _explain(error, self.uri_of(name)) from error
 
@@ -149,19 +183,26 @@ class Folder:
             raise _explain(error, self.uri_of(name)) from error
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects; those that are already gone are no error."""
+        """Delete objects; those that are already gone are no error. On a disk, folders that become empty go too."""
         for name in names:
             try:
                 self._filesystem.rm_file(self._path(name))
             except FileNotFoundError:
                 continue
             if self.is_local:
-                self._prune(Path(self._path(name)).parent)
+                path = Path(self._path(name))
+                _delete_lock(path)
+                self._prune(path.parent)
 
-    def sweep(self) -> None:
-        """Remove what killed processes left of a `put`, for who alone writes here. An object store has no halves."""
+    def sweep(self, leave: str | None = None) -> None:
+        """Remove what killed processes left of a `put`, for who alone writes here. An object store has no halves.
+
+        `leave` names a folder in this one that another process may be writing.
+        """
         if self.is_local:
-            for parent, _, names in os.walk(self._path("")):
+            for parent, folders, names in os.walk(self._path("")):
+                if leave in folders and parent == self._path(""):
+                    folders.remove(leave)
                 for name in filter(HALF_PUT.fullmatch, names):
                     Path(parent, name).unlink(missing_ok=True)
 
@@ -199,9 +240,7 @@ class Folder:
 
     def _put_locked(self, name: str, data: bytes, version: str | None) -> bool:
         path = Path(self._path(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.parent / f".{path.name}.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(path):
             current = self.read_versioned(name)
             if (current[1] if current else None) != version:
                 return False
@@ -269,16 +308,17 @@ def _size(item: os.DirEntry[str]) -> int | None:
         return 0 if item.is_symlink() else None
 
 
-def _replace_file(path: str, data: bytes) -> None:
+def _replace_file(path: str, data: bytes | mmap.mmap) -> None:
     parent, name = os.path.split(path)
     os.makedirs(parent, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=parent)
     with contextlib.ExitStack() as unless_replaced:
         unless_replaced.callback(os.unlink, temporary)
         with io.FileIO(descriptor, "wb") as file:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
+            with memoryview(data) as view:
+                written = 0
+                while written < len(view):
+                    written += file.write(view[written:])
             os.fchmod(descriptor, 0o644)
             os.fsync(descriptor)
         os.replace(temporary, path)
@@ -288,6 +328,47 @@ def _replace_file(path: str, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file. A lock that was deleted while we waited for it protects nothing: the next is taken."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileNotFoundError, FileExistsError):
+            if path.parent.exists() and not path.parent.is_dir():
+                raise
+            continue  # whoever deleted the last file here took the folder along
+        with open(descriptor, "wb") as lock:
+            if _take(lock, path):
+                yield
+                return
+
+
+def _delete_lock(path: Path) -> None:
+    """Delete the lock of a file that is gone, once nobody holds it."""
+    try:
+        descriptor = os.open(_lock_path(path), os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    with open(descriptor, "rb") as lock:
+        if _take(lock, path):
+            _lock_path(path).unlink()
+
+
+def _take(lock: BinaryIO, path: Path) -> bool:
+    """Wait for an opened lock; False if it is no longer that of the file."""
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), _lock_path(path).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock_path(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
 
 
 def _explain(error: OSError, uri: str) -> StorageError:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
-from segdatagen.errors import UsageError
+from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.storage import Folder
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+"""The model card: for people, and no part of the fingerprint."""
 WEIGHTS_NAME = "weights"
 """The folder of finished weights below the `out` of a training."""
 BUILTIN_PATH = Path(__file__).parent / "builtin"
@@ -73,6 +76,12 @@ def local_weights(uri: str) -> Path:
     return path
 
 
+def absolute_weights(uri: str) -> str:
+    """The same weights named so that every working folder finds them; builtin:NAME and other hosts stay."""
+    is_path = not uri.startswith("builtin:") and ("://" not in uri or uri.startswith("file://"))
+    return Folder(uri).absolute_uri if is_path else uri
+
+
 def fingerprint_of(uri: str) -> str:
     """Hash of the weights that `uri` stands for: names and bytes of all files but the model card, 32 hex digits."""
     path = local_weights(uri)
@@ -80,7 +89,7 @@ def fingerprint_of(uri: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         name = file.name if path.is_file() else file.relative_to(path).as_posix()
-        if name == "README.md" or any(part.startswith(".") for part in name.split("/")):
+        if name == CARD_NAME or any(part.startswith(".") for part in name.split("/")):
             continue
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "blake2b").digest()
@@ -106,6 +115,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_weights(folder: Path, config_type: type[Config]) -> Config:
     """`config.json` of a weights folder. Raises `UsageError` where it is none of this kind of weights."""
     path = folder / CONFIG_NAME
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file, not a weights folder: make one of it with `segdatagen weights convert`")
     try:
         return config_type.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -170,15 +181,30 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], uri: str) -> None:
 def save_mask_ddpm(
     uri: str, config: MaskDDPMWeights, tensors: Mapping[str, Tensor], store_dtype: StoreDtype = "float32"
 ) -> None:
-    """Write a weights folder; `config.json` comes last, so that a folder that has one is whole."""
+    """Write a weights folder; `config.json` comes last, so that a folder that has one is whole.
+
+    Tensors go by way of a temporary file: in memory their file would stand twice beside them.
+    """
     import torch
-    from safetensors.torch import save
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     folder = Folder(uri)
     dtype = getattr(torch, store_dtype)
     stored = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in tensors.items()}
-    folder.put(TENSORS_NAME, save(stored, metadata={"format": "pt"}))
-    folder.put(CONFIG_NAME, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / TENSORS_NAME
+        try:
+            save_file(stored, path, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise SegdatagenError(f"{path}: the weights cannot be written there first ({error})") from error
+        folder.put_file(TENSORS_NAME, path)
+    folder.put(CONFIG_NAME, config_bytes(config))
+
+
+def config_bytes(config: BaseModel) -> bytes:
+    """`config.json` of a weights folder."""
+    return (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode()
 
 
 def _require_classes(config: MaskDDPMWeights, num_classes: int, uri: str) -> None:

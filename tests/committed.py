@@ -21,13 +21,13 @@ def make_run(folder: Path) -> Run:
     return write_run(str(folder), {"name": "committed"}, {METHOD: {"seed": 0}}, load_label_set("scenes"))
 
 
-def plan(run: Run, ids: Sequence[int], number: int = 0) -> None:
+def plan(run: Run, ids: Sequence[int], number: int = 0, method: str = METHOD) -> None:
     """Store a round of these ids."""
     count = len(ids)
     columns = {
         "sample_id": np.array(ids, np.int64),
         "round": np.full(count, number, np.int32),
-        "method": [METHOD] * count,
+        "method": [method] * count,
         "source_id": [f"source-{id_}" for id_ in ids],
         "source_file": ["part-00000.parquet"] * count,
         "source_row": np.zeros(count, np.int32),
@@ -39,7 +39,7 @@ def plan(run: Run, ids: Sequence[int], number: int = 0) -> None:
         round=number,
         settings={"min_pixels": 100},
         num_rows=count,
-        rows_per_method={METHOD: count},
+        rows_per_method={method: count},
         classes=tuple(_summary_of(name) for name in run.label_set.names),
         entropy_before=0,
         entropy_after=0,

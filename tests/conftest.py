@@ -6,15 +6,17 @@ Nothing here is mocked: the stores are ingested, the weights are those of a smal
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import yaml
+from wrong_inputs import require_row
 
 from segdatagen import cluster
 from segdatagen.cli import main
@@ -25,6 +27,12 @@ from segdatagen.ingest import IngestRequest, ingest_shard, seal_store
 from segdatagen.labels import load_label_set
 from segdatagen.weights import MaskDDPMWeights, save_mask_ddpm
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+torch.set_num_threads(1)
+"""Networks of tests are tiny. With two threads on two cores that have other work, each waits for the other at every
+operation: tests took forty times as long."""
+
 REPOSITORY = Path(__file__).parents[1]
 NUM_SCENES = 6
 SIZE = 32
@@ -33,13 +41,17 @@ SIZE = 32
 Command = Callable[..., subprocess.CompletedProcess[str]]
 JobFactory = Callable[..., Path]
 Refused = Callable[..., str]
+OpenPage = Callable[..., "Page"]
+Call = Callable[[Callable[[], int]], int]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the Ray of the test process, so that `-m "not ray"` leaves it out."""
+    """Mark what uses the Ray of the test process, or the browser, so that `-m "not ray"` leaves it out."""
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="session")
@@ -165,13 +177,18 @@ def the_line(status: int, out: str, err: str) -> str:
 
 @pytest.fixture
 def refused(command: Command, tmp_path: Path) -> Refused:
-    """`refused("plan", job)`: the line of a child process that refused, which left `tmp_path` as it was."""
+    """`refused("plan", job)`: the line of a child process that refused, which left `tmp_path` as it was.
 
-    def run(*arguments: object, **options: object) -> str:
+    With `row="..."` it has to be that of this row of `docs/wrong_input.md`.
+    """
+
+    def run(*arguments: object, row: str | None = None) -> str:
         before = visible(tmp_path)
-        done: subprocess.CompletedProcess[str] = command(*arguments, **options)
+        done = command(*arguments)
         line = the_line(done.returncode, done.stdout, done.stderr)
         assert visible(tmp_path) == before
+        if row is not None:
+            require_row(row, line, done.returncode, tmp_path.parent)
         return line
 
     return run
@@ -179,14 +196,16 @@ def refused(command: Command, tmp_path: Path) -> Refused:
 
 @pytest.fixture
 def refused_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """As `refused`, in this process."""
+    """As `refused`, in this process; `call` is what calls the command."""
 
-    def run(*arguments: object) -> str:
+    def run(*arguments: object, row: str | None = None, call: Call = lambda command: command()) -> str:
         before = visible(tmp_path)
         capfd.readouterr()
-        status = main([str(word) for word in arguments])
+        status = call(lambda: main([str(word) for word in arguments]))
         line = the_line(status, *capfd.readouterr())
         assert visible(tmp_path) == before
+        if row is not None:
+            require_row(row, line, status, tmp_path.parent)
         return line
 
     return run
@@ -196,3 +215,43 @@ def refused_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
 def refused_on_ray(ray_session: None, refused_here: Refused) -> Refused:
     """As `refused_here`, on the Ray of this process."""
     return refused_here
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """One Chromium without a screen for all tests: Debian's, driven by playwright."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium: apt-get install --no-install-recommends chromium")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def open_page(browser: "Browser") -> Iterator[OpenPage]:
+    """`open_page(uri, width=390)`: a page that asks for nothing outside its folder.
+
+    It complains of nothing either, unless it was opened with `lacks_files=True`.
+    """
+    asked: list[tuple[str, str]] = []
+    complaints: list[str] = []
+
+    def open_it(uri: str, width: int = 1280, height: int = 800, lacks_files: bool = False, **how: Any) -> "Page":
+        page = browser.new_context(viewport={"width": width, "height": height}, **how).new_page()
+        page.set_default_timeout(10_000)
+        folder = uri.partition("#")[0].rpartition("/")[0]
+        page.on("request", lambda request: asked.append((folder, request.url)))
+        page.on("console", lambda message: None if lacks_files else complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.goto(uri)
+        return page
+
+    yield open_it
+    for context in browser.contexts:
+        context.close()
+    assert not complaints
+    assert asked
+    assert not [uri for folder, uri in asked if not uri.startswith((f"{folder}/", "data:"))]

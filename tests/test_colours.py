@@ -10,11 +10,9 @@ from segdatagen.colours import (
     DISTANCE_EDGES,
     ColourDecoder,
     colour_book,
-    edge_colour_of,
     encode,
     furthest_colour,
     ignore_colour_of,
-    outline_segments,
     quality_of,
     unknown_colours,
 )
@@ -163,12 +161,12 @@ def test_a_given_ignore_colour_is_used_unless_a_class_has_it() -> None:
 
 
 @pytest.mark.parametrize("name", shipped_label_sets())
-def test_ignore_and_edge_colours_are_no_class_colours(name: str) -> None:
+def test_the_ignore_colour_is_no_class_colour(name: str) -> None:
     labels = load_label_set(name)
     taken = {tuple(colour) for colour in labels.colours.tolist()}
-    ignore, edge = ignore_colour_of(labels), edge_colour_of(labels)
+    ignore = ignore_colour_of(labels)
     assert ignore == (0, 0, 0) or (0, 0, 0) in taken
-    assert len({ignore, edge} | taken) == len(taken) + 2
+    assert ignore not in taken
 
 
 def test_the_furthest_colour_is_the_furthest_of_the_grid() -> None:
@@ -294,15 +292,6 @@ def test_a_clean_map_has_no_unknown_colours() -> None:
     labels = load_label_set("voc")
     mask = np.random.default_rng(10).integers(0, 21, (20, 30), dtype=np.uint8)
     assert unknown_colours(encode(mask, labels), labels) == {}
-
-
-def test_segments_are_outlined_where_they_meet() -> None:
-    segments = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 3, 3]])
-    colour_map = np.zeros((3, 4, 3), dtype=np.uint8)
-    outlined = outline_segments(colour_map, segments, (9, 8, 7))
-    edge = (outlined == (9, 8, 7)).all(axis=-1)
-    assert edge.tolist() == [[False, True, False, False], [True] * 4, [False] * 4]
-    assert not colour_map.any()
 
 
 @pytest.mark.parametrize("name", shipped_label_sets())

@@ -1,5 +1,6 @@
 """What the documents say against what is there: commands, links, formats, layers, the job file of the README."""
 
+import ast
 import json
 import re
 import shlex
@@ -15,8 +16,10 @@ import typer
 import yaml
 from conftest import child_environment
 from test_layers import LAYERS
+from wrong_inputs import rows as wrong_inputs
 
 from segdatagen.cli import app
+from segdatagen.cli.data import FORMAT_NAMES
 from segdatagen.datasets import FORMATS
 from segdatagen.job import STRATEGIES, Job, load_job
 from segdatagen.labels import LabelSet
@@ -25,7 +28,7 @@ from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "jobs/**/*.md", "cluster/*.md", "docker/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "jobs/**/*.md", "cluster/*.md", "docker/*.md")
     for path in REPOSITORY.glob(pattern)
 )
 HEAVY = {"torch", "ray", "diffusers", "transformers", "pyarrow"}
@@ -157,6 +160,22 @@ def test_the_readme_names_every_strategy_and_format() -> None:
     strategies = {row[0].strip("`") for row in table_rows(section(read("README.md"), "The job file"))}
     formats = {row[0].strip("`") for row in table_rows(section(read("README.md"), "Your data"))}
     assert (strategies, formats) == (set(STRATEGIES), set(FORMATS))
+
+
+def test_the_help_of_ingest_names_every_format() -> None:
+    assert FORMAT_NAMES.split(", ") == sorted(FORMATS)
+
+
+def test_every_wrong_input_of_the_table_is_a_test() -> None:
+    """A test that names a row requires it; that a row is named by a test is seen here."""
+    named = {
+        node.value
+        for path in (REPOSITORY / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert len(wrong_inputs()) >= 40
+    assert not set(wrong_inputs()) - named
 
 
 def test_help_imports_nothing_heavy_and_answers_within_a_second() -> None:

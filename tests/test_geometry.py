@@ -21,12 +21,11 @@ def test_each_mask_pixel_is_the_source_pixel_under_its_centre(
     geometry = Geometry(size=(width, height), fit=fit)
     rows, columns = np.mgrid[:source_height, :source_width].astype(np.uint16 if wide else np.uint8)
     from_rows, from_columns = geometry.apply_mask(rows, IGNORE), geometry.apply_mask(columns, IGNORE)
-    pick = {"crop": max, "pad": min}.get(fit)
-    factor = pick(width / source_width, height / source_height) if pick else None
+    ratios = width / source_width, height / source_height
     for source, target, found in ((source_height, height, from_rows.T), (source_width, width, from_columns)):
-        scaled = target if factor is None else max(1, round(source * factor))
-        start = (scaled - target) // 2 if fit == "crop" else -((target - scaled) // 2)
-        centres = (np.arange(target) + 0.5 + start) / scaled * source
+        window = max(1, min(source, round(target / max(ratios)))) if fit == "crop" else source
+        scaled = max(1, round(source * min(ratios))) if fit == "pad" else target
+        centres = (np.arange(target) + 0.5 - (target - scaled) // 2) / scaled * window + (source - window) // 2
         inside = (centres >= 0) & (centres <= source)
         line = found[(found != IGNORE).any(axis=1)][0]
         assert np.array_equal(line != IGNORE, inside)

@@ -4,90 +4,40 @@ The command runs in a child process with its own Ray; victims are the driver, a 
 """
 
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.dataset
 import pytest
 from conftest import REPOSITORY, JobFactory, child_environment
 
+from segdatagen.benchmark import siege
+from segdatagen.benchmark.children import COMMAND, Child, end_of, kill, processes_below, start, wait_until
+from segdatagen.benchmark.kills import ROWS_IN_FLIGHT, Committed, bench_kills, check_whole, cost_of
+from segdatagen.benchmark.noted_run import Begun
+from segdatagen.errors import SegdatagenError
 from segdatagen.job import load_job
-from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run_folder import SUCCESS_NAME, open_run
 from segdatagen.samples import read_ledger
 from segdatagen.storage import Folder
-from segdatagen.verify import verify_ledger
 
-ROWS_PER_BLOCK = 4
-BLOCKS_IN_FLIGHT = 2 * 2
-"""Two actors with two tasks each."""
-EXECUTION = {"actors": 2, "cpus_per_actor": 0.3, "microbatch": 4, "rows_per_block": ROWS_PER_BLOCK}
-PATIENCE = 240.0
+EXECUTION = {"actors": 2, "cpus_per_actor": 0.3, "microbatch": 4, "rows_per_block": 4}
 
 
-def start(*arguments: object, kill: str | None = None) -> subprocess.Popen[str]:
-    """The real command in a session of its own."""
+def started(*words: object, switch: str | None = None) -> Child:
+    """The real command; `switch` is for `kill_switch`."""
     environment = child_environment()
-    if kill:
-        switch = str(REPOSITORY / "tests" / "kill_switch")
-        environment |= {"SEGDATAGEN_KILL": kill, "PYTHONPATH": f"{switch}{os.pathsep}{environment['PYTHONPATH']}"}
-    words = [sys.executable, "-m", "segdatagen", *map(str, arguments)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(words, text=True, env=environment, start_new_session=True, **streams)
+    if switch:
+        folder = str(REPOSITORY / "tests" / "kill_switch")
+        environment |= {"SEGDATAGEN_KILL": switch, "PYTHONPATH": f"{folder}{os.pathsep}{environment['PYTHONPATH']}"}
+    return start([*COMMAND, *words], environment)
 
 
-def finish(process: subprocess.Popen[str]) -> int:
+def status_of(child: Child) -> int:
     """Wait for a command; a failure other than a kill is shown."""
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode in (0, -signal.SIGKILL), output
-    return process.returncode
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Processes below `pid`, with their command lines."""
-    parents: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {child: names[child] for child in found - {pid}}
-
-
-def kill_all(pids: list[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def part_names(run: Path) -> dict[str, bytes]:
-    """Every committed part with its bytes."""
-    return {str(path): path.read_bytes() for path in (run / "samples").rglob("*.parquet") if path.name[0] != "."}
-
-
-def assert_whole(run: Path, num_planned: int) -> None:
-    """Every planned id has one outcome that counts, and `data/` holds each once."""
-    opened = open_run(str(run))
-    verdict = verify_ledger(opened)
-    assert verdict.problems == ()
-    assert verdict.counts == {"ok": num_planned, "rejected": 0, "failed": 0}
-    published = pyarrow.dataset.dataset(run / "data", format="parquet").to_table(columns=["sample_id"])
-    ids = published["sample_id"].to_numpy()
-    assert len(ids) == num_planned
-    assert len(np.unique(ids)) == num_planned
+    status, output = end_of(child)
+    assert status in (0, -signal.SIGKILL), output
+    return status
 
 
 MOMENTS = [
@@ -109,15 +59,15 @@ def test_driver_killed_inside_every_write(make_job: JobFactory, tmp_path: Path) 
     job = make_job(execution=EXECUTION)
     run = Path(load_job(str(job)).uri)
     for place, (verb, pattern, moment) in enumerate(MOMENTS):
-        kill = f"{pattern}|1|{moment}|{tmp_path / f'count-{place}'}"
-        assert finish(start(verb, job, kill=kill)) == -signal.SIGKILL, f"killed {moment} {pattern}"
+        switch = f"{pattern}|1|{moment}|{tmp_path / f'count-{place}'}"
+        assert status_of(started(verb, job, switch=switch)) == -signal.SIGKILL, f"killed {moment} {pattern}"
         assert not (run / SUCCESS_NAME).exists()
-    assert finish(start("run", job)) == 0
+    assert status_of(started("run", job)) == 0
     for place, (pattern, moment) in enumerate(PUBLISH_MOMENTS):
-        kill = f"{pattern}|1|{moment}|{tmp_path / f'count-publish-{place}'}"
-        assert finish(start("publish", run, kill=kill)) == -signal.SIGKILL, f"killed {moment} {pattern}"
-    assert finish(start("publish", run)) == 0
-    assert_whole(run, 12)
+        switch = f"{pattern}|1|{moment}|{tmp_path / f'count-publish-{place}'}"
+        assert status_of(started("publish", run, switch=switch)) == -signal.SIGKILL, f"killed {moment} {pattern}"
+    assert status_of(started("publish", run)) == 0
+    assert check_whole(open_run(str(run))) == 12
 
 
 @pytest.mark.ray
@@ -127,68 +77,61 @@ def test_worker_killed_inside_a_commit(make_job: JobFactory, tmp_path: Path, mom
     """The part is there or not, never half; the run ends without anybody's help."""
     job = make_job(execution=EXECUTION)
     run = Path(load_job(str(job)).uri)
-    assert finish(start("run", job, kill=f"samples/.*parquet|2|{moment}|{tmp_path / 'count'}")) == 0
+    assert status_of(started("run", job, switch=f"samples/.*parquet|2|{moment}|{tmp_path / 'count'}")) == 0
     assert (tmp_path / "count").stat().st_size >= 2, "the switch was reached"
     ledger = read_ledger(Folder(str(run)))
     assert ledger.unreadable == {}
-    assert finish(start("publish", run)) == 0
-    assert_whole(run, 12)
+    assert status_of(started("publish", run)) == 0
+    assert check_whole(open_run(str(run))) == 12
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ten_random_kills(make_job: JobFactory) -> None:
-    """Driver, worker or everything, at a seeded random moment, ten times over one run."""
-    chance = random.Random(20261121)
-    plan = [{"method": "mask_ddpm", "strategy": "uniform", "per_source": 40}]
-    methods = job_methods(make_job, steps=12)
-    job = make_job(plan=plan, execution=EXECUTION | {"actors": 1}, methods=methods)
-    run = Path(load_job(str(job)).uri)
-    victims = ["driver", "worker", "all"] * 3 + ["worker"]
-    chance.shuffle(victims)
-    process = start("run", job)
-    for victim in victims:
-        before = part_names(run)
-        wait_for_parts(process, run, len(before) + chance.randint(0, 3))
-        time.sleep(chance.random())
-        committed = part_names(run)
-        below = wait_for_workers(process) if victim == "worker" else descendants(process.pid)
-        assert process.poll() is None, "the command still runs when it is killed"
-        if victim == "worker":
-            kill_all(list(below)[:1])
-        else:
-            kill_all([process.pid, *(below if victim == "all" else ())])
-            process.communicate(timeout=PATIENCE)
-            process = start("run", job)
-        after = part_names(run)
-        assert all(after[name] == data for name, data in committed.items()), "committed parts stay as they are"
-    assert finish(process) == 0
-    ledger = read_ledger(Folder(str(run)))
-    made_twice = ledger.num_rows - len(ledger.sample_ids)
-    assert made_twice <= len(victims) * BLOCKS_IN_FLIGHT * ROWS_PER_BLOCK
-    assert finish(start("publish", run)) == 0
-    plan_ids = read_plan(Folder(str(run)), read_rounds(Folder(str(run))))["sample_id"].to_numpy()
-    assert np.array_equal(np.sort(plan_ids), ledger.sample_ids)
-    assert_whole(run, 240)
+def test_ten_random_kills() -> None:
+    """`bench kills`, smaller: it raises where anything is lost, twice in `data/`, changed, or made again when done."""
+    figures = bench_kills(kills=10)
+    assert [figures[f"kills_of_{victim}"] for victim in siege.VICTIMS] == [4, 3, 3]
+    assert int(figures["starts"]) >= 8  # 7 kills end a start
+    assert int(figures["rows"]) >= 320
+    assert int(figures["rows_committed_twice"]) <= int(figures["rows_made_twice"]) <= 10 * ROWS_IN_FLIGHT
 
 
-def wait_for_parts(process: subprocess.Popen[str], run: Path, count: int) -> None:
-    """Until so many parts are committed, or the command has ended."""
-    deadline = time.monotonic() + PATIENCE
-    while len(list((run / "samples").rglob("[!.]*.parquet"))) < count and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def noted(tmp_path: Path, *begun: Begun, before: tuple[str, ...] = (), killed: tuple[int, ...] = ()) -> siege.Start:
+    """A start whose chains began these."""
+    journal = tmp_path / f"journal-{len(list(tmp_path.iterdir()))}"
+    journal.write_text("".join(f"[{b.attempt}, {b.pid}, {list(b.sample_ids)}]\n" for b in begun))
+    return siege.Start(journal, before, set(killed))
 
 
-def wait_for_workers(process: subprocess.Popen[str]) -> dict[int, str]:
-    """The processes that hold the chains, once there is one."""
-    deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < deadline:
-        found = {pid: name for pid, name in descendants(process.pid).items() if "MapWorker" in name}
-        if found:
-            return found
-        time.sleep(0.2)
-    raise AssertionError("no worker to kill")
+def test_what_a_kill_cost_is_what_was_begun_and_never_committed(tmp_path: Path) -> None:
+    starts = [
+        noted(tmp_path, Begun(1, 50, (1, 2)), Begun(1, 50, (3, 4)), Begun(1, 50, (5, 6))),  # 3 to 6 are lost
+        noted(tmp_path, before=("a",)),  # killed before its first row
+        noted(
+            tmp_path,
+            Begun(2, 60, (3, 4)),
+            Begun(2, 60, (5, 6)),  # lost with worker 60
+            Begun(2, 61, (5, 6)),
+            Begun(2, 61, (7,)),  # lost at the end
+            before=("a",),
+            killed=(60,),
+        ),
+        noted(tmp_path, Begun(3, 70, (7,)), before=("a", "b", "c")),
+    ]
+    parts = {
+        "a": Committed(1, frozenset({1, 2})),
+        "b": Committed(2, frozenset({3, 4})),
+        "c": Committed(2, frozenset({5, 6})),
+        "d": Committed(3, frozenset({7})),
+    }
+    cost = cost_of(starts, parts)
+    assert (cost.rows_begun, cost.worst_kill) == (14, 4)
+
+
+def test_a_row_that_is_made_again_when_done_is_found(tmp_path: Path) -> None:
+    starts = [noted(tmp_path, Begun(1, 50, (1, 2))), noted(tmp_path, Begun(2, 60, (2, 3)), before=("a",))]
+    with pytest.raises(SegdatagenError, match="start 2 made 1 samples again"):
+        cost_of(starts, {"a": Committed(1, frozenset({1, 2}))})
 
 
 def job_methods(make_job: JobFactory, steps: int) -> dict[str, Any]:
@@ -205,15 +148,13 @@ def test_second_live_run_is_refused(make_job: JobFactory) -> None:
     plan = [{"method": "mask_ddpm", "strategy": "uniform", "per_source": 200}]
     job = make_job(plan=plan, execution=EXECUTION, methods=job_methods(make_job, steps=200))
     run = Path(load_job(str(job)).uri)
-    first = start("run", job)
+    first = started("run", job)
     try:
-        wait_for_parts(first, run, 1)
-        second = start("run", job)
-        output, _ = second.communicate(timeout=PATIENCE)
-        assert second.returncode == 1
-        assert f"is being run by process {first.pid} on " in output.splitlines()[-1]
+        wait_until(lambda: list((run / "samples").rglob("[!.]*.parquet")), first, "a part")
+        status, output = end_of(started("run", job))
+        assert status == 1
+        assert f"is being worked on by process {first.pid} on " in output.splitlines()[-1]
         assert first.poll() is None
     finally:
-        below = descendants(first.pid)
-        kill_all([first.pid, *below])
+        kill([first.pid, *processes_below(first.pid)])
         first.communicate()

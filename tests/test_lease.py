@@ -45,7 +45,7 @@ def test_renewed_lease_is_refused(tmp_path: Path) -> None:
     waited: list[Holder] = []
     with Lease(folder, waited.append, SHORT):
         second = Lease(folder, waited.append, SHORT)
-        with pytest.raises(LeaseError, match="is being run by process"):
+        with pytest.raises(LeaseError, match="is being worked on by process"):
             second.__enter__()
     assert len(waited) == 1
 

@@ -1,5 +1,6 @@
 """Schedule and samplers of the mask-guided DDPM: golden values, a Gaussian that can be solved, and diffusers."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -11,13 +12,15 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from literal_mask_ddpm import predict_noise, sample
 from torch import Tensor
 
+from segdatagen.datasets.scenes import make_scene, scene_seed
 from segdatagen.diffusion.mask_ddpm import (
+    DYNAMIC_RATIO,
     Noise,
-    SamplerOptions,
     alpha_bars,
-    clipped_noise,
+    bounded_noise,
     cosine_betas,
     draw_noise,
     from_pixels,
@@ -27,12 +30,15 @@ from segdatagen.diffusion.mask_ddpm import (
     sample_ancestral,
     sample_ddim,
     sample_dpmpp_2m,
+    threshold_dynamic,
     to_pixels,
     trailing_timesteps,
 )
-from segdatagen.diffusion.mask_unet import MaskUNet
+from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
+from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
+from segdatagen.weights import load_mask_ddpm
 
 CONFIG = MaskUNetConfig(num_classes=5, hidden=4, time_embedding=8)
 TWO_STEPS = SamplerOptions(sampler="ddim", steps=2, guidance=3.0)
@@ -92,13 +98,19 @@ def test_trailing_steps_start_at_the_noisiest_and_never_repeat(case: tuple[int, 
     assert all(later < earlier for earlier, later in itertools.pairwise(found))
 
 
-def sample_ddim_by_diffusers(predict: Noise, x: Tensor, steps: int, clip: bool = False) -> Tensor:
+def sample_ddim_by_diffusers(predict: Noise, x: Tensor, steps: int, thresholding: str | None = None) -> Tensor:
     scheduler = DDIMScheduler(
-        trained_betas=cosine_betas().numpy(), clip_sample=clip, timestep_spacing="trailing", set_alpha_to_one=True
+        trained_betas=cosine_betas().numpy(),
+        clip_sample=thresholding == "static",
+        thresholding=thresholding == "dynamic",
+        dynamic_thresholding_ratio=DYNAMIC_RATIO,
+        sample_max_value=1e9,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
     )
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps.tolist():
-        x = scheduler.step(predict(x, t), t, x, use_clipped_model_output=clip).prev_sample
+        x = scheduler.step(predict(x, t), t, x, use_clipped_model_output=thresholding is not None).prev_sample
     return x
 
 
@@ -110,15 +122,30 @@ def test_ddim_equals_diffusers_where_steps_divide_the_schedule(steps: int) -> No
     torch.testing.assert_close(sample_ddim(predict, x, cosine_betas(), steps), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_clipped_ddim_equals_diffusers() -> None:
+@pytest.mark.parametrize("thresholding", ["static", "dynamic"])
+def test_bounded_ddim_equals_diffusers(thresholding: str) -> None:
     predict = gaussian_noise(0.8, 0.6)  # a third of the pixels would end above 1
     x, _ = start()
-    made = sample_ddim(clipped_noise(predict, cosine_betas()), x, cosine_betas(), 50)
-    torch.testing.assert_close(made, sample_ddim_by_diffusers(predict, x, 50, clip=True), atol=5e-4, rtol=1e-3)
+    made = sample_ddim(bounded_noise(predict, cosine_betas(), thresholding), x, cosine_betas(), 50)
+    expected = sample_ddim_by_diffusers(predict, x, 50, thresholding)
+    torch.testing.assert_close(made, expected, atol=5e-4, rtol=1e-3)
     assert made.max() <= 1 + 1e-5 < sample_ddim(predict, x, cosine_betas(), 50).max()
 
 
-def test_few_step_samplers_clip_and_the_papers_does_not() -> None:
+def test_dynamic_threshold_scales_what_is_out_of_range_and_nothing_else() -> None:
+    calm = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
+    loud = 4 * calm
+    bounded = threshold_dynamic(torch.cat([calm, loud]))
+    assert torch.equal(bounded[:1], calm)
+    assert torch.equal(bounded[1:], threshold_dynamic(loud)), "neighbours do not matter"
+    inside = loud.abs() < torch.quantile(loud.abs(), DYNAMIC_RATIO)
+    torch.testing.assert_close(
+        bounded[1:][inside] / loud[inside], torch.full_like(loud[inside], 1 / 3.92), rtol=0.01, atol=0
+    )
+    assert bounded.abs().max() == 1
+
+
+def test_few_step_samplers_bound_and_the_papers_does_not() -> None:
     config = CONFIG.model_copy(update={"diffusion_steps": 20})
     network = seeded(MaskUNet, config)
     with torch.no_grad():
@@ -134,9 +161,9 @@ def test_few_step_samplers_clip_and_the_papers_does_not() -> None:
     def made(sampler: Any, steps: int) -> np.ndarray:
         return generate(network, MASKS[:1], fresh_generators(), SamplerOptions(sampler=sampler, steps=steps))[0]
 
-    clipped = clipped_noise(predict, betas)
+    bounded = bounded_noise(predict, betas, "dynamic")
     for name, sampler in (("ddim", sample_ddim), ("dpm++2m", sample_dpmpp_2m)):
-        assert np.array_equal(made(name, 5), pixels(sampler, clipped, 5))
+        assert np.array_equal(made(name, 5), pixels(sampler, bounded, 5))
         assert not np.array_equal(made(name, 5), pixels(sampler, predict, 5))
     x, generators = start(1, 16, 24)
     with torch.inference_mode():
@@ -166,6 +193,34 @@ def test_ancestral_equals_diffusers_with_the_same_noise() -> None:
     made = sample_ancestral(predict, x, cosine_betas(), [ours])
     torch.testing.assert_close(made, expected, atol=2e-3, rtol=1e-3)
     assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_batch_is_what_the_literal_algorithm_makes_mask_by_mask() -> None:
+    """1000 steps, two passes a step, one mask at a time, beside one batch of all masks: trained weights, guidance 3.
+
+    Most pixels of so small an image end outside [-1, 1], so images are compared before they are clamped, too.
+    """
+    network, config = load_mask_ddpm("builtin:scenes-mask-ddpm", 12)
+    masks = torch.stack(
+        [torch.from_numpy(make_scene(scene_seed("train", i), 64, 64).mask[2::4, 2::4]).long() for i in range(3)]
+    )
+    predict = functools.partial(predict_noise, network.state_dict())
+    literal = []
+    for row in range(3):
+        chance = torch.Generator().manual_seed(100 + row)
+        noise = [torch.randn(3, 16, 16, generator=chance)[None] for _ in range(config.network.diffusion_steps)]
+        literal.append(sample(predict, one_hot(masks[row : row + 1], 12), noise, guidance=3.0))
+    expected = torch.cat(literal)
+    assert int((expected.abs() < 1).sum()) > 100
+    x, generators = start(3)
+    made = sample_ancestral(guided_noise(network, masks, 3.0), x, cosine_betas(), generators)
+    torch.testing.assert_close(made, expected, atol=1e-4 * float(expected.std()), rtol=0)
+    options = SamplerOptions(sampler="ancestral", steps=1000, guidance=3.0)
+    images, finite = generate(network, masks, fresh_generators(3), options)
+    assert finite.all()
+    assert np.abs(images.astype(int) - to_pixels(expected).astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", [sample_ddim, sample_dpmpp_2m])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from literal_mask_ddpm import predict_noise
 from torch import Tensor
 
 from segdatagen.diffusion.mask_ddpm import guided_noise
@@ -85,6 +86,24 @@ def test_time_embedding_is_sines_then_cosines_of_the_raw_step() -> None:
     angle = torch.tensor(999 / 10000 ** (2 * 100 / 256), dtype=torch.float64)
     torch.testing.assert_close(embedded[1, 100].double(), angle.sin(), atol=1e-4, rtol=0)
     torch.testing.assert_close(embedded[1, 228].double(), angle.cos(), atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("step", [0, 1, 500, 999])
+def test_network_is_the_paper_s_as_it_is_written(network: MaskUNet, step: int) -> None:
+    x, channels = inputs(step)
+    chance, weights = torch.Generator().manual_seed(step), network.state_dict()
+    tensors = {name: tensor + 0.05 * torch.randn(tensor.shape, generator=chance) for name, tensor in weights.items()}
+    other = MaskUNet(network.config).eval()  # norms and biases are not 1 and 0, so each of them shows
+    other.load_state_dict(tensors)
+    masks = one_hot(channels, 5)
+    guided = other(x, torch.full((3,), step), other.mask_conv(masks))
+    alone = other(x, torch.full((3,), step))
+    for row in range(3):
+        expected = predict_noise(tensors, x[row : row + 1], step, masks[row : row + 1])
+        torch.testing.assert_close(guided[row : row + 1], expected, atol=2e-5, rtol=1e-5)
+        expected = predict_noise(tensors, x[row : row + 1], step, None)
+        torch.testing.assert_close(alone[row : row + 1], expected, atol=2e-5, rtol=1e-5)
 
 
 @torch.inference_mode()

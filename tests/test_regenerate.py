@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import JobFactory, make_scenes_store
+from conftest import JobFactory, make_scenes_store, make_weights
 from test_faults import damage, rows_of, run
 
 from segdatagen.errors import SegdatagenError, UsageError
@@ -25,6 +25,25 @@ def test_identical_to_the_stored_one(ray_session: None, make_job: JobFactory, tm
     assert (found.mask_identical, found.largest_difference) == (True, 0)
     image, mask = (Path(name).read_bytes() for name in found.files)
     assert decode_image(image).shape[:2] == decode_mask(mask).shape
+
+
+def test_a_run_of_relative_paths_is_usable_from_any_folder(
+    ray_session: None, make_job: JobFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_scenes_store(tmp_path / "sources")
+    make_weights(tmp_path / "weights")
+    methods = {"mask_ddpm": {"weights": "weights", "steps": 2}}
+    make_job(sources="sources", methods=methods, output={"root": "runs"})
+    monkeypatch.chdir(tmp_path)
+    job = load_job("job.yaml")
+    run(job)
+    wanted = rows_of(job)[0]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    found = regenerate(open_run("../runs/tiny/v1"), int(str(wanted["sample_id"])), "again")
+    assert found.identical
+    assert (elsewhere / "again").is_dir()
 
 
 def test_difference_is_measured(ray_session: None, make_job: JobFactory, tmp_path: Path) -> None:

@@ -5,23 +5,29 @@ ceph-mon, ceph-osd, radosgw and ceph-common.
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import s3fs
 from conftest import Command, JobFactory
-from test_kill_resume import descendants, finish, kill_all, start
+from look_alikes import segment, write, write_panoptic
+from test_kill_resume import started, status_of
+from test_table_data_sets import put_arrow, put_parquet
 
+from segdatagen.benchmark.children import kill, processes_below, wait_until
+from segdatagen.datasets import Options, open_reader
 from segdatagen.lease import Lease, LeaseError
 from segdatagen.samples import read_ledger
+from segdatagen.sources import source_row
 from segdatagen.storage import Folder
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
@@ -85,9 +91,37 @@ def test_objects_come_and_go(s3_server: str) -> None:
     assert [entry.name for entry in folder.entries(".json")] == ["a/c.json"]
     with folder.open("a/b.parquet") as file:
         assert file.read() == b"other"
+    folder.put_file("a/b.parquet", Path(__file__))
+    assert folder.read("a/b.parquet") == Path(__file__).read_bytes()
     folder.delete(["a/b.parquet", "a/c.json", "a/absent"])
     assert folder.entries() == []
     assert not folder.exists("a/b.parquet")
+
+
+def test_data_sets_are_read_as_from_a_disk(s3_server: str, tmp_path: Path) -> None:
+    codes = np.where(np.indices((24, 32))[1] < 16, 7, 70_000)
+    pictures = {name: (codes, [segment(70_000, 200), segment(7, 1)]) for name in ("a", "b")}
+    write_panoptic(tmp_path / "coco", pictures)
+    put_parquet(tmp_path / "parquet/town.parquet")
+    put_arrow(tmp_path / "saved")
+    write(tmp_path / "captions/mine.tsv", b"a\tA red bus\nb\tA field\n")
+    for entry in Folder(str(tmp_path)).entries():
+        Folder(s3_server).put(f"data/{entry.name}", (tmp_path / entry.name).read_bytes())
+    for data_format, root, split, options in (
+        ("coco_panoptic", "coco", "val2017", {"captions": "captions/mine.tsv"}),
+        ("parquet", "parquet", "train", {"labels": "camvid"}),
+        ("hf_dataset", "saved", "train", {"labels": "camvid"}),
+        ("captions", "captions/mine.tsv", "train", {"labels": "voc"}),
+    ):
+        rows = []
+        for base in (str(tmp_path), f"{s3_server}/data"):
+            given = {key: f"{base}/{value}" if key == "captions" else value for key, value in options.items()}
+            reader = open_reader(data_format, f"{base}/{root}", split, Options(**given))
+            listing = reader.list_items()
+            assert not listing.orphans
+            rows.append([source_row(item, reader.read(item), split, reader.label_set) for item in listing.items])
+        assert rows[0] == rows[1]
+        assert len(rows[0]) > 1
 
 
 def test_conditional_put_has_one_winner(s3_server: str) -> None:
@@ -109,7 +143,10 @@ def test_lease_is_renewed_and_refuses_others(s3_server: str) -> None:
     waited = []
     with Lease(folder, waited.append, duration=3.0):
         first = folder.read("lease.json")
-        with pytest.raises(LeaseError, match="is being run by process"), Lease(folder, waited.append, duration=3.0):
+        with (
+            pytest.raises(LeaseError, match="is being worked on by process"),
+            Lease(folder, waited.append, duration=3.0),
+        ):
             raise AssertionError("two held the lease")
         assert folder.read("lease.json") != first
     assert len(waited) == 1
@@ -123,19 +160,42 @@ def test_a_killed_run_goes_on(s3_server: str, make_job: JobFactory, command: Com
     execution = {"microbatch": 4, "rows_per_block": 4}
     job = make_job(sources=store, output={"root": root}, plan=plan, execution=execution)
     run = Folder(f"{root}/tiny/v1")
-    process = start("run", job)
-    while len(run.child("samples").entries()) < 3 and process.poll() is None:
-        time.sleep(0.1)
-    kill_all([process.pid, *descendants(process.pid)])
+    process = started("run", job)
+    wait_until(lambda: len(run.child("samples").entries()) >= 3, process, "a part")
+    kill([process.pid, *processes_below(process.pid)])
     assert process.wait() == -signal.SIGKILL
     committed = {entry.name: run.read(f"samples/{entry.name}") for entry in run.child("samples").entries()}
-    assert finish(start("run", job)) == 0
+    assert status_of(started("run", job)) == 0
     assert all(run.read(f"samples/{name}") == data for name, data in committed.items())
     ledger = read_ledger(run)
     assert (ledger.num_rows, ledger.counts["ok"]) == (48, 48)
     assert command("publish", run.uri).returncode == 0
     verified = command("verify", run.uri, "--deep")
     assert verified.returncode == 0, verified.stderr
+    check_report(run, command)
     files = s3fs.S3FileSystem().glob(f"{run.uri}/data/*.parquet")
     table = pq.read_table(files, filesystem=s3fs.S3FileSystem())
     assert table.num_rows == len(set(table["sample_id"].to_pylist())) == 48
+
+
+def check_report(run: Folder, command: Command) -> None:
+    """A report in the bucket: written twice, only its own files are there, and a browser is told what they are."""
+    for _ in range(2):
+        written = command("report", run.uri)
+        assert written.returncode == 0, written.stderr
+        assert f"{run.uri}/report/index.html: 48 of 48 samples" in written.stdout
+    names = {entry.name for entry in run.child("report").entries()}
+    page = run.read("report/index.html").decode()
+    assert {re.sub("-[0-9a-f]{16}", "", name) for name in names} == {
+        *("index.html", "report.css", "report.js", "samples.js", "thumbnails.js", "pages.js", "sources.js")
+    }
+    assert len(names) == 7
+    assert all(name in page for name in names if name.startswith(("report-", "samples-")))
+    kinds = {
+        "html": "text/html; charset=utf-8",
+        "css": "text/css; charset=utf-8",
+        "js": "text/javascript; charset=utf-8",
+    }
+    store = s3fs.S3FileSystem()
+    for name in names:
+        assert store.info(f"{run.uri}/report/{name}")["ContentType"] == kinds[name.rsplit(".")[-1]]

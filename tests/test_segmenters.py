@@ -96,6 +96,11 @@ def test_trained_segmenter_finds_large_classes_and_records_what_it_lacks(
     for channel, mean in enumerate(weights.class_losses):
         shown = channels == channel
         assert mean == pytest.approx(losses[shown].mean(), rel=1e-3) if shown.any() else mean is None
+    again = train_here(configure(out=f"{result.out}-again", init_weights=result.weights, steps=2, learning_rate=1e-9))
+    assert again.weights is not None
+    assert read_weights(Path(again.weights), SegmenterWeights).mean_iou == pytest.approx(weights.mean_iou, abs=0.02)
+    with pytest.raises(UsageError, match="of another network"):
+        train_here(configure(out=f"{result.out}-other", init_weights=result.weights, decoder_hidden=16))
     card = Path(result.weights, "README.md").read_text()
     assert f"| mIoU | {weights.mean_iou} on `{stores[1]}`, 6 images |" in card
     assert list(Path(result.out, "samples").iterdir())

@@ -51,6 +51,7 @@ def test_what_is_put_is_read_and_listed(tmp_path_factory: pytest.TempPathFactory
         with folder.open(name) as file:
             file.seek(len(data) // 2)
             assert file.read() == data[len(data) // 2 :]
+        assert folder.read_range(name, 1, 2) == data[1:3]
 
 
 def test_a_put_replaces_and_leaves_nothing_else(folder: Folder, tmp_path: Path) -> None:
@@ -58,6 +59,34 @@ def test_a_put_replaces_and_leaves_nothing_else(folder: Folder, tmp_path: Path) 
     folder.put("a/b.json", b"new")
     assert folder.read("a/b.json") == b"new"
     assert files_below(tmp_path) == ["made/on/demand/a/b.json"]
+
+
+def test_a_file_is_put_as_its_bytes_are(folder: Folder, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom((1 << 20) + 7))
+    folder.put("a/b.bin", b"before")
+    folder.put_file("a/b.bin", source)
+    assert folder.read("a/b.bin") == source.read_bytes()
+    assert files_below(tmp_path) == ["made/on/demand/a/b.bin", "source"]
+    with pytest.raises(StorageError, match="cannot be written"):
+        folder.put_file("a", source)
+
+
+def test_a_folder_is_within_itself_and_what_holds_it(tmp_path: Path) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    run = Folder(str(tmp_path / "run"))
+    for inside in ("run", "run/data", "run/absent/deep", "link", "link/data", "run/../run"):
+        assert Folder(f"{tmp_path}/{inside}").is_within(run), inside
+    assert Folder(f"file://{tmp_path}/run/x").is_within(run)
+    for outside in (".", "runs", "run-2", "run/../other"):
+        assert not Folder(f"{tmp_path}/{outside}").is_within(run), outside
+    stored = Folder("s3://bucket/runs/a")
+    assert Folder("s3://bucket/runs/a/export").is_within(stored)
+    assert not Folder("s3://bucket/runs/ab").is_within(stored)
+    assert not Folder("s3://other/runs/a").is_within(stored)
+    assert not stored.is_within(run)
+    assert not run.is_within(stored)
 
 
 def test_objects_can_be_read_by_others(folder: Folder) -> None:
@@ -144,6 +173,30 @@ def test_conditional_puts_of_many_processes_lose_no_update(folder: Folder) -> No
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * NUM_PROCESSES
     assert folder.read("counter") == str(NUM_PROCESSES * PUTS_EACH).encode()
+
+
+def _take_and_give_back(uri: str, times: int) -> None:
+    """Hold an object that only one may hold again and again; raises where another one holds it too."""
+    folder, done = Folder(uri), 0
+    while done < times:
+        if folder.put_if_unchanged("held", b"", None):
+            (Path(uri).parent / "alone").touch(exist_ok=False)
+            (Path(uri).parent / "alone").unlink()
+            folder.delete(["held"])
+            done += 1
+
+
+def test_what_is_given_back_by_one_is_taken_by_one(folder: Folder) -> None:
+    """The lock file goes with its object, and the folder with both, while others wait for that very lock."""
+    context = multiprocessing.get_context("spawn")
+    Path(folder.uri).parent.mkdir(parents=True)
+    processes = [context.Process(target=_take_and_give_back, args=(folder.uri, 100)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert not Path(folder.uri).exists()
 
 
 PUT_FOR_EVER = """

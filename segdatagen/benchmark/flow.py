@@ -1,6 +1,7 @@
 """What the engine itself costs: a run whose chain paints the mask instead of denoising, and the driver's memory in it.
 
-Rows, blocks, actors, parts and commits are those of any run; only the network is missing.
+Rows, blocks, actors, parts and commits are those of any run; only the network is missing. The reference is the same
+chain in a plain loop, which commits nothing.
 """
 
 import os
@@ -13,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from segdatagen.benchmark.measure import Figures
-from segdatagen.benchmark.run import NUM_SCENES, Clock, Setup
+from segdatagen.benchmark.measure import Benchmark, Figures
+from segdatagen.benchmark.run import NUM_SCENES, Clock, Setup, plain_seconds, plan_of
 from segdatagen.colours import encode
 from segdatagen.dataflow import ChainFactory, PartDone
 from segdatagen.driver import RunOptions
@@ -27,6 +28,8 @@ from segdatagen.stages.stage import Batch, objects
 
 SETTLED = 0.25
 """Share of the rows after which the driver has what it needs: growth is counted from there."""
+PLAIN_BLOCKS = 200
+"""Blocks of the plain loop."""
 
 
 class Paint:
@@ -77,19 +80,34 @@ def bench_flow(num_rows: int = 30_000, weights: str = "builtin:scenes-mask-ddpm"
         began = time.perf_counter()
         run_job(job, RunOptions(), clock, factories)
         seconds = time.perf_counter() - began
+        plain_rate = 1 / plain_seconds(build(), plan_of(job), PLAIN_BLOCKS)
     finished = sorted(clock.finished)
     rows = sum(count for _, count in finished)
     settled = next(memory for done, memory in clock.memory if done >= SETTLED * rows)
     last = clock.memory[-1][1]
+    rate = (rows - finished[0][1]) / (finished[-1][0] - finished[0][0])
     return {
         "rows": rows,
         "parts": len(finished),
-        "rows_per_second": round((rows - finished[0][1]) / (finished[-1][0] - finished[0][0]), 1),
+        "rows_per_second": round(rate, 1),
+        "rows_per_second_plain_loop": round(plain_rate, 1),
+        "ratio_to_plain_loop": round(rate / plain_rate, 3),
         "seconds": round(seconds, 1),
         "driver_mib_after_a_quarter": round(settled, 1),
         "driver_mib_at_the_end": round(last, 1),
         "driver_bytes_per_row": round((last - settled) * 2**20 / (rows * (1 - SETTLED)), 1),
     }
+
+
+FLOW = Benchmark(
+    "flow",
+    bench_flow,
+    measures="rows through the engine without a network, and the memory of the driver",
+    reference="the same stages in a plain loop that commits nothing",
+    figure="{rows_per_second:.0f} rows/s; the driver grows by {driver_bytes_per_row:.0f} bytes a row within a flow",
+    ratio="{ratio_to_plain_loop:.2f} of the speed",
+    minutes=2,
+)
 
 
 def resident_mib() -> float:

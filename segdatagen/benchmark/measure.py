@@ -1,4 +1,4 @@
-"""What all measurements share: figures by name, and the row that keeps them with date, commit, hardware and command.
+"""What all measurements share: their description, and the row that keeps figures with date, commit and hardware.
 
 It does not know what is measured.
 """
@@ -10,7 +10,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from segdatagen import __version__
@@ -18,6 +19,24 @@ from segdatagen.run_folder import now
 
 Figures = dict[str, float | int | str]
 """Figures of one measurement by name; units are in the names."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A measurement as `segdatagen bench` offers it.
+
+    `run` measures with its defaults, which are those of the rows in `benchmarks/`, and takes about `minutes` on two
+    cores. `figure` and `ratio` are the headline: text with names of figures in braces, as `str.format` takes them.
+    `ratio` is the figure beside `reference`, which is measured in the same run.
+    """
+
+    name: str
+    run: Callable[..., Figures]
+    measures: str
+    reference: str
+    figure: str
+    ratio: str
+    minutes: float
 
 
 def no_progress(done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pyarrow as pa
 
-from segdatagen.benchmark.measure import Figures, no_progress
+from segdatagen.benchmark.measure import Benchmark, Figures, no_progress
 from segdatagen.cluster import connect
 from segdatagen.dataflow import PartDone
 from segdatagen.datasets import Options, open_reader
@@ -66,16 +66,19 @@ class Setup:
     weights: str
     actors: int
     size: int
+    steps: int = STEPS
+    microbatch: int = MICROBATCH
+    rows_per_block: int = BLOCK_ROWS
 
     def put_sources(self) -> None:
         """Ingest the scenes."""
         root = f"{NUM_SCENES}@{self.size}x{self.size}"
         request = IngestRequest("scenes", root, "train", f"{self.folder}/sources")
-        ingest(request, open_reader("scenes", root, "train", Options()), no_progress)
+        ingest(request, open_reader("scenes", root, "train", Options()), no_progress, Clock().waiting)
 
     def job(self, name: str, per_source: int) -> Job:
         """A run of `per_source` samples of every scene."""
-        method = {"weights": self.weights, "sampler": "ddim", "steps": STEPS, "guidance": 3.0}
+        method = {"weights": self.weights, "sampler": "ddim", "steps": self.steps, "guidance": 3.0}
         return Job.model_validate(
             {
                 "name": name,
@@ -89,8 +92,8 @@ class Setup:
                     "actors": self.actors,
                     "cpus_per_actor": 0.5,
                     "torch_threads": 1,
-                    "microbatch": MICROBATCH,
-                    "rows_per_block": BLOCK_ROWS,
+                    "microbatch": self.microbatch,
+                    "rows_per_block": self.rows_per_block,
                 },
             }
         )
@@ -112,9 +115,9 @@ def bench_run(
         setup.put_sources()
         warm = setup.job("warm", 1)
         run_job(warm, RunOptions(limit=MICROBATCH), Clock())
-        chain, plan = _chain(warm), _plan_of(warm)
-        _plain_seconds(chain, plan, 1)
-        plain = [_plain_seconds(chain, plan, PLAIN_BLOCKS)]
+        chain, plan = _chain(warm), plan_of(warm)
+        plain_seconds(chain, plan, 1)
+        plain = [plain_seconds(chain, plan, PLAIN_BLOCKS)]
         # At least one block per actor after its first.
         rows = BLOCK_ROWS * max(2 * actors, 1 + round(seconds * actors / segments / plain[0] / BLOCK_ROWS))
         job = setup.job("bench", -(-rows * segments // NUM_SCENES))
@@ -123,8 +126,19 @@ def bench_run(
             clock = Clock()
             run_job(job, RunOptions(limit=rows), clock)
             measured.append(_Segment.of(clock, time.time(), actors))
-            plain.append(_plain_seconds(chain, plan, PLAIN_BLOCKS))
+            plain.append(plain_seconds(chain, plan, PLAIN_BLOCKS))
     return _figures(measured, plain, actors)
+
+
+RUN = Benchmark(
+    "run",
+    bench_run,
+    measures="a run on Ray that works for two and a half minutes",
+    reference="the same stages in a plain loop",
+    figure="{seconds_per_sample:.2f} s per sample of 64 x 64 at 20 steps",
+    ratio="{efficiency:.2f} of the speed ({efficiency_lowest_segment:.2f} to {efficiency_highest_segment:.2f})",
+    minutes=5,
+)
 
 
 @dataclass(frozen=True)
@@ -173,12 +187,13 @@ def _chain(job: Job) -> Chain:
     return Chain(METHODS["mask_ddpm"](method_contexts(job, open_store(job.sources).label_set)["mask_ddpm"]))
 
 
-def _plan_of(job: Job) -> pa.Table:
+def plan_of(job: Job) -> pa.Table:
+    """Every row that is planned for a run."""
     opened = open_run(job.uri)
     return read_plan(opened.folder, read_rounds(opened.folder))
 
 
-def _plain_seconds(chain: Chain, plan: pa.Table, blocks: int) -> float:
+def plain_seconds(chain: Chain, plan: pa.Table, blocks: int) -> float:
     """Seconds per sample of the chain in a plain loop over blocks as a run has them."""
     began = time.perf_counter()
     for number in range(blocks):

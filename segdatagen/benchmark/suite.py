@@ -1,23 +1,27 @@
 """The measurements that `segdatagen bench` knows, by name.
 
-Each runs with its own defaults, which are those of the rows in `benchmarks/`.
+Each is declared beside its function. It does not know what they measure.
 """
 
-from collections.abc import Callable
+from segdatagen.benchmark.codec import CODEC
+from segdatagen.benchmark.flow import FLOW
+from segdatagen.benchmark.ingest import INGEST
+from segdatagen.benchmark.kills import KILLS
+from segdatagen.benchmark.mask_ddpm import MASK_DDPM
+from segdatagen.benchmark.measure import Benchmark
+from segdatagen.benchmark.plan import PLAN
+from segdatagen.benchmark.resume import RESUME
+from segdatagen.benchmark.run import RUN
+from segdatagen.benchmark.scenes import SCENES
 
-from segdatagen.benchmark.codec import bench_codec
-from segdatagen.benchmark.flow import bench_flow
-from segdatagen.benchmark.measure import Figures
-from segdatagen.benchmark.plan import bench_plan
-from segdatagen.benchmark.resume import bench_resume
-from segdatagen.benchmark.run import bench_run
-from segdatagen.benchmark.scenes import bench_scenes
-
-BENCHMARKS: dict[str, Callable[[], Figures]] = {
-    "codec": bench_codec,
-    "flow": bench_flow,
-    "plan": bench_plan,
-    "resume": bench_resume,
-    "run": bench_run,
-    "scenes": bench_scenes,
+BENCHMARKS: dict[str, Benchmark] = {
+    "codec": CODEC,
+    "flow": FLOW,
+    "ingest": INGEST,
+    "kills": KILLS,
+    "mask_ddpm": MASK_DDPM,
+    "plan": PLAN,
+    "resume": RESUME,
+    "run": RUN,
+    "scenes": SCENES,
 }

@@ -4,6 +4,7 @@ Each module holds the commands of one subject. What takes time to import is impo
 that `segdatagen --help` answers at once.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,10 @@ from typer.exceptions import TyperException
 
 from segdatagen.cli import data, models, runs
 from segdatagen.errors import SegdatagenError
+
+SILENT_RAY = ("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+"""Read when Ray is imported. Otherwise it prints a paragraph to standard output, JSON or not, for every worker that
+dies; what a dead worker costs is ours to say."""
 
 app = typer.Typer(
     name="segdatagen",
@@ -29,6 +34,7 @@ models.register(app)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    os.environ.setdefault(*SILENT_RAY)
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name="segdatagen", standalone_mode=False)

@@ -11,12 +11,18 @@ import typer
 from segdatagen.errors import UsageError
 
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; unset: Ray starts in this process.")]
+FORMAT_NAMES = (
+    "ade20k, bdd100k, bdd100k_instances, bdd100k_panoptic, camvid, captions, cityscapes_label_ids, "
+    "cityscapes_train_ids, coco_panoptic, colormap, hf_dataset, id_masks, masks, parquet, scenes, voc, voc_aug"
+)
+"""Those of `datasets.FORMATS`, which is not imported for a help text; a test compares."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(ingest)
+    app.command()(sources)
     app.command()(balance)
     labels = typer.Typer(help="Show and check label sets.", no_args_is_help=True)
     labels.command("list")(labels_list)
@@ -26,13 +32,33 @@ def register(app: typer.Typer) -> None:
 
 
 def ingest(
-    data_format: Annotated[str, typer.Argument(metavar="FORMAT", help="camvid, colormap, id_masks, masks or scenes")],
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder of the data; scenes: COUNT@WIDTHxHEIGHT")],
+    data_format: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {FORMAT_NAMES}.")],
+    root: Annotated[
+        str, typer.Argument(metavar="ROOT", help="Folder (captions, parquet: or file); scenes: COUNT@WIDTHxHEIGHT.")
+    ],
     split: Annotated[str, typer.Option(help="Which split it is, for example train.")],
     out: Annotated[str, typer.Option(help="Folder of the source store: a path or s3://bucket/folder.")],
     labels: Annotated[str | None, typer.Option(help="A shipped label set or a YAML file.")] = None,
     snap_colours: Annotated[
         float | None, typer.Option(metavar="DIST", help="Take painted colours as a class up to this RGB distance.")
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(metavar="PART", help="Only first:N, a fraction (1/16), or the ids or files that a FILE lists."),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Captions: COCO's JSON, JSON lines or name<TAB>caption; the first of each image."
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Images below ROOT, where they lie elsewhere; none: masks alone."),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Columns of tables: image=photo,mask=label,id=name,caption=text."),
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad files out and list them in source.json.")] = False,
     address: Address = None,
@@ -41,16 +67,20 @@ def ingest(
     """Read and check a data set on Ray and write a source store. Safe to run again.
 
     Example: segdatagen ingest camvid data/camvid --split train --out s3://bucket/sources/camvid-train
+
+    Example: segdatagen ingest voc data/VOC2012 --split train --partition 1/16 --out out/voc/sixteenth
     """
     from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import RunScreen
     from segdatagen.datasets import Options, open_reader
     from segdatagen.ingest import IngestRequest
     from segdatagen.ingest import ingest as ingest_sources
 
-    reader = open_reader(data_format, root, split, Options(labels, snap_colours))
-    request = IngestRequest(data_format, root, split, out, skip_bad, address)
+    options = Options(labels, snap_colours, images, columns, partition, captions)
+    reader = open_reader(data_format, root, split, options)
+    request = IngestRequest(data_format, root, split, out, skip_bad, address, partition, captions)
     with screen.meter("ingest", silent=as_json) as progress:
-        store, unchanged = ingest_sources(request, reader, progress)
+        store, unchanged = ingest_sources(request, reader, progress, RunScreen(silent=as_json).waiting)
     if as_json:
         screen.print_json(store.info.model_dump(mode="json") | {"unchanged": unchanged})
         return
@@ -59,6 +89,47 @@ def ingest(
     screen.say(f"{out}: {sources} in {parts}, {state}")
     for problem in store.info.skipped:
         screen.say(f"left out: {problem}")
+
+
+def sources(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Folder of a source store.")],
+    source: Annotated[str | None, typer.Option("--id", metavar="ID", help="The source to draw.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write it to this PNG file: image, and mask in colours.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a source store holds, and a picture of one source with every segment outlined.
+
+    Example: segdatagen sources out/coco --id 000000142238 --picture out/142238.png
+    """
+    from dataclasses import asdict
+
+    from segdatagen.cli import screen
+    from segdatagen.images import encode_image
+    from segdatagen.source_report import figures_of, picture_of
+    from segdatagen.sources import open_store
+    from segdatagen.storage import Folder
+
+    if (source is None) != (picture is None):
+        raise UsageError("--id and --picture belong together: which source, and the file to draw it to")
+    opened = open_store(store)
+    if source is not None and picture is not None:
+        folder = Folder(str(picture.parent))
+        folder.require_writable()
+        folder.put(picture.name, encode_image(picture_of(opened, source), "png"))
+    figures = figures_of(opened)
+    if as_json:
+        screen.print_json(asdict(figures))
+        return
+    rows = [[c.name, c.sources, c.segments, f"{c.pixel_share:.2%}"] for c in figures.classes if c.sources]
+    screen.table(["class", "sources", "segments", "pixels"], rows, f"{store}: {figures.label_set}, {figures.split}")
+    absent = [c.name for c in figures.classes if not c.sources]
+    if absent:
+        screen.say(f"in no source: {', '.join(absent)}")
+    screen.say(
+        f"{screen.as_count(figures.sources, 'source')}: {screen.as_count(figures.masks, 'mask')}, "
+        f"{screen.as_count(figures.images, 'image')}, {screen.as_count(figures.captions, 'caption')}, "
+        f"{screen.as_count(figures.segments, 'segment')}, of which {screen.as_count(figures.crowds, 'crowd')}"
+    )
 
 
 def balance(
@@ -104,13 +175,14 @@ def labels_list(as_json: Json = False) -> None:
     Example: segdatagen labels list
     """
     from segdatagen.cli import screen
+    from segdatagen.datasets.reader import first_names
     from segdatagen.labels import load_label_set, shipped_label_sets
 
     sets = [load_label_set(name) for name in shipped_label_sets()]
     if as_json:
         screen.print_json([{"name": s.name, "version": s.version, "num_classes": s.num_classes} for s in sets])
     else:
-        rows = [[s.name, s.version, s.num_classes, ", ".join(s.names)] for s in sets]
+        rows = [[s.name, s.version, s.num_classes, first_names(s.names, 12)] for s in sets]
         screen.table(["label set", "version", "classes", "names"], rows)
 
 

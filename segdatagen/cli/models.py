@@ -1,13 +1,14 @@
-"""Commands about models and machines: train, bench, demo.
+"""Commands about models and machines: train, weights, bench, demo.
 
 They parse words and print results; the work is the library's.
 """
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from segdatagen.cli.data import Address, Json
 from segdatagen.errors import UsageError
@@ -15,8 +16,24 @@ from segdatagen.errors import UsageError
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (train, bench, demo):
-        app.command()(command)
+    app.command()(train)
+    app.command(cls=NamesBenchmarks)(bench)
+    app.command()(demo)
+    weights = typer.Typer(help="Weights of models that were made elsewhere.", no_args_is_help=True)
+    weights.command("convert")(weights_convert)
+    app.add_typer(weights, name="weights")
+
+
+class NamesBenchmarks(TyperCommand):
+    """A command whose argument is a benchmark. Their names take seconds to import, so only its own help has them."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help, with the names."""
+        from segdatagen.benchmark.suite import BENCHMARKS
+
+        (argument,) = (parameter for parameter in self.params if isinstance(parameter, TyperArgument))
+        argument.help = f"{', '.join(BENCHMARKS)}; without it, a table of them"
+        return super().get_help(ctx)
 
 
 def train(
@@ -57,8 +74,37 @@ def train(
     screen.say(f"weights: {result.weights}" if result.weights else "max_hours are over: the same command goes on")
 
 
+def weights_convert(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A .ckpt, .pt or .pth file of paper 001.")],
+    out: Annotated[str, typer.Option(help="Folder that receives the weights.")],
+    labels: Annotated[
+        str, typer.Option(help="What it was trained on: a shipped label set, a YAML file or its colormap.json.")
+    ],
+    size: Annotated[str, typer.Option(metavar="WxH", help="Width and height of its training images.")] = "128x128",
+    half: Annotated[bool, typer.Option("--half", help="Store as float16: half the size.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a weights folder of a checkpoint of the mask-guided DDPM's authors. Nothing in it is unpickled.
+
+    Example: segdatagen weights convert epoch=549.ckpt --labels colourbook_bdd --out out/weights/paper001
+    """
+    from segdatagen.cli import screen
+    from segdatagen.mask_ddpm_checkpoints import Conversion, convert_checkpoint, parse_size, read_labels
+
+    wanted = Conversion(checkpoint, out, read_labels(labels), parse_size(size), "float16" if half else "float32")
+    with screen.meter("convert", silent=as_json) as progress:
+        converted = convert_checkpoint(wanted, progress)
+    if as_json:
+        screen.print_json(asdict(converted))
+        return
+    state = "already there, unchanged" if converted.unchanged else "written"
+    screen.say(f"{out}: {converted.num_parameters:,} parameters, {state}; hidden {converted.network['hidden']}")
+    screen.say(f"taken: {converted.taken}; {converted.left_out} other tensors left out")
+
+
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="codec, plan, resume, run or scenes")],
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which; without it, a table of them.")] = None,
+    kills: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of `bench kills`: how many.")] = None,
     out: Annotated[Path, typer.Option(help="Folder whose NAME.csv gets the row.")] = Path("benchmarks"),
     as_json: Json = False,
 ) -> None:
@@ -67,25 +113,45 @@ def bench(
     Example: segdatagen bench plan
     """
     from segdatagen.benchmark.measure import record
+    from segdatagen.benchmark.results import write_results
     from segdatagen.benchmark.suite import BENCHMARKS
     from segdatagen.cli import screen
 
+    if kills is not None and name != "kills":
+        raise UsageError("--kills belongs to `segdatagen bench kills`")
+    if name is None:
+        _list_benchmarks(as_json)
+        return
     if name not in BENCHMARKS:
-        raise UsageError(f"unknown measurement {name!r}: choose one of {', '.join(BENCHMARKS)}")
-    figures = BENCHMARKS[name]()
+        raise UsageError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
+    if not as_json:
+        screen.note(f"{name}: about {BENCHMARKS[name].minutes:g} min by default, on two cores")
+    figures = BENCHMARKS[name].run(**({} if kills is None else {"kills": kills}))
     path = record(out, name, figures)
+    page = write_results(out, BENCHMARKS)
     if as_json:
         screen.print_json(figures)
         return
     screen.table(["figure", "value"], [[key, str(value)] for key, value in figures.items()], name)
-    screen.say(f"kept in {path}")
+    screen.say(f"kept in {path}, summed up in {page}")
+
+
+def _list_benchmarks(as_json: bool) -> None:
+    from segdatagen.benchmark.suite import BENCHMARKS
+    from segdatagen.cli import screen
+
+    rows = [[b.name, b.measures, b.reference, f"{b.minutes:g} min"] for b in BENCHMARKS.values()]
+    if as_json:
+        screen.print_json([dict(zip(("name", "measures", "reference", "takes"), row, strict=True)) for row in rows])
+    else:
+        screen.table(["benchmark", "measures", "beside", "takes about"], rows)
 
 
 def demo(
     out: Annotated[str, typer.Option(help="Folder that receives everything.")] = "out/demo",
     as_json: Json = False,
 ) -> None:
-    """Scenes in, a class-balanced set out, on this machine and without network; ends with a picture.
+    """Scenes in, a class-balanced set out, on this machine and without network; ends with a report.
 
     Example: segdatagen demo --out out/demo
     """
@@ -110,4 +176,5 @@ def demo(
         return
     counts = ", ".join(f"{count} {status}" for status, count in result.outcome.counts.items())
     screen.say(f"{result.run}: {counts}")
-    screen.say(f"look at {result.picture}; the job file is {out}/job.yaml, the data set {result.run}/data")
+    screen.say(f"the job file is {out}/job.yaml, the data set {result.run}/data, a picture of it {result.picture}")
+    screen.say(f"open {result.report} in a browser")

@@ -25,7 +25,7 @@ class RunScreen:
 
     def waiting(self, holder: Holder) -> None:
         """Another process holds the lease."""
-        self.note(f"{holder} held this run; waiting up to 30 s to see whether it is alive")
+        self.note(f"{holder} was at work here; waiting up to 30 s to see whether it is alive")
 
     def planned(self, summary: RoundSummary) -> None:
         """A round was planned: show it."""

@@ -21,7 +21,7 @@ RunUri = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: <ro
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (plan, run, status, verify, publish, regenerate):
+    for command in (plan, run, status, verify, publish, report, regenerate):
         app.command()(command)
 
 
@@ -232,3 +232,30 @@ def regenerate(
         screen.say(f"sample {sample_id}: not byte for byte the same: {mask}, {apart}")
     for name in found.files:
         screen.say(name)
+
+
+def report(
+    run: RunUri,
+    out: Annotated[str | None, typer.Option(help="Folder for the report; unset: report/ of the run.")] = None,
+    max_samples: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Show at most so many; each costs the bytes of its image.")
+    ] = 2000,
+    as_json: Json = False,
+) -> None:
+    """Write a page for a browser: balance, contact sheet, a page per sample, problems, time. Safe to run again.
+
+    Example: segdatagen report out/demo/runs/demo/v1
+    """
+    from segdatagen.cli import screen
+    from segdatagen.cli.run_screen import RunScreen
+    from segdatagen.report.write import ReportRequest, write_report
+    from segdatagen.run_folder import open_run
+
+    with screen.meter("report", silent=as_json) as progress:
+        events = RunScreen(silent=as_json)
+        found = write_report(open_run(run), ReportRequest(out, max_samples), events.waiting, progress)
+    if as_json:
+        screen.print_json(asdict(found))
+        return
+    files, size = screen.as_count(found.num_files, "file"), screen.as_bytes(found.num_bytes)
+    screen.say(f"{found.index}: {found.num_shown} of {screen.as_count(found.num_samples, 'sample')}, {files}, {size}")

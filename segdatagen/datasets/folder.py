@@ -1,11 +1,12 @@
 """Data sets that are a folder of masks, with or without a folder of images of the same names.
 
-CamVid, paper 001's layout with `colormap.json`, plain id masks, and hand-painted masks alone are all this one thing:
-what differs is where the folders lie and whether a mask holds ids or colours. Knows nothing of other layouts.
+CamVid, ADE20K, Cityscapes, BDD100K, paper 001's layout with `colormap.json`, plain id masks and hand-painted masks
+alone are all this one thing: what differs is where the folders lie, how file names end, and whether a mask holds ids
+or colours. Knows nothing of other layouts.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -16,7 +17,7 @@ from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, narrow
 from segdatagen.errors import UsageError
 from segdatagen.images import DecodeError, decode_annotation, decode_image
 from segdatagen.labels import LabelSet, from_colormap
-from segdatagen.storage import Folder
+from segdatagen.storage import Entry, Folder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -28,6 +29,8 @@ class MaskFolder:
     `colours` says whether masks hold colours (RGB) or class ids. With `snap_distance`, a painted colour is taken as
     the nearest class colour up to that Euclidean distance in RGB, as antialiased edges need; without it every colour
     must be exactly that of a class. Where the label set ignores ids, the ignore colour of `colours` counts as one more.
+    A stem is what stands before one of the endings; `flat` leaves folders out of it. `hints` say what an unknown id
+    often means, `advice` what to do where there is no mask at all.
     """
 
     root: str
@@ -36,37 +39,37 @@ class MaskFolder:
     label_set: LabelSet
     colours: bool = False
     snap_distance: float | None = None
+    mask_endings: tuple[str, ...] = (".png",)
+    image_endings: tuple[str, ...] = IMAGE_SUFFIXES
+    flat: bool = False
+    hints: tuple[tuple[int, str], ...] = ()
+    advice: str = ""
 
     def list_items(self) -> Listing:
         """Pair masks with images by stem. Raises UsageError if there is no folder or no mask."""
-        masks = self._files(self.mask_folder, (".png",))
+        masks = list_files(self.root, self.mask_folder, self.mask_endings, self.flat, self.advice)
         if self.image_folder is None:
-            return Listing(tuple(Item(stem, name) for stem, name in masks.items()))
-        images = self._files(self.image_folder, IMAGE_SUFFIXES)
-        paired = tuple(Item(stem, name, images[stem]) for stem, name in masks.items() if stem in images)
-        alone = [BadItem("mask without image", name) for stem, name in masks.items() if stem not in images]
-        alone += [BadItem("image without mask", name) for stem, name in images.items() if stem not in masks]
+            return Listing(tuple(Item(stem, file.name, num_bytes=file.size) for stem, file in masks.items()))
+        images = list_files(self.root, self.image_folder, self.image_endings, self.flat)
+        paired = tuple(
+            Item(stem, file.name, images[stem].name, num_bytes=file.size + images[stem].size)
+            for stem, file in masks.items()
+            if stem in images
+        )
+        alone = [BadItem("mask without image", file.name) for stem, file in masks.items() if stem not in images]
+        alone += [BadItem("image without mask", file.name) for stem, file in images.items() if stem not in masks]
         return Listing(paired, tuple(alone))
 
     def read(self, item: Item) -> RawSource:
         """Read a mask and its image, and check both. Raises BadItem."""
         folder = Folder(self.root)
-        try:
-            annotation = decode_annotation(folder.read(item.mask_name))
-        except (DecodeError, OSError) as error:
-            raise BadItem("unreadable mask", item.mask_name, str(error)) from error
-        mask = self._from_colours(annotation, item) if self.colours else self._from_ids(annotation, item)
-        image = self._read_image(folder, item, mask.shape) if item.image_name else None
+        annotation = read_annotation(folder, item.mask_name)
+        if self.colours:
+            mask = self._from_colours(annotation, item)
+        else:
+            mask = checked_ids(annotation, self.label_set, item.mask_name, self.hints)
+        image = read_image(folder, item, mask.shape) if item.image_name else None
         return RawSource(mask=mask, image=image)
-
-    def _from_ids(self, annotation: np.ndarray, item: Item) -> np.ndarray:
-        if annotation.ndim != 2:
-            raise BadItem("colours where ids are expected", item.mask_name)
-        mask = narrow(annotation)
-        unknown = unknown_ids(mask, self.label_set)
-        if unknown:
-            raise BadItem("unknown id", item.mask_name, counts=unknown)
-        return mask
 
     def _from_colours(self, annotation: np.ndarray, item: Item) -> np.ndarray:
         if annotation.ndim != 3:
@@ -79,34 +82,75 @@ class MaskFolder:
             raise BadItem("unknown colour", item.mask_name, detail, counts)
         return mask
 
-    def _read_image(self, folder: Folder, item: Item, shape: tuple[int, ...]) -> bytes:
-        assert item.image_name is not None
-        try:
-            data = folder.read(item.image_name)
-            image = decode_image(data)
-        except (DecodeError, OSError) as error:
-            raise BadItem("unreadable image", item.image_name, str(error)) from error
-        if image.shape[:2] != shape:
-            sizes = f"mask {shape[1]} x {shape[0]}, image {image.shape[1]} x {image.shape[0]}"
-            raise BadItem("size mismatch", item.mask_name, sizes)
-        return data
 
-    def _files(self, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
-        """Stem -> name below the root, in order of the stem."""
-        found: dict[str, str] = {}
-        prefix = f"{folder}/" if folder else ""
-        for entry in Folder(self.root).child(folder).entries() if folder else Folder(self.root).entries():
-            path = PurePosixPath(entry.name)
-            if path.suffix.lower() not in suffixes:
-                continue
-            stem = str(path.with_suffix(""))
-            if stem in found:
-                raise UsageError(f"{self.root}: {found[stem]} and {prefix}{entry.name} have the same name: rename one")
-            found[stem] = prefix + entry.name
-        if not found:
-            where = f"{self.root}/{folder}".rstrip("/")
-            raise UsageError(f"{where}: no {' or '.join(suffixes)} files here (missing or empty folder)")
-        return dict(sorted(found.items()))
+def read_annotation(folder: Folder, name: str) -> np.ndarray:
+    """Ids H x W or colours H x W x 3 of a mask file. Raises BadItem."""
+    try:
+        return decode_annotation(folder.read(name))
+    except (DecodeError, OSError) as error:
+        raise BadItem("unreadable mask", name, str(error)) from error
+
+
+def checked_ids(
+    annotation: np.ndarray, label_set: LabelSet, name: str, hints: Sequence[tuple[int, str]] = ()
+) -> np.ndarray:
+    """A mask of ids as narrow as they allow. Raises BadItem for colours, and for ids that are no class's."""
+    if annotation.ndim != 2:
+        raise BadItem("colours where ids are expected", name)
+    mask = narrow(annotation)
+    unknown = unknown_ids(mask, label_set)
+    if unknown:
+        meanings = dict.fromkeys(text for id_, text in hints if str(id_) in unknown)
+        raise BadItem("unknown id", name, "; ".join(meanings), unknown)
+    return mask
+
+
+def read_image(folder: Folder, item: Item, shape: tuple[int, ...]) -> bytes:
+    """The image file of an item as it lies. Raises BadItem unless it is whole and has the mask's height and width."""
+    assert item.image_name is not None
+    try:
+        data = folder.read(item.image_name)
+    except OSError as error:
+        raise BadItem("unreadable image", item.image_name, str(error)) from error
+    check_image(data, shape, item.image_name, item.mask_name)
+    return data
+
+
+def check_image(data: bytes, shape: tuple[int, ...], image_name: str, mask_name: str) -> None:
+    """Raise BadItem unless the bytes are a whole image of the mask's height and width."""
+    try:
+        image = decode_image(data)
+    except DecodeError as error:
+        raise BadItem("unreadable image", image_name, str(error)) from error
+    if image.shape[:2] != shape:
+        sizes = f"mask {shape[1]} x {shape[0]}, image {image.shape[1]} x {image.shape[0]}"
+        raise BadItem("size mismatch", mask_name, sizes)
+
+
+def list_files(
+    root: str, folder: str, endings: tuple[str, ...], flat: bool = False, advice: str = ""
+) -> dict[str, Entry]:
+    """Files below `folder` by stem, in order of the stem; their names begin at the root. Raises UsageError without any.
+
+    A stem is the name up to one of `endings` (in any case), without its folders if `flat`; a file whose name ends
+    otherwise is none of ours.
+    """
+    found: dict[str, Entry] = {}
+    prefix = f"{folder}/" if folder else ""
+    for entry in Folder(root).child(folder).entries() if folder else Folder(root).entries():
+        ending = next((ending for ending in endings if entry.name.lower().endswith(ending.lower())), None)
+        if ending is None:
+            continue
+        stem = entry.name[: -len(ending)]
+        stem = PurePosixPath(stem).name if flat else stem
+        if stem in found:
+            raise UsageError(f"{root}: {found[stem].name} and {prefix}{entry.name} have the same name: rename one")
+        found[stem] = Entry(prefix + entry.name, entry.size)
+    if not found:
+        where = f"{root}/{folder}".rstrip("/")
+        more = f"; {advice}" if advice else ""
+        raise UsageError(f"{where}: no {' or '.join(endings)} files here (missing or empty folder){more}")
+    return dict(sorted(found.items()))
 
 
 def read_colormap(root: str) -> LabelSet:

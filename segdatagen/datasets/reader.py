@@ -6,6 +6,7 @@ how sources are stored or that Ray exists.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,16 +24,33 @@ Problem = Literal[
     "ids where colours are expected",
     "image without mask",
     "mask without image",
+    "missing mask",
+    "duplicate id",
+    "not in the data set",
+    "image without annotation",
+    "unreadable annotation",
+    "unknown segment",
+    "segment without pixels",
+    "segment of two classes",
+    "empty caption",
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """One labelled picture of a data set: its id, and the names of its files below the root."""
+    """One labelled picture of a data set: its id, and the names of its files below the root.
+
+    A listing may hold hundreds of thousands, so nothing that has to be read is here. `place` says to its reader where
+    the item lies in a file that holds many; `num_bytes` is the size of its files, as far as a listing tells. `caption`
+    goes before one that the data set has.
+    """
 
     source_id: str
     mask_name: str
     image_name: str | None = None
+    place: tuple[int, ...] = ()
+    num_bytes: int = field(default=0, compare=False)
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +66,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class RawSource:
-    """What was read: a mask of class ids at native size, and whatever the data set has beside it."""
+    """What was read: a mask of class ids at native size, and whatever the data set has beside it.
 
-    mask: Mask
+    Without a mask it is a caption alone: something to make a mask from.
+    """
+
+    mask: Mask | None
     image: bytes | None = None
     caption: str | None = None
     segment_map: np.ndarray | None = None
@@ -70,7 +91,7 @@ class BadItem(Exception):
 
 @dataclass(frozen=True)
 class Listing:
-    """The items of a data set in order of `source_id`, and the files that belong to no item."""
+    """The items of a data set in its own order (files: by name), and the files that belong to no item."""
 
     items: tuple[Item, ...]
     orphans: tuple[BadItem, ...] = field(default=())
@@ -103,6 +124,17 @@ def unknown_ids(mask: Mask, label_set: LabelSet) -> dict[str, int]:
 def narrow(mask: np.ndarray) -> Mask:
     """Class ids as uint8 where they fit, else uint16."""
     return mask.astype(np.uint8 if mask.size == 0 or int(mask.max()) <= 255 else np.uint16)
+
+
+def names_of(item: Item) -> set[str]:
+    """Everything that a list may call an item: its id, its files, these without folders or without their suffix."""
+    files = [PurePosixPath(name) for name in (item.source_id, item.mask_name, item.image_name) if name]
+    return {item.source_id} | {name for file in files for name in spellings(file)}
+
+
+def spellings(file: PurePosixPath) -> tuple[str, ...]:
+    """A file with and without its folders and its suffix."""
+    return str(file), str(file.with_suffix("")), file.name, file.stem
 
 
 def first_names(names: Sequence[str], limit: int = 20) -> str:

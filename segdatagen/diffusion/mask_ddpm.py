@@ -7,32 +7,21 @@ network is float32. This module does not know where weights or masks come from, 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
+from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
 
 Noise = Callable[[Tensor, int], Tensor]
 """Predicted noise `[B, 3, H, W]` for images `[B, 3, H, W]` at one step of the schedule."""
 
 
-class SamplerOptions(BaseModel):
-    """How images are drawn.
-
-    `ancestral` is the paper's sampler: it visits every step of the schedule and clips nothing. The others take few
-    steps, and clip the predicted image at each (`clipped_noise`).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sampler: Literal["ancestral", "ddim", "dpm++2m"] = "ddim"
-    steps: int = Field(default=50, ge=1)
-    guidance: float = Field(default=3.0, ge=0.0, description="0 and 1 are conditional only; the paper's is 3")
+DYNAMIC_RATIO = 0.98
+"""Share of a predicted image's values that dynamic thresholding keeps in range as they are."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +121,9 @@ def generate(
     if options.sampler == "ancestral":
         x = sample_ancestral(predict, x, betas, generators)
     elif options.sampler == "ddim":
-        x = sample_ddim(clipped_noise(predict, betas), x, betas, options.steps)
+        x = sample_ddim(bounded_noise(predict, betas, options.thresholding), x, betas, options.steps)
     else:
-        x = sample_dpmpp_2m(clipped_noise(predict, betas), x, betas, options.steps)
+        x = sample_dpmpp_2m(bounded_noise(predict, betas, options.thresholding), x, betas, options.steps)
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     return to_pixels(x), finite.cpu().numpy()
 
@@ -178,20 +167,38 @@ def guided_noise(model: MaskUNet, channels: Tensor, guidance: float) -> Noise:
     return predict_guided
 
 
-def clipped_noise(predict: Noise, betas: Tensor) -> Noise:
-    """The noise that belongs to the predicted image once that is clipped to [-1, 1], the range of images.
+def bounded_noise(predict: Noise, betas: Tensor, thresholding: str) -> Noise:
+    """The noise that belongs to the predicted image once that is brought into [-1, 1], the range of images.
 
-    As `diffusers.DDIMScheduler` does with `clip_sample` and `use_clipped_model_output`. At the noisiest step an error
-    of the noise is one 158 times as large in the image; without clipping, few steps and guidance carry it to the end.
+    As `diffusers.DDIMScheduler` does with `use_clipped_model_output`. At the noisiest step an error of the noise is one
+    158 times as large in the image; unbounded, few steps and guidance carry it to the end. Cut off (`static`), an image
+    of one wrong colour stays so; scaled (`dynamic`), it keeps its contrasts, and later steps correct the colour.
     """
     bars = [float(bar) for bar in alpha_bars(betas)]
+    bound = {"static": threshold_static, "dynamic": threshold_dynamic}[thresholding]
 
-    def predict_clipped(x: Tensor, t: int) -> Tensor:
+    def predict_bounded(x: Tensor, t: int) -> Tensor:
         bar = bars[t]
         image = (x - math.sqrt(1 - bar) * predict(x, t)) / math.sqrt(bar)
-        return (x - math.sqrt(bar) * image.clamp(-1, 1)) / math.sqrt(1 - bar)
+        return (x - math.sqrt(bar) * bound(image)) / math.sqrt(1 - bar)
 
-    return predict_clipped
+    return predict_bounded
+
+
+def threshold_static(image: Tensor) -> Tensor:
+    """Predicted images with what leaves [-1, 1] cut off."""
+    return image.clamp(-1, 1)
+
+
+def threshold_dynamic(image: Tensor) -> Tensor:
+    """Predicted images `[B, 3, H, W]`, each divided by the quantile DYNAMIC_RATIO of its absolute values where above 1.
+
+    Saharia et al. (2022), "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding", 2.3.
+    """
+    # One by one: torch.quantile takes no more than 16 million values.
+    quantiles = torch.stack([torch.quantile(values, DYNAMIC_RATIO) for values in image.abs().flatten(1)])
+    scale = quantiles.nan_to_num(nan=1.0).clamp(min=1)[:, None, None, None]
+    return image.clamp(-scale, scale) / scale
 
 
 def generate_microbatched(

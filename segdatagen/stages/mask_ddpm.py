@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from segdatagen.diffusion.mask_ddpm import SamplerOptions, generate_microbatched
+from segdatagen.diffusion.mask_ddpm import generate_microbatched
+from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.images import ImageFormat, decode_mask, encode_image
 from segdatagen.labels import LabelSet
 from segdatagen.records import derive_seed

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segdatagen.diffusion.mask_ddpm import (
-    SamplerOptions,
     alpha_bars,
     cosine_betas,
     draw_noise,
@@ -21,13 +20,12 @@ from segdatagen.diffusion.mask_ddpm import (
 )
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
-from segdatagen.errors import UsageError
-from segdatagen.labels import LabelSet
+from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.records import derive_seed
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Summary
-from segdatagen.training.options import TrainingOptions
+from segdatagen.training.options import TrainingOptions, require_same_network
 from segdatagen.training.pictures import colour_masks, grid
 from segdatagen.weights import WEIGHTS_NAME, MaskDDPMWeights, check_mask_ddpm, load_mask_ddpm, save_mask_ddpm
 
@@ -39,7 +37,7 @@ ENLARGED_SIDE = 128
 class MaskDDPMTrainingOptions(TrainingOptions):
     """The YAML of `segdatagen train mask_ddpm`. Defaults are the paper's."""
 
-    fixed: ClassVar[tuple[str, ...]] = (*TrainingOptions.fixed, "hidden", "time_embedding", "attention", "init_weights")
+    fixed: ClassVar[tuple[str, ...]] = (*TrainingOptions.fixed, "hidden", "time_embedding", "attention")
 
     hidden: int = Field(default=128, ge=2, multiple_of=2, description="channels at full resolution")
     time_embedding: int = Field(default=256, ge=2, multiple_of=2)
@@ -47,7 +45,6 @@ class MaskDDPMTrainingOptions(TrainingOptions):
     drop_probability: float = Field(default=0.1, ge=0, le=1, description="share of steps without masks, for guidance")
     sampler: SamplerOptions = Field(default=SamplerOptions(), description="of the sample grids")
     sample_masks: int = Field(default=8, ge=1, description="masks in a sample grid")
-    init_weights: str | None = Field(default=None, description="weights to go on from, of the same network and classes")
 
 
 class MaskDDPMTraining:
@@ -67,7 +64,8 @@ class MaskDDPMTraining:
         )
         require_steps(options.sampler, self.config.diffusion_steps)
         if options.init_weights is not None:
-            _require_same_network(options.init_weights, self.config, arrays.label_set)
+            found = check_mask_ddpm(options.init_weights, self.config.num_classes)
+            require_same_network(options.init_weights, (found.network, self.config), (found.classes, arrays.label_set))
         self._bars = alpha_bars(cosine_betas(self.config.diffusion_steps)).float()
 
     def build(self) -> MaskUNet:
@@ -157,12 +155,3 @@ class MaskDDPMTraining:
     def _formatted(self, x: Tensor) -> Tensor:
         memory_format = torch.channels_last if self.options.channels_last else torch.contiguous_format
         return x.contiguous(memory_format=memory_format)
-
-
-def _require_same_network(uri: str, config: MaskUNetConfig, label_set: LabelSet) -> None:
-    """Raise UsageError unless the weights at `uri` are of this network and of these classes."""
-    found = check_mask_ddpm(uri, config.num_classes)
-    if found.network != config:
-        raise UsageError(f"init_weights: {uri} are weights of another network ({found.network}), not of ({config})")
-    if found.classes != label_set.names:
-        raise UsageError(f"init_weights: {uri} were trained on the classes {', '.join(found.classes)}, in that order")

@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from segdatagen.errors import UsageError
 from segdatagen.geometry import SIZE_STEP, Geometry
+from segdatagen.labels import LabelSet
 from segdatagen.weights import StoreDtype
 
 
@@ -16,13 +18,14 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fixed: ClassVar[tuple[str, ...]] = ("size", "fit", "seed", "batch_size", "flip")
+    fixed: ClassVar[tuple[str, ...]] = ("size", "fit", "seed", "batch_size", "flip", "init_weights")
     """Fields that a resumed training cannot change: they decide the network or the order of the data."""
 
     sources: str = Field(min_length=1, description="URI of a source store")
     out: str = Field(min_length=1, description="URI of the folder for weights, checkpoints, logs and pictures")
     size: tuple[int, int] = Field(description="width, height in pixels, multiples of 8")
     fit: Literal["crop", "pad", "resize"] = "resize"
+    init_weights: str | None = Field(default=None, description="weights to go on from, of the same network and classes")
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="of all workers together")
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -61,3 +64,13 @@ class TrainingOptions(BaseModel):
     def geometry(self) -> Geometry:
         """How sources are fitted to the size of the training images."""
         return Geometry(size=self.size, fit=self.fit)
+
+
+def require_same_network(
+    uri: str, networks: tuple[BaseModel, BaseModel], classes: tuple[tuple[str, ...], LabelSet]
+) -> None:
+    """Raise UsageError unless the weights at `uri` are of the wanted network and classes; pairs are (found, wanted)."""
+    if networks[0] != networks[1]:
+        raise UsageError(f"init_weights: {uri} are weights of another network ({networks[0]}), not of ({networks[1]})")
+    if classes[0] != classes[1].names:
+        raise UsageError(f"init_weights: {uri} were trained on the classes {', '.join(classes[0])}, in that order")

@@ -17,6 +17,8 @@ from segdatagen.segmenters import (
     SegmenterWeights,
     Stages,
     build_segmenter,
+    check_segmenter,
+    load_segmenter,
     pixel_losses,
     save_segmenter,
     scores,
@@ -25,7 +27,7 @@ from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Summary
-from segdatagen.training.options import TrainingOptions
+from segdatagen.training.options import TrainingOptions, require_same_network
 from segdatagen.training.pictures import colour_masks, grid
 from segdatagen.weights import WEIGHTS_NAME
 
@@ -69,10 +71,15 @@ class SegmenterTraining:
             reductions=options.reductions,
             decoder_hidden=options.decoder_hidden,
         )
+        if options.init_weights is not None:
+            found = check_segmenter(options.init_weights, arrays.label_set.names)
+            require_same_network(options.init_weights, (found.network, self.config), (found.classes, arrays.label_set))
 
     def build(self) -> nn.Module:
-        """A SegFormer of the options, for the classes of the data."""
-        return build_segmenter(self.config)
+        """A SegFormer of the options, for the classes of the data: new, or that of `init_weights`."""
+        if self.options.init_weights is None:
+            return build_segmenter(self.config)
+        return load_segmenter(self.options.init_weights, self.arrays.label_set.names).train()
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy of the pixels that are labelled."""
@@ -145,6 +152,7 @@ class SegmenterTraining:
             "parameters": f"{count:,}, stored as {options.store_dtype}",
             "data": f"`{options.sources}`, {summary.num_images:,} images, fingerprint `{summary.data_fingerprint}`",
             "size": f"{options.size[0]} x {options.size[1]}, fit {options.fit}",
+            "starts from": "random weights" if options.init_weights is None else f"`{options.init_weights}`",
             "steps": f"{summary.steps:,} of batch {options.batch_size}",
             "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}",
             "time": f"{summary.seconds / 60:.0f} minutes",

@@ -1,0 +1,186 @@
+"""Captions: files of them, sources that are nothing else, and another data set's sources with theirs from a file.
+
+COCO's JSON of captions, JSON lines, and lines of `name<TAB>caption` are read. White space at the ends of a caption and
+between its words counts as one space. It does not know what a caption is good for.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from segdatagen.datasets.json_stream import elements
+from segdatagen.datasets.options import Options
+from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, Reader, first_names, names_of
+from segdatagen.errors import UsageError
+from segdatagen.labels import LabelSet
+from segdatagen.storage import Folder
+
+NAME_KEYS = ("source_id", "file_name", "image", "id")
+TEXT_KEYS = ("caption", "text")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of a file: whose it is ("" where the file does not say), its text, and where it stands."""
+
+    name: str
+    text: str
+    place: str
+
+
+@dataclass(frozen=True)
+class CaptionList:
+    """Sources that are captions alone: one per caption, with the classes that masks made of them are to have."""
+
+    root: str
+    label_set: LabelSet
+
+    def list_items(self) -> Listing:
+        """An item per caption: its name, with a number behind it in COCO's form; else the number of the line."""
+        items: list[Item] = []
+        bad: list[BadItem] = []
+        file_name = PurePosixPath(self.root).name
+        numbered = self.root.lower().endswith(".json")
+        seen: Counter[str] = Counter()
+        for number, caption in enumerate(read_captions(self.root), 1):
+            if not caption.text:
+                bad.append(BadItem("empty caption", caption.place))
+                continue
+            name = caption.name or f"{PurePosixPath(file_name).stem}-{number:09d}"
+            source_id = f"{name}-{seen[name]}" if numbered else name
+            seen[name] += 1
+            items.append(Item(source_id, file_name, caption=caption.text, num_bytes=len(caption.text)))
+        if not items and not bad:
+            raise UsageError(f"{self.root}: no captions here")
+        return Listing(tuple(items), tuple(bad))
+
+    def read(self, item: Item) -> RawSource:
+        """Nothing but the caption, which the item has."""
+        return RawSource(mask=None, caption=item.caption)
+
+
+@dataclass(frozen=True)
+class CaptionedReader:
+    """A reader whose items get captions from a file: of several for one item the first."""
+
+    reader: Reader
+    uri: str
+
+    @property
+    def label_set(self) -> LabelSet:
+        """That of the data set."""
+        return self.reader.label_set
+
+    def list_items(self) -> Listing:
+        """The items of the data set, those without a caption in the file as they are.
+
+        Raises UsageError where the file has a caption for none of them, or an empty one.
+        """
+        listing = self.reader.list_items()
+        captions: dict[str, str] = {}
+        for caption in read_captions(self.uri):
+            if not caption.text:
+                raise UsageError(f"{caption.place}: the caption is empty")
+            if not caption.name:
+                raise UsageError(f"{caption.place}: whose caption is this? Expected name<TAB>caption")
+            captions.setdefault(caption.name, caption.text)
+        items = tuple(replace(item, caption=_caption_of(item, captions)) for item in listing.items)
+        if items and not any(item.caption for item in items):
+            raise UsageError(
+                f"{self.uri}: no caption for any source: it names {first_names(list(captions), 3)}, while sources are "
+                f"called {first_names([item.source_id for item in items], 3)}"
+            )
+        return Listing(items, listing.orphans)
+
+    def read(self, item: Item) -> RawSource:
+        """As the data set's own reader reads it. Raises BadItem."""
+        return self.reader.read(item)
+
+
+def open_captions(root: str, split: str, options: Options) -> Reader:
+    """A list of captions as sources without image and mask."""
+    if options.captions is not None:
+        raise UsageError("format captions takes no --captions: its captions are those of ROOT")
+    return CaptionList(root, options.named_label_set("captions", "the classes of masks that are made of captions"))
+
+
+def read_captions(uri: str) -> Iterator[Caption]:
+    """Every caption of a file in its order, empty ones too. Raises UsageError."""
+    parent, slash, name = uri.rpartition("/")
+    folder = Folder(parent or slash or ".")
+    suffix = PurePosixPath(name).suffix.lower()
+    try:
+        if suffix == ".json":
+            yield from _coco(folder, name)
+            return
+        lines = folder.read(name).decode().splitlines()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UsageError(f"{uri}: no such file: captions are COCO's JSON, JSON lines or name<TAB>caption") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{uri}: not a text file ({error})") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            place = f"{uri}:{number}"
+            yield _json_line(line, place) if suffix in (".jsonl", ".ndjson") else _tab_line(line, place)
+
+
+def _coco(folder: Folder, name: str) -> Iterator[Caption]:
+    """COCO's form: images have ids and file names, annotations captions. Images may stand behind annotations."""
+    uri = folder.uri_of(name)
+    names: dict[Any, str] = {}
+    with folder.open(name) as file:
+        for key, value, _, _ in elements(file, uri):
+            if key == "images":
+                names[_field(value, "id", uri)] = PurePosixPath(str(_field(value, "file_name", uri))).stem
+    if not names:
+        raise UsageError(f"{uri}: not captions in COCO's form: it lists no images")
+    with folder.open(name) as file:
+        for key, value, _, _ in elements(file, uri):
+            if key == "annotations":
+                image = _field(value, "image_id", uri)
+                if image not in names:
+                    raise UsageError(f"{uri}: a caption is for image {image}, which the file does not list")
+                yield Caption(names[image], _clean(_field(value, "caption", uri)), f"{uri}, image {image}")
+
+
+def _json_line(line: str, place: str) -> Caption:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{place}: broken JSON ({error})") from error
+    texts = [row[key] for key in TEXT_KEYS if key in row] if isinstance(row, dict) else []
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        raise UsageError(f"{place}: expected an object with one text under {' or '.join(TEXT_KEYS)}")
+    named = next((row[key] for key in NAME_KEYS if key in row), "")
+    return Caption(_stem(str(named)), _clean(texts[0]), place)
+
+
+def _tab_line(line: str, place: str) -> Caption:
+    name, tab, text = line.partition("\t")
+    return Caption(_stem(name.strip()), _clean(text), place) if tab else Caption("", _clean(line), place)
+
+
+def _stem(name: str) -> str:
+    """A name without the suffix of an image file; other dots belong to it."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in (".jpg", ".jpeg", ".png") else name
+
+
+def _clean(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _caption_of(item: Item, captions: Mapping[str, str]) -> str | None:
+    """The caption under the item's id, or under any other of its names."""
+    if item.source_id in captions:
+        return captions[item.source_id]
+    return next((captions[name] for name in sorted(names_of(item)) if name in captions), None)
+
+
+def _field(value: object, key: str, uri: str) -> Any:
+    if not isinstance(value, dict) or key not in value:
+        raise UsageError(f"{uri}: not captions in COCO's form: an entry has no {key}")
+    return value[key]

@@ -1,0 +1,224 @@
+"""Captions from every kind of file, as sources of their own and beside the masks of another data set."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import JobFactory, Refused, make_scenes_store
+from look_alikes import read_all, write, write_mask
+
+from segdatagen.cli import main
+from segdatagen.datasets import Options, open_reader
+from segdatagen.datasets.captions import read_captions
+from segdatagen.errors import UsageError
+from segdatagen.geometry import Geometry
+from segdatagen.ingest import IngestRequest, ingest_shard, seal_store
+from segdatagen.methods import LoadSource
+from segdatagen.sources import SourceStore, open_store, read_arrays, transformed_counts
+from segdatagen.stages.stage import objects
+from segdatagen.tables import read_part
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+COCO = {
+    "info": {"description": "naïve"},
+    "images": [{"id": 5, "file_name": "000000000005.jpg"}, {"id": 3, "file_name": "000000000003.jpg"}],
+    "annotations": [
+        {"image_id": 3, "id": 900, "caption": " A zebra grazes\nin  the grass. "},
+        {"image_id": 5, "id": 37, "caption": "Un café au coin de la rue"},
+        {"image_id": 3, "id": 12, "caption": "Two zebras"},
+    ],
+}
+
+
+def write_coco(path: Path, document: object = COCO, ascii_only: bool = False) -> Path:
+    return write(path, json.dumps(document, ensure_ascii=ascii_only).encode())
+
+
+def captions_of(path: Path) -> dict[str, str | None]:
+    reader = open_reader("captions", str(path), "train", Options(labels="ade20k"))
+    assert reader.label_set.name == "ade20k"
+    return {name: source.caption for name, source in read_all(reader).items()}
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_every_caption_of_coco_is_a_source(tmp_path: Path, ascii_only: bool) -> None:
+    path = write_coco(tmp_path / "captions_train2017.json", COCO, ascii_only)
+    assert captions_of(path) == {
+        "000000000003-0": "A zebra grazes in the grass.",
+        "000000000005-0": "Un café au coin de la rue",
+        "000000000003-1": "Two zebras",
+    }
+
+
+def test_images_may_stand_behind_the_captions(tmp_path: Path) -> None:
+    turned = dict(reversed(COCO.items()))
+    assert next(iter(turned)) == "annotations"
+    assert captions_of(write_coco(tmp_path / "a.json", turned)) == captions_of(write_coco(tmp_path / "b.json"))
+
+
+def test_lines_name_captions_or_are_numbered(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.tsv", b"a.jpg\tA red bus\n\nb.c\tTwo dogs, one ball\t!\n")
+    assert captions_of(path) == {"a": "A red bus", "b.c": "Two dogs, one ball !"}
+    path = write(tmp_path / "ideas.txt", b"A tram in the rain\n  A  field\n")
+    assert captions_of(path) == {"ideas-000000001": "A tram in the rain", "ideas-000000002": "A field"}
+
+
+def test_json_lines_have_their_usual_keys(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": "a/b.png", "text": "A bridge"},
+        {"source_id": "x.y", "caption": "Ein Fluß"},
+        {"id": 7, "caption": "A quay", "url": "https://example.org"},
+    ]
+    path = write(tmp_path / "metadata.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
+    assert captions_of(path) == {"a/b": "A bridge", "x.y": "Ein Fluß", "7": "A quay"}
+
+
+def test_captions_reach_the_sources_of_any_format(tmp_path: Path) -> None:
+    for name in ("000000000003", "000000000005", "000000000007"):
+        write_mask(tmp_path / f"masks/{name}.png", np.zeros((8, 8), np.uint8))
+    options = Options(labels="camvid", captions=str(write_coco(tmp_path / "captions.json")))
+    reader = open_reader("masks", str(tmp_path / "masks"), "train", options)
+    items = reader.list_items().items
+    assert {item.source_id: item.caption for item in items} == {
+        "000000000003": "A zebra grazes in the grass.",  # of two the first
+        "000000000005": "Un café au coin de la rue",
+        "000000000007": None,
+    }
+
+
+def test_captions_go_before_those_of_the_data_set(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.tsv", b"train-000001\tA street of my own\n")
+    reader = open_reader("scenes", "3@32x32", "train", Options(captions=str(path)))
+    store = store_of(tmp_path / "store", "scenes", "3@32x32", Options(captions=str(path)))
+    first, second, _ = read_part(store.folder, store.info.parts[0].name, ["caption"])["caption"].to_pylist()
+    assert second == "A street of my own"
+    assert first == reader.read(reader.list_items().items[0]).caption
+    assert store.info.captions == str(path)
+
+
+def store_of(folder: Path, data_format: str, root: str, options: Options) -> SourceStore:
+    reader = open_reader(data_format, root, "train", options)
+    request = IngestRequest(data_format, root, "train", str(folder), captions=options.captions)
+    shard = ingest_shard(reader.list_items().items, "part-00000.parquet", reader, request, keep=True)
+    assert shard.part is not None
+    return seal_store(request, reader, [shard.part], shard.bad)
+
+
+@pytest.fixture
+def caption_store(tmp_path: Path) -> SourceStore:
+    path = write(tmp_path / "ideas.txt", b"A tram in the rain\nA field\n")
+    return store_of(tmp_path / "ideas", "captions", str(path), Options(labels="scenes"))
+
+
+def test_a_store_of_captions_has_no_masks_and_no_classes(caption_store: SourceStore) -> None:
+    rows = read_part(caption_store.folder, "part-00000.parquet").to_pylist()
+    assert [row["caption"] for row in rows] == ["A tram in the rain", "A field"]
+    empty = ("image", "mask", "segment_map", "segments", "height", "width")
+    assert all(row[name] is None for row in rows for name in empty)
+    assert all(row["class_ids"] == row["class_pixels"] == [] for row in rows)
+    counts = transformed_counts(open_store(caption_store.folder.uri), Geometry(size=(32, 32)))
+    assert counts.shape == (2, 12)
+    assert not counts.any()
+
+
+@pytest.mark.parametrize("words", [("plan",), ("plan", "--dry-run"), ("run",)])
+def test_methods_that_need_masks_refuse_captions(
+    refused_here: Refused, make_job: JobFactory, caption_store: SourceStore, words: tuple[str, ...]
+) -> None:
+    line = refused_here(words[0], make_job(sources=caption_store.folder.uri), *words[1:])
+    assert "2 of 2 sources are captions without a mask (ideas-000000001, ideas-000000002)" in line
+    assert "mask_ddpm starts from masks" in line
+
+
+def test_a_row_whose_source_is_a_caption_gets_a_reason(caption_store: SourceStore) -> None:
+    load = LoadSource(caption_store, Geometry(size=(32, 32)))
+    batch = {"source_file": objects(["part-00000.parquet"] * 2), "source_row": objects([0, 1])}
+    assert load(batch)["reason"].tolist() == ["the source is a caption without a mask"] * 2
+
+
+def test_training_refuses_captions(caption_store: SourceStore) -> None:
+    with pytest.raises(UsageError, match="source ideas-000000001 has no mask: training needs images and masks"):
+        read_arrays(caption_store.folder.uri, Geometry(size=(32, 32)))
+
+
+def test_captions_are_ingested_by_the_command(ray_session: None, tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "captions.json")
+    words = [
+        "ingest",
+        "captions",
+        str(path),
+        "--split",
+        "train",
+        "--labels",
+        "scenes",
+        "--out",
+        str(tmp_path / "store"),
+    ]
+    assert main(words) == 0
+    store = open_store(str(tmp_path / "store"))
+    assert store.index["source_id"].to_pylist() == ["000000000003-0", "000000000005-0", "000000000003-1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("a.json", "{", "broken JSON at byte 1"),
+        ("a.json", '{"annotations": [{"image_id": 1, "caption": "x"}]}', "it lists no images"),
+        ("a.json", '{"images": [{"id": 1}]}', "an entry has no file_name"),
+        (
+            "a.json",
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2, "caption": "x"}]}',
+            "a caption is for image 2, which the file does not list",
+        ),
+        ("a.jsonl", '{"id": 1, "caption": "x"}\n{"id": 2,\n', "a.jsonl:2: broken JSON"),
+        ("a.jsonl", '{"id": 1}', "a.jsonl:1: expected an object with one text under caption or text"),
+        ("a.jsonl", "[1]", "a.jsonl:1: expected an object with one text"),
+        ("a.txt", "\n\n", "no captions here"),
+    ],
+)
+def test_files_of_captions_that_are_none_are_refused(tmp_path: Path, name: str, text: str, problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        captions_of(write(tmp_path / name, text.encode()))
+    assert problem in str(caught.value)
+
+
+def test_empty_captions_are_named_with_their_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", b"a\tA bus\nb\t  \n")
+    (orphan,) = open_reader("captions", str(path), "train", Options(labels="voc")).list_items().orphans
+    assert (orphan.problem, orphan.file_name) == ("empty caption", f"{path}:2")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"A bus without a name\n", ":1: whose caption is this? Expected name<TAB>caption"),
+        (b"train-000000\t \n", ":1: the caption is empty"),
+        (b"0001\tA bus\n", "no caption for any source: it names 0001, while sources are called train-000000"),
+        (b"\xff\xfe", "not a text file"),
+        (None, "no such file: captions are COCO's JSON, JSON lines or name<TAB>caption"),
+    ],
+)
+def test_captions_for_other_sources_are_refused(tmp_path: Path, text: bytes | None, problem: str) -> None:
+    path = tmp_path / "captions.tsv"
+    if text is not None:
+        write(path, text)
+    with pytest.raises(UsageError) as caught:
+        open_reader("scenes", "3@32x32", "train", Options(captions=str(path))).list_items()
+    assert problem in str(caught.value)
+
+
+def test_a_list_of_captions_takes_no_further_captions(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes no --captions"):
+        open_reader("captions", str(tmp_path), "train", Options(labels="voc", captions="x.tsv"))
+    with pytest.raises(UsageError, match=r"needs --labels \(the classes of masks"):
+        open_reader("captions", str(tmp_path), "train", Options())
+
+
+def test_another_captions_file_makes_another_store(refused_on_ray: Refused, tmp_path: Path) -> None:
+    out = make_scenes_store(tmp_path / "store", 3)
+    path = write(tmp_path / "captions.tsv", b"train-000001\tA street of my own\n")
+    line = refused_on_ray("ingest", "scenes", "3@32x32", "--split", "train", "--out", out, "--captions", path)
+    assert "its sources differ" in line
+    assert next(iter(read_captions(str(path)))).name == "train-000001"

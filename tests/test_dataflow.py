@@ -1,0 +1,70 @@
+"""What the driver hears of committed parts: the seconds of every stage, over all actors, reach the attempt."""
+
+import sys
+import time
+
+import pytest
+from conftest import JobFactory
+from ray import cloudpickle
+from test_faults import Events, run
+
+from segdatagen.dataflow import ChainFactory
+from segdatagen.job import Job, load_job
+from segdatagen.methods import METHODS, Chain, method_contexts
+from segdatagen.records import SAMPLE_SCHEMA
+from segdatagen.run_folder import open_run, read_attempts
+from segdatagen.samples import read_ledger
+from segdatagen.sources import open_store
+from segdatagen.stages.stage import Batch, objects
+from segdatagen.tables import read_part
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+SECONDS_PER_ROW = 0.05
+
+
+class Slow:
+    """A stage that waits for each row, and fails every second one."""
+
+    name = "slow"
+    reads = ("variant",)
+    writes = ("reason",)
+    verdict = "failed"
+
+    def __call__(self, batch: Batch) -> Batch:
+        time.sleep(SECONDS_PER_ROW * len(batch["variant"]))
+        return {"reason": objects(["odd" if variant % 2 else None for variant in batch["variant"]])}
+
+
+def with_slow_stage(job: Job) -> dict[str, ChainFactory]:
+    context = method_contexts(job, open_store(job.sources).label_set)["mask_ddpm"]
+
+    def build() -> Chain:
+        load, generate = METHODS["mask_ddpm"](context)
+        return Chain([load, Slow(), generate])
+
+    return {"mask_ddpm": build}
+
+
+def test_seconds_of_every_stage_reach_the_attempt(ray_session: None, make_job: JobFactory) -> None:
+    plan = [{"method": "mask_ddpm", "strategy": "uniform", "per_source": 2}, {"max_rounds": 1}]
+    job = load_job(str(make_job(plan=plan, execution={"microbatch": 4, "max_failed_fraction": 1.0})))
+    events = Events()
+    outcome = run(job, events, factories=with_slow_stage(job))
+    assert outcome.counts == {"ok": 6, "rejected": 0, "failed": 6}
+    (attempt,) = read_attempts(open_run(job.uri).folder)
+    (stages,) = attempt.stage_seconds.values()
+    assert list(attempt.stage_seconds) == ["mask_ddpm"]
+    assert list(stages) == ["load", "slow", "mask2img"], "in the order of the chain"
+    assert 12 * SECONDS_PER_ROW <= stages["slow"] < 12 * SECONDS_PER_ROW + 1
+    assert len(events.parts) > 1
+    assert all(min(part.stage_seconds.values()) > 0 for part in events.parts)
+    for stage, seconds in stages.items():
+        assert seconds == pytest.approx(sum(part.stage_seconds[stage] for part in events.parts))
+
+
+def test_stage_seconds_are_not_stored_with_the_samples(ray_session: None, make_job: JobFactory) -> None:
+    job = load_job(str(make_job()))
+    run(job)
+    folder = open_run(job.uri).folder
+    for part in read_ledger(folder).parts:
+        assert read_part(folder, part.name).column_names == SAMPLE_SCHEMA.names

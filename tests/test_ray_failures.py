@@ -1,0 +1,125 @@
+"""Work on Ray that raises, or that kills its worker, ends in one line and exit status 1: not in silence, nor never."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from committed import commit, make_run, plan
+from conftest import JobFactory, child_environment, the_line, visible
+from ray import cloudpickle
+from test_faults import run
+
+import segdatagen.deep_verify
+from segdatagen.cluster import spread
+from segdatagen.deep_verify import verify_parts
+from segdatagen.errors import SegdatagenError
+from segdatagen.job import load_job
+from segdatagen.storage import StorageError
+
+Fault = Callable[[int], int]
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+
+def raises(number: int) -> int:
+    raise KeyError("a defect\nof two lines")
+
+
+def has_no_space(number: int) -> int:
+    raise StorageError(f"part-{number}: no space left,\n  free some")
+
+
+def kills(number: int) -> int:
+    os._exit(1)
+
+
+FAULTS = [
+    (raises, r"KeyError: 'a defect\nof two lines'"),
+    (has_no_space, "part-0: no space left, free some"),
+    (kills, "its worker died, 3 times"),
+]
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+def test_what_stopped_the_work_is_said_in_one_line(ray_session: None, fault: Fault, reason: str) -> None:
+    with pytest.raises(SegdatagenError) as caught:
+        list(spread("reading failed", range(1), fault))
+    assert str(caught.value) == f"reading failed ({reason})"
+
+
+def test_every_number_comes_back_once(ray_session: None) -> None:
+    assert sorted(spread("counting failed", range(20), lambda number: {"square": number**2})) == [
+        (number, {"square": number**2}) for number in range(20)
+    ]
+
+
+def test_a_worker_that_dies_once_costs_nothing(ray_session: None, tmp_path: Path) -> None:
+    def dies_once(number: int) -> int:
+        try:
+            (tmp_path / f"{number}").touch(exist_ok=False)
+        except FileExistsError:
+            return number
+        os._exit(1)
+
+    assert sorted(spread("counting failed", range(2), dies_once)) == [(0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("fault", [raises, kills])
+def test_a_deep_look_that_fails_is_no_verdict(
+    ray_session: None,
+    make_job: JobFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[int], int],
+) -> None:
+    """Not even in a process that made a run before: there, blocks whose worker died are dropped in silence."""
+    run(load_job(str(make_job(plan=[{"method": "mask_ddpm", "strategy": "uniform", "per_source": 1}]))))
+    looked_at = make_run(tmp_path / "run")
+    plan(looked_at, [1])
+    commit(looked_at, [1])
+    monkeypatch.setattr(segdatagen.deep_verify, "check_part", lambda run, name: fault(0))
+    with pytest.raises(SegdatagenError, match="the check itself failed"):
+        verify_parts(looked_at, 1.0, None, lambda done, total: None)
+    assert ray.data.DataContext.get_current().max_errored_blocks == 0
+
+
+PROGRAM = """
+import os, sys
+from segdatagen import cli, datasets
+
+class Faulty:
+    def __init__(self, reader):
+        self.reader, self.label_set = reader, reader.label_set
+    def list_items(self):
+        return self.reader.list_items()
+    def read(self, item):
+        {fault}
+
+scenes = datasets.FORMATS["scenes"]
+datasets.FORMATS["scenes"] = lambda *words: Faulty(scenes(*words))
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("raise KeyError('a defect')", "KeyError: 'a defect'"), ("os._exit(1)", "its worker died")]
+)
+def test_the_command_says_it_in_one_line(tmp_path: Path, fault: str, reason: str) -> None:
+    program = textwrap.dedent(PROGRAM).format(fault=fault)
+    out = tmp_path / "store"
+    words = ["ingest", "scenes", "2@32x32", "--split", "train", "--out", str(out), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], env=child_environment(), capture_output=True, text=True, timeout=120
+    )
+    line = the_line(done.returncode, done.stdout, done.stderr)
+    assert done.returncode == 1
+    assert f"2@32x32: reading failed ({reason}" in line
+    assert visible(tmp_path) == {}
