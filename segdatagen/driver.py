@@ -6,7 +6,7 @@ a method does, nor how parts travel.
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segdatagen.balance import Presence
+from segdatagen.budget import RECORD_SECONDS, Budget
 from segdatagen.dataflow import ChainFactory, Flow, PartDone, rows_per_block, stream
 from segdatagen.errors import SegdatagenError
+from segdatagen.forecast import forecast
 from segdatagen.job import Job
 from segdatagen.lease import Holder, Lease
 from segdatagen.methods import failed_rows
@@ -31,7 +33,7 @@ from segdatagen.planner import (
     read_rounds,
     state_of,
 )
-from segdatagen.run_folder import SUCCESS_NAME, Attempt, Run, recipe_fingerprint
+from segdatagen.run_folder import SUCCESS_NAME, Attempt, Run, put_attempt, recipe_fingerprint
 from segdatagen.samples import STATUSES, Ledger, put_samples, read_ledger, set_aside, split_parts
 from segdatagen.sources import SourceStore
 from segdatagen.storage import Folder
@@ -42,6 +44,8 @@ PASSES_OF_ONE = 3
 BLOCKS_PER_FLOW = 20_000
 """A longer plan is made in several flows: Ray Data keeps 3 kB of statistics per block in the driver until a flow ends
 (`segdatagen bench flow`)."""
+COMPLETE, LIMIT_OVER = "complete", "limit reached"
+"""How an attempt ends of its own accord; `budget` knows two other ways."""
 EARLY_ROWS = 100
 """The failed fraction is judged as if at least this many rows were done, or all of them where there are fewer."""
 
@@ -76,12 +80,16 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: counts over the whole run, and whether the goals are met."""
+    """How a run ended: counts over the whole run, and whether the goals are met.
+
+    `ended` says in words whether it is complete, or which limit was reached.
+    """
 
     counts: dict[str, int]
     planned: int
     goals_met: bool
     complete: bool
+    ended: str = COMPLETE
     already_complete: bool = False
 
 
@@ -114,12 +122,14 @@ class Session:
         fingerprints = {method: recipe_fingerprint(recipe) for method, recipe in self.recipes.items()}
         request = PlanRequest(len(rounds), self.job.plan, self.settings, fingerprints, self.job.seed, min_pixels)
         cost = measured_cost(run, ledger, self.job.geometry)
-        return plan_round(request, self.store, state, cost)
+        planned = plan_round(request, self.store, state, cost)
+        estimate = forecast(self.job, planned.summary)
+        return replace(planned, summary=planned.summary.model_copy(update={"estimate": estimate}))
 
 
 @dataclass
 class Driver:
-    """One attempt at work. `seconds` is what the chains spent, over all actors; `stage_seconds` by method and stage."""
+    """One attempt at work. `chain_seconds` are those of all chains together; `stage_seconds` by method and stage."""
 
     session: Session
     run_: Run
@@ -128,8 +138,15 @@ class Driver:
     options: RunOptions
     events: Events
     factories: Mapping[str, ChainFactory]
-    seconds: dict[str, float] = field(default_factory=lambda: {"chains": 0.0})
+    budget: Budget
+    chain_seconds: float = 0.0
     stage_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    recorded: float = 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What an attempt records: seconds of the chains over all actors, and seconds on the clock."""
+        return {"chains": self.chain_seconds, "wall": self.budget.seconds}
 
     def run(self) -> Outcome:
         """Rounds until the goals are met, cannot be met, or no more rounds are allowed. Raises SegdatagenError."""
@@ -138,14 +155,16 @@ class Driver:
             rounds, ledger = read_rounds(folder), self._ledger()
             plan = read_plan(folder, rounds)
             rows = without(plan, ledger.finished(retry_failed=retry))
-            retry = False
-            if rows.num_rows and left != 0:
+            ended = self.budget.reached()
+            if rows.num_rows and left != 0 and ended is None:
                 rows = rows if left is None else stratified(rows, left)
                 left = None if left is None else left - rows.num_rows
                 self._make_all(rows, ledger, plan.num_rows)
+                retry = retry and self.budget.reached() is not None
                 continue
             if rows.num_rows or left == 0:
-                return Outcome(ledger.counts, plan.num_rows, goals_met=False, complete=False)
+                return Outcome(ledger.counts, plan.num_rows, False, complete=False, ended=ended or LIMIT_OVER)
+            retry = False
             planned = self.session.next_round(folder, ledger, rounds)
             if planned.summary.num_rows and self.session.may_plan(rounds):
                 put_round(folder, planned)
@@ -164,6 +183,8 @@ class Driver:
         block_rows = rows_per_block(self.session.job.execution, rows.num_rows)
         for start in range(0, rows.num_rows, BLOCKS_PER_FLOW * block_rows):
             self._make(rows.slice(start, BLOCKS_PER_FLOW * block_rows), block_rows, tally)
+            if self.budget.reached():
+                return
 
     def _make(self, rows: pa.Table, block_rows: int, tally: "Tally") -> None:
         """Run rows; those that do not come back run alone, and are written as failed after three passes."""
@@ -171,6 +192,8 @@ class Driver:
             if number:
                 self.events.note(f"{rows.num_rows} samples did not come back: making them one by one, pass {number}")
             self._flow(rows, 1 if number else block_rows, tally)
+            if self.budget.reached():
+                return
             ledger = self._ledger()
             rows = without(rows, ledger.sample_ids[ledger.attempt == self.attempt.number])
             if not rows.num_rows:
@@ -181,20 +204,32 @@ class Driver:
         self._stop_if_too_many_failed(tally)
 
     def _flow(self, rows: pa.Table, block_rows: int, tally: "Tally") -> None:
+        """Run rows until all came back, none come any more, or the budget is used up."""
         flow = Flow(self.run_.folder.uri, self.factories, self.session.job.execution, self.attempt.number)
         with contextlib.closing(stream(flow, rows, block_rows)) as parts:
             for part in parts:
                 self.lease.check()
                 if part.error:
                     raise SegdatagenError(part.error)
-                self.seconds["chains"] += part.chain_seconds
+                self.chain_seconds += part.chain_seconds
                 stages = self.stage_seconds.setdefault(part.method, {})
                 for stage, spent in part.stage_seconds.items():
                     stages[stage] = stages.get(stage, 0.0) + spent
+                self.budget.has_made = True
                 for status in STATUSES:
                     tally.add(status, getattr(part, status))
                 self.events.part(part)
                 self._stop_if_too_many_failed(tally)
+                self._record()
+                if self.budget.reached():
+                    return
+
+    def _record(self) -> None:
+        """Put what the attempt spent so far into its record, from time to time."""
+        if self.budget.seconds - self.recorded >= RECORD_SECONDS:
+            self.recorded = self.budget.seconds
+            spent = {"seconds": self.seconds, "stage_seconds": self.stage_seconds}
+            put_attempt(self.run_.folder, self.attempt.model_copy(update=spent))
 
     def _finish(self, next_round: PlannedRound, rounds: list[RoundSummary], ledger: Ledger) -> Outcome:
         """Verify, write the manifest and `_SUCCESS`, and say what the goals still miss."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segdatagen.config_files import describe, read_config
+from segdatagen.costs import Prices
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.geometry import Geometry
 from segdatagen.goals import AnyGoal, Balance, BalancePixels, Cover, Quotas, RandomSamples, Uniform
@@ -77,6 +78,8 @@ class Execution(_Part):
     microbatch: int = Field(default=8, ge=1, description="rows in one forward pass of the network")
     rows_per_block: int | Literal["auto"] = "auto"
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of one attempt")
+    max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of all attempts together")
 
     @field_validator("rows_per_block")
     @classmethod
@@ -99,6 +102,7 @@ class Job(_Part):
     settings: PlanSettings = PlanSettings()
     output: Output
     execution: Execution = Execution()
+    prices: Prices = Prices()
 
     @model_validator(mode="before")
     @classmethod
@@ -137,6 +141,15 @@ class Job(_Part):
         for goal in self.plan:
             if goal.method not in known:
                 raise ValueError(f"plan: method {goal.method!r} is not among the job's methods ({', '.join(known)})")
+        return self
+
+    @model_validator(mode="after")
+    def _cost_needs_a_price(self) -> "Job":
+        execution = self.execution
+        price = self.prices.per_actor_hour(execution.gpus_per_actor, execution.cpus_per_actor)
+        if execution.max_cost is not None and price is None:
+            field = "per_gpu_hour" if execution.gpus_per_actor else "per_cpu_hour"
+            raise ValueError(f"execution.max_cost: needs the price of an actor: give prices.{field}")
         return self
 
     @property

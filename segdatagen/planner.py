@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from segdatagen.balance import Presence, cir, entropy
+from segdatagen.class_bars import ClassBar, class_bars
 from segdatagen.config_files import read_stored
+from segdatagen.costs import Estimate
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.goals import AnyGoal
@@ -35,8 +37,18 @@ GUESSED_BYTES_PER_ROW, GUESSED_BYTES_PER_PIXEL = 5000, 1.2
 EVALUATION_SPLIT = re.compile(r"val|test", re.IGNORECASE)
 
 
+class ClassPixels(BaseModel):
+    """Pixels of one class in a round, for a goal that counts them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    real: int
+    accepted: int
+    planned: int
+    wanted: int
+
+
 class ClassSummary(BaseModel):
-    """One class in a round: images that show it."""
+    """One class in a round: images that show it, and pixels of it where a goal counts them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -47,10 +59,25 @@ class ClassSummary(BaseModel):
     total: int
     share_before: float
     share_after: float
+    pixels: ClassPixels | None = None
+
+
+class GoalSummary(BaseModel):
+    """One goal in a round: the rows that it adds; of a cover, what its quotas take `at_least`, and by Algorithm 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: str
+    strategy: str
+    planned: int
+    at_least: int | None
+    algorithm_1: int | None
 
 
 class RoundSummary(BaseModel):
-    """`summary.json` of a round: what was asked for, what the round adds, and the balance before and after."""
+    """`summary.json` of a round: what was asked for, what the round adds, and the balance before and after.
+
+    `estimate` is of the pool that the job had when the round was planned.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     round: int
@@ -66,6 +93,8 @@ class RoundSummary(BaseModel):
     seconds_per_sample: float | None
     estimated_seconds: float | None
     estimated_bytes: int
+    goals: tuple[GoalSummary, ...] = ()
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +179,18 @@ def put_round(run: Folder, planned: PlannedRound) -> None:
     folder.delete([entry.name for entry in folder.entries()])
     for part, start in enumerate(range(0, planned.rows.num_rows, ROWS_PER_PART)):
         put_table(folder, f"part-{part:05d}.parquet", planned.rows.slice(start, ROWS_PER_PART))
+    folder.put("classes.svg", picture_of(planned.summary).encode())
     folder.put("summary.json", planned.summary.model_dump_json(indent=1).encode())
+
+
+def picture_of(summary: RoundSummary) -> str:
+    """Class counts before and after a round as SVG text."""
+    bars = [ClassBar(c.name, c.real, c.accepted, c.planned, c.wanted) for c in summary.classes]
+    figures = (
+        f"entropy {summary.entropy_before:.3f} \u2192 {summary.entropy_after:.3f}, "
+        f"CIR {summary.cir_before:.3f} \u2192 {summary.cir_after:.3f}, {summary.num_rows:,} images planned"
+    )
+    return class_bars(bars, f"round {summary.round}: images that show each class", figures)
 
 
 def read_rounds(run: Folder) -> list[RoundSummary]:
@@ -269,9 +309,41 @@ def _rows_table(rows: PlanRows, planned: PlannedCopies, request: PlanRequest, st
 
 
 def _summarise(request: PlanRequest, planned: PlannedCopies, state: State, cost: CostModel) -> RoundSummary:
-    presence = state.presence
     before, after = state.class_counts, state.class_counts + planned.planned_class_counts
-    classes = tuple(
+    per_method = np.bincount(planned.method_index, weights=planned.copies, minlength=len(planned.methods))
+    seconds = cost.seconds_per_sample
+    return RoundSummary(
+        round=request.number,
+        settings=dict(request.settings),
+        num_rows=planned.num_rows,
+        rows_per_method={method: int(rows) for method, rows in zip(planned.methods, per_method, strict=True)},
+        classes=_class_summaries(planned, state),
+        entropy_before=entropy(before),
+        entropy_after=entropy(after),
+        cir_before=cir(before),
+        cir_after=cir(after),
+        unreachable=tuple(sorted({name for goal in planned.goals for name in goal.unreachable})),
+        seconds_per_sample=seconds,
+        estimated_seconds=None if seconds is None else seconds * planned.num_rows,
+        estimated_bytes=round(cost.bytes_per_sample * planned.num_rows),
+        goals=tuple(
+            GoalSummary(
+                method=goal.method,
+                strategy=goal.strategy,
+                planned=plan.num_planned,
+                at_least=plan.at_least,
+                algorithm_1=plan.algorithm_1,
+            )
+            for goal, plan in zip(request.goals, planned.goals, strict=True)
+        ),
+    )
+
+
+def _class_summaries(planned: PlannedCopies, state: State) -> tuple[ClassSummary, ...]:
+    presence, before = state.presence, state.class_counts
+    after = before + planned.planned_class_counts
+    pixels = _class_pixels(planned, state) if any(goal.in_pixels for goal in planned.goals) else {}
+    return tuple(
         ClassSummary(
             name=name,
             real=int(presence.counts[channel]),
@@ -281,27 +353,21 @@ def _summarise(request: PlanRequest, planned: PlannedCopies, state: State, cost:
             total=int(after[channel]),
             share_before=float(before[channel] / max(1, before.sum())),
             share_after=float(after[channel] / max(1, after.sum())),
+            pixels=pixels.get(channel),
         )
         for channel, name in enumerate(presence.class_names)
         if presence.counted[channel]
     )
-    per_method = np.bincount(planned.method_index, weights=planned.copies, minlength=len(planned.methods))
-    seconds = cost.seconds_per_sample
-    return RoundSummary(
-        round=request.number,
-        settings=dict(request.settings),
-        num_rows=planned.num_rows,
-        rows_per_method={method: int(rows) for method, rows in zip(planned.methods, per_method, strict=True)},
-        classes=classes,
-        entropy_before=entropy(before),
-        entropy_after=entropy(after),
-        cir_before=cir(before),
-        cir_after=cir(after),
-        unreachable=tuple(sorted({name for goal in planned.goals for name in goal.unreachable})),
-        seconds_per_sample=seconds,
-        estimated_seconds=None if seconds is None else seconds * planned.num_rows,
-        estimated_bytes=round(cost.bytes_per_sample * planned.num_rows),
-    )
+
+
+def _class_pixels(planned: PlannedCopies, state: State) -> dict[int, ClassPixels]:
+    in_pixels = state.presence.in_pixels
+    copies = np.bincount(planned.source_index, weights=planned.copies, minlength=in_pixels.num_sources)
+    added = in_pixels.counts_of_copies(copies.astype(np.int64))
+    columns = (in_pixels.counts, state.accepted_class_pixels, added, planned.wanted_pixels)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    names = ClassPixels.model_fields
+    return {channel: ClassPixels(**dict(zip(names, row, strict=True))) for channel, row in enumerate(rows)}
 
 
 def _folder(number: int) -> str:

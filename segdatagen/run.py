@@ -7,6 +7,7 @@ methods or parts.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from segdatagen.budget import Budget, cost_of, pool_price
 from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
@@ -27,7 +28,15 @@ from segdatagen.planner import (
     refuse_evaluation_splits,
     refuse_sources_without_masks,
 )
-from segdatagen.run_folder import REPORT_NAME, Run, begin_attempt, check_same_content, end_attempt, write_run
+from segdatagen.run_folder import (
+    REPORT_NAME,
+    Run,
+    begin_attempt,
+    check_same_content,
+    end_attempt,
+    read_attempts,
+    write_run,
+)
 from segdatagen.samples import read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
@@ -113,18 +122,27 @@ def run_job(
         with Lease(folder, events.waiting) as lease:
             folder.sweep(leave=REPORT_NAME)
             run = _write_run(session)
+            budget = _budget(job, folder)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
-            driver = Driver(session, run, lease, attempt, options, events, factories or chain_factories(session))
+            chains = factories or chain_factories(session)
+            driver = Driver(session, run, lease, attempt, options, events, chains, budget)
             outcome_text = "stopped"
             try:
                 outcome = driver.run()
-                outcome_text = "complete" if outcome.complete else "limit reached"
+                outcome_text = outcome.ended
             except SegdatagenError as error:
                 outcome_text = f"stopped: {error}"
                 raise
             finally:
                 end_attempt(folder, attempt, outcome_text, driver.seconds, driver.stage_seconds)
             return outcome
+
+
+def _budget(job: Job, folder: Folder) -> Budget:
+    """What the limits of the job leave to a new attempt."""
+    execution, prices = job.execution, job.prices
+    per_hour = pool_price(execution.model_dump(), prices)
+    return Budget(execution.max_hours, execution.max_cost, cost_of(read_attempts(folder), prices), per_hour)
 
 
 def _write_run(session: Session) -> Run:

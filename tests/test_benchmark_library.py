@@ -55,6 +55,9 @@ def test_plan_has_as_many_rows_as_asked_and_equals_the_literal_loop() -> None:
     assert abs(int(figures["rows"]) - 3000) < 60
     assert abs(int(figures["rows_twice"]) - 6000) < 60
     assert 0.01 < float(figures["peak_rss_gib"]) < 2
+    assert figures["rows_random"] == 3000
+    assert abs(int(figures["rows_pixels"]) - 3000) < 60
+    assert int(figures["at_least_cover"]) <= int(figures["rows_cover"]) < int(figures["algorithm_1_cover"])
 
 
 def test_run_is_held_against_the_plain_loop(ray_session: None, scenes_weights: Path) -> None:

@@ -1,4 +1,4 @@
-"""How long a plan of a million rows takes, and how much memory, beside the literal loop of the paper's Algorithm 1.
+"""How long a plan of a million rows takes, and how much memory, strategy by strategy, beside Algorithm 1 as a loop.
 
 The sources are as many, as varied and as unevenly spread as those of COCO panoptic, but random; the plan goes through
 the planner's own code from a stored source store to a stored round, in a process of its own. It does not know how
@@ -18,7 +18,7 @@ from segdatagen.balance import Presence, balance, class_orders
 from segdatagen.balance_reference import literal_balance
 from segdatagen.benchmark.measure import Benchmark, Figures
 from segdatagen.geometry import Geometry
-from segdatagen.goals import Balance, wanted_per_class
+from segdatagen.goals import AnyGoal, Balance, BalancePixels, Cover, RandomSamples, wanted_per_class
 from segdatagen.images import encode_mask
 from segdatagen.labels import LabelClass, LabelSet
 from segdatagen.missing import State
@@ -37,21 +37,36 @@ from segdatagen.sources import (
 from segdatagen.storage import Folder
 from segdatagen.tables import to_parquet
 
+METHOD = "mask_ddpm"
 NUM_SOURCES = 118_000
 NUM_CLASSES = 133
 SIZE = 128
 MOST_FREQUENT, RAREST = 0.54, 0.0016
 """Share of images that show a class: from COCO's person to its hair drier, the others evenly between on a log scale."""
+COVERED = 0.6
+"""Images that a cover of these sources makes for each that Algorithm 1 makes."""
+KEPT = ("rows", "seconds", "seconds_to_plan", "peak_rss_gib", "at_least", "algorithm_1")
+"""Figures that are kept of the strategies beside `balance`."""
 
 
 def bench_plan(num_rows: int = 1_000_000, num_sources: int = NUM_SOURCES, num_classes: int = NUM_CLASSES) -> Figures:
-    """Plan about `num_rows` rows, then twice as many, and once the same images by the literal loop."""
+    """Plan about `num_rows` rows by `balance`, twice as many, as many by the others, and once by the literal loop."""
+    ratio = num_rows / num_sources
     with tempfile.TemporaryDirectory() as folder:
         sources = str(Path(folder) / "sources")
         put_random_store(sources, num_sources, num_classes)
-        once = _in_a_child(sources, str(Path(folder) / "once"), num_rows)
-        twice = _in_a_child(sources, str(Path(folder) / "twice"), 2 * num_rows)
-        figures = _beside_the_literal_loop(sources, num_rows)
+        once = _in_a_child(sources, str(Path(folder) / "once"), balance_goal(ratio))
+        twice = _in_a_child(sources, str(Path(folder) / "twice"), balance_goal(2 * ratio))
+        others: dict[str, AnyGoal] = {
+            "cover": Cover(method=METHOD, n_balance="auto", ratio=ratio / COVERED),
+            "pixels": BalancePixels(method=METHOD, n_pixels="auto", ratio=ratio),
+            "random": RandomSamples(method=METHOD, num_samples=num_rows),
+        }
+        figures: Figures = {}
+        for name, goal in others.items():
+            measured = _in_a_child(sources, str(Path(folder) / name), goal)
+            figures |= {f"{figure}_{name}": value for figure, value in measured.items() if figure in KEPT}
+        figures |= _beside_the_literal_loop(sources, balance_goal(ratio))
     return {
         "sources": num_sources,
         "classes": num_classes,
@@ -75,7 +90,7 @@ PLAN = Benchmark(
 
 def put_random_store(uri: str, num_sources: int, num_classes: int) -> None:
     """A source store whose masks are all one picture, while the stored counts, all that planning reads, are random."""
-    rng = np.random.default_rng(0)
+    rng, sizes = np.random.default_rng(0), np.random.default_rng(1)
     shares = rng.permutation(np.geomspace(MOST_FREQUENT, RAREST, num_classes))
     labels = _label_set(num_classes)
     folder = Folder(uri)
@@ -84,7 +99,7 @@ def put_random_store(uri: str, num_sources: int, num_classes: int) -> None:
     for start in range(0, num_sources, SHARD_SIZE):
         present = rng.random((min(SHARD_SIZE, num_sources - start), num_classes)) < shares
         present[~present.any(axis=1), int(shares.argmax())] = True
-        table = _random_part(present, start, mask)
+        table = _random_part(present, start, mask, sizes)
         data = to_parquet(table, ROW_GROUP_SIZE)
         name = f"part-{start // SHARD_SIZE:05d}.parquet"
         folder.put(name, data)
@@ -102,9 +117,10 @@ def put_random_store(uri: str, num_sources: int, num_classes: int) -> None:
     folder.put(INFO_NAME, info.model_dump_json().encode())
 
 
-def _random_part(present: np.ndarray, start: int, mask: bytes) -> pa.Table:
+def _random_part(present: np.ndarray, start: int, mask: bytes, sizes: np.random.Generator) -> pa.Table:
     num_rows = len(present)
     rows, channels = np.nonzero(present)
+    pixels = np.maximum(1, SIZE * SIZE * sizes.beta(0.4, 4, len(channels))).astype(np.int64)
     offsets = pa.array(np.searchsorted(rows, np.arange(num_rows + 1)).astype(np.int32))
     columns = {
         "source_id": [f"{number:012d}" for number in range(start, start + num_rows)],
@@ -113,7 +129,7 @@ def _random_part(present: np.ndarray, start: int, mask: bytes) -> pa.Table:
         "height": np.full(num_rows, SIZE, np.int32),
         "width": np.full(num_rows, SIZE, np.int32),
         "class_ids": pa.ListArray.from_arrays(offsets, pa.array(channels.astype(np.int32))),
-        "class_pixels": pa.ListArray.from_arrays(offsets, pa.array(np.full(len(channels), 100, np.int64))),
+        "class_pixels": pa.ListArray.from_arrays(offsets, pa.array(pixels)),
     }
     return pa.table(
         [columns.get(field.name, pa.nulls(num_rows, field.type)) for field in SOURCE_SCHEMA], schema=SOURCE_SCHEMA
@@ -128,24 +144,33 @@ def _label_set(num_classes: int) -> LabelSet:
     return LabelSet(name="benchmark", version="1", classes=classes)
 
 
-def _in_a_child(sources: str, run: str, num_rows: int) -> dict[str, float]:
+def balance_goal(ratio: float) -> Balance:
+    """Algorithm 1 with the quota that makes about `ratio` images for each source."""
+    return Balance(method=METHOD, n_balance="auto", ratio=ratio)
+
+
+def _in_a_child(sources: str, run: str, goal: AnyGoal) -> dict[str, float]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(plan_once, sources, run, num_rows).result()
+        return pool.submit(plan_once, sources, run, goal).result()
 
 
-def plan_once(sources: str, run: str, num_rows: int) -> dict[str, float]:
-    """Plan one round from the store at `sources` and store it at `run`: rows, seconds, peak memory of this process."""
+def plan_once(sources: str, run: str, goal: AnyGoal) -> dict[str, float]:
+    """Plan one round from the store at `sources` and store it at `run`: rows, seconds, peak memory of this process.
+
+    Of a cover also the images that are needed at least, and those of Algorithm 1.
+    """
     began = time.perf_counter()
     store = open_store(sources)
     presence = presence_of(store, Geometry(size=(SIZE, SIZE)), min_pixels=1)
     read = time.perf_counter()
-    goal = Balance(method="mask_ddpm", n_balance="auto", ratio=num_rows / store.info.num_sources)
     request = PlanRequest(0, [goal], {}, {goal.method: "0" * 32}, seed=0, min_pixels=1)
     planned = plan_round(request, store, State.at_start(presence), CostModel(None, 1.0))
     made = time.perf_counter()
     put_round(Folder(run), planned)
     put = time.perf_counter()
-    return {
+    of_goal = planned.summary.goals[0]
+    numbers = {"at_least": of_goal.at_least, "algorithm_1": of_goal.algorithm_1}
+    return {name: value for name, value in numbers.items() if value is not None} | {
         "rows": planned.summary.num_rows,
         "seconds": round(put - began, 2),
         "seconds_to_read_sources": round(read - began, 2),
@@ -161,10 +186,9 @@ def _peak_memory_gib() -> float:
     return int(line.split()[1]) / 2**20
 
 
-def _beside_the_literal_loop(sources: str, num_rows: int) -> Figures:
+def _beside_the_literal_loop(sources: str, goal: Balance) -> Figures:
     """Algorithm 1 alone, sorting included, in numpy and as the paper's loop, with the quotas of the same plan."""
     presence = presence_of(open_store(sources), Geometry(size=(SIZE, SIZE)), min_pixels=1)
-    goal = Balance(method="mask_ddpm", n_balance="auto", ratio=num_rows / presence.num_sources)
     wanted = wanted_per_class(goal, presence, seed=0)
     images = _images(presence)
     began = time.perf_counter()

@@ -6,6 +6,7 @@ Listens to the events of a run. It does not decide anything.
 import time
 
 from segdatagen.cli import screen
+from segdatagen.costs import Estimate
 from segdatagen.dataflow import PartDone
 from segdatagen.lease import Holder
 from segdatagen.planner import RoundSummary
@@ -98,9 +99,45 @@ def print_round(summary: RoundSummary) -> None:
         f"entropy {summary.entropy_before:.3f} -> {summary.entropy_after:.3f}, "
         f"CIR {summary.cir_before:.3f} -> {summary.cir_after:.3f}"
     )
-    cost = f"about {screen.as_bytes(summary.estimated_bytes)}"
-    if summary.estimated_seconds is not None:
-        cost = f"about {screen.as_duration(summary.estimated_seconds)} of one actor, {cost}"
-    screen.say(f"{summary.num_rows} images, {cost}")
+    for goal in summary.goals:
+        if goal.planned and goal.at_least is not None:
+            screen.say(
+                f"{goal.strategy}: {screen.as_count(goal.planned, 'image')}; no choice of sources takes fewer than "
+                f"{goal.at_least}, balance would take {goal.algorithm_1}"
+            )
+    print_pixels(summary)
+    screen.say(f"{summary.num_rows} images, about {screen.as_bytes(summary.estimated_bytes)}")
+    if summary.estimate is not None and summary.num_rows:
+        print_estimate(summary.estimate)
     if summary.unreachable:
         screen.say(f"no usable source shows {', '.join(summary.unreachable)}")
+
+
+def print_pixels(summary: RoundSummary) -> None:
+    """The pixels per class of a round with a goal that counts them."""
+    rows = [
+        [c.name, c.pixels.real, c.pixels.accepted, c.pixels.planned, c.pixels.wanted]
+        for c in summary.classes
+        if c.pixels is not None
+    ]
+    if rows:
+        screen.table(["class", "real", "accepted", "planned", "wanted"], rows, "pixels")
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """What a round will take: hours, requests, bytes and money, as far as they are known."""
+    actors = screen.as_count(estimate.actors, "actor")
+    if estimate.actor_hours is None or estimate.wall_hours is None:
+        screen.say(f"time on {actors}: not measured yet, `segdatagen run JOB.yaml --limit 32` measures it")
+    else:
+        hours = f"{estimate.actor_hours:.3g} actor-hours"
+        if estimate.gpu_hours:
+            hours += f", {estimate.gpu_hours:.3g} GPU-hours"
+        screen.say(f"about {screen.as_duration(estimate.wall_hours * 3600)} on {actors} and its start: {hours}")
+    stored = screen.as_bytes(estimate.stored_bytes)
+    screen.say(f"about {stored} with data/ once published, {screen.as_count(estimate.put_requests, 'PUT request')}")
+    for charges, what in ((estimate.cost, "cost"), (estimate.cost_per_million, "cost of a million samples")):
+        named = {"for actors": charges.actors, "for requests": charges.requests, "a month": charges.storage_per_month}
+        known = [f"{value:.4g} {word}" for word, value in named.items() if value is not None]
+        if known:
+            screen.say(f"{what}: {', '.join(known)}")

@@ -4,12 +4,16 @@ They parse words and print results; the work is the library's.
 """
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segdatagen.cli.data import Address, Json
 from segdatagen.errors import SegdatagenError, UsageError
+
+if TYPE_CHECKING:
+    from segdatagen.driver import Outcome
+    from segdatagen.job import Job
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="A job file: a path or s3:// URI.")]
 RunUri = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: <root>/<name>/<version>.")]
@@ -90,7 +94,18 @@ def run(
         met = "goals met" if outcome.goals_met else "goals not met"
         screen.say(f"{loaded.uri}: complete, {met}: {counts}; next: segdatagen publish {loaded.uri}")
     else:
-        screen.say(f"{loaded.uri}: stopped at the limit: {counts} of {outcome.planned}; run again without --limit")
+        screen.say(f"{loaded.uri}: {outcome.ended}: {counts} of {outcome.planned}; {_how_to_go_on(loaded, outcome)}")
+
+
+def _how_to_go_on(job: "Job", outcome: "Outcome") -> str:
+    """What to do about the limit that stopped a run."""
+    from segdatagen.budget import COST_OVER, TIME_OVER
+
+    if outcome.ended == TIME_OVER:
+        return f"max_hours {job.execution.max_hours:g} are over, the same command goes on"
+    if outcome.ended == COST_OVER:
+        return f"max_cost {job.execution.max_cost:g} is spent, raise it to go on"
+    return "run again without --limit"
 
 
 def status(run: RunUri, as_json: Json = False) -> None:
