@@ -237,6 +237,13 @@ def test_unwritable_store(refused_here: Refused, tmp_path: Path) -> None:
     refused_here(*words, row="a store that may not be written", call=held_to_permissions)
 
 
+def test_unwritable_rows_of_a_benchmark(refused_here: Refused, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    words = ["bench", "kills", "--out", closed]
+    refused_here(*words, row="rows of a benchmark that may not be written", call=held_to_permissions)
+
+
 def test_output_below_a_file(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("not a folder")
     refused_here("run", make_job(), row="a file where the output should be")

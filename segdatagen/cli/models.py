@@ -116,6 +116,7 @@ def bench(
     from segdatagen.benchmark.results import write_results
     from segdatagen.benchmark.suite import BENCHMARKS
     from segdatagen.cli import screen
+    from segdatagen.storage import Folder
 
     if kills is not None and name != "kills":
         raise UsageError("--kills belongs to `segdatagen bench kills`")
@@ -124,6 +125,7 @@ def bench(
         return
     if name not in BENCHMARKS:
         raise UsageError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
+    Folder(str(out)).require_writable()  # before half an hour of work
     if not as_json:
         screen.note(f"{name}: about {BENCHMARKS[name].minutes:g} min by default, on two cores")
     figures = BENCHMARKS[name].run(**({} if kills is None else {"kills": kills}))
