@@ -92,6 +92,15 @@ SAMPLE_SCHEMA = pa.schema(
     metadata=_METADATA,
 )
 
+DECISION_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # `ok` or `rejected`, in place of that of the sample's row
+        pa.field("reason", pa.string()),  # why it is not `ok`
+    ],
+    metadata=_METADATA,
+)
+
 
 def _digest63(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

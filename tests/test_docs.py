@@ -20,7 +20,7 @@ from segdatagen.cli import app
 from segdatagen.datasets import FORMATS
 from segdatagen.job import STRATEGIES, Job, load_job
 from segdatagen.labels import LabelSet
-from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from segdatagen.records import DECISION_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -125,7 +125,13 @@ def test_make_targets_that_are_named_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "schema"), [("Source store", SOURCE_SCHEMA), ("Plan row", PLAN_SCHEMA), ("Sample row", SAMPLE_SCHEMA)]
+    ("title", "schema"),
+    [
+        ("Source store", SOURCE_SCHEMA),
+        ("Plan row", PLAN_SCHEMA),
+        ("Sample row", SAMPLE_SCHEMA),
+        ("Decision row", DECISION_SCHEMA),
+    ],
 )
 def test_the_format_tables_are_the_schemas(title: str, schema: pa.Schema) -> None:
     rows = table_rows(section(read("DESIGN.md"), title))

@@ -34,6 +34,8 @@ LAYERS = {
     "segmenters": 1,
     "stages": 2,
     "sources": 3,
+    "decisions": 3,
+    "exclude": 3,
     "planner": 3,
     "samples": 3,
     "lease": 3,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from segdatagen.cli import data, models, runs
+from segdatagen.cli import data, decisions, models, runs
 from segdatagen.errors import SegdatagenError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 data.register(app)
 runs.register(app)
+decisions.register(app)
 models.register(app)
 
 

@@ -24,7 +24,8 @@ class RunScreen:
 
     def waiting(self, holder: Holder) -> None:
         """Another process holds the lease."""
-        self.note(f"{holder} held this run; waiting up to 30 s to see whether it is alive")
+        if not self._silent:
+            screen.waiting(holder)
 
     def planned(self, summary: RoundSummary) -> None:
         """A round was planned: show it."""
