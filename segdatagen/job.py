@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segdatagen.config_files import describe, read_config
+from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
 from segdatagen.goals import Balance, Quotas, Uniform
 from segdatagen.images import ImageFormat
@@ -90,6 +91,7 @@ class Job(_Part):
     seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry
     methods: Methods
+    filters: Filters = Filters()
     plan: tuple[Goal, ...] = Field(min_length=1)
     settings: PlanSettings = PlanSettings()
     output: Output

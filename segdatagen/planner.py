@@ -76,6 +76,8 @@ class RoundSummary(BaseModel):
     seconds_per_sample: float | None
     estimated_seconds: float | None
     estimated_bytes: int
+    rejected: dict[str, int] = {}
+    """Samples that were rejected so far, by reason."""
 
 
 @dataclass(frozen=True)

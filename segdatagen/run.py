@@ -5,18 +5,20 @@ methods or parts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.filtering import check_filters, judges_of
 from segdatagen.goals import Quotas, check_goals
+from segdatagen.hash_sources import hash_sources
 from segdatagen.job import Goal, Job
 from segdatagen.labels import LabelSet
 from segdatagen.lease import Lease
-from segdatagen.methods import METHODS, Chain, check_weights, content_recipes, method_contexts
+from segdatagen.methods import build_chain, check_weights, content_recipes, method_contexts
 from segdatagen.planner import (
     PlannedRound,
     RoundSummary,
@@ -26,7 +28,7 @@ from segdatagen.planner import (
     read_rounds,
     refuse_evaluation_splits,
 )
-from segdatagen.run_folder import begin_attempt, check_same_content, end_attempt, write_run
+from segdatagen.run_folder import Run, begin_attempt, check_same_content, end_attempt, write_run
 from segdatagen.samples import read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
@@ -42,12 +44,13 @@ def prepare(job: Job) -> Session:
         raise UsageError(f"geometry.fit: pad needs a label set with an ignore id, {store.label_set.name} has none")
     for context in method_contexts(job, store.label_set).values():
         check_weights(context)
+    check_filters(job.filters, store.label_set)
     recipes = content_recipes(job, store)
     Folder(job.uri).require_writable()
-    check_same_content(job.uri, recipes)
+    check_same_content(job.uri, recipes, judges_of(job.filters))
     presence = presence_of(store, job.geometry, job.settings.min_pixels)
     check_goals(job.plan, presence, job.seed)
-    return Session(job, store, recipes, presence)
+    return Session(job, store, recipes, presence, job.filters.limits())
 
 
 def chain_factories(session: Session) -> dict[str, ChainFactory]:
@@ -55,7 +58,8 @@ def chain_factories(session: Session) -> dict[str, ChainFactory]:
 
     def factory(method: str) -> ChainFactory:
         context = method_contexts(session.job, session.store.label_set)[method]
-        return lambda: Chain(METHODS[method](context))
+        context = replace(context, filtering=replace(context.filtering, limits=session.limits))
+        return lambda: build_chain(method, context)
 
     return {method: factory(method) for method in session.job.methods.named()}
 
@@ -80,7 +84,7 @@ def plan_job(job: Job, events: Events, *, dry_run: bool) -> PlanOutcome:
     if dry_run:
         return _plan_next(session, folder)[0]
     with Lease(folder, events.waiting):
-        write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+        _write_run(job, session)
         outcome, planned = _plan_next(session, folder)
         if planned is not None and planned.summary.num_rows and outcome.is_allowed:
             put_round(folder, planned)
@@ -107,7 +111,9 @@ def run_job(
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
             folder.sweep()
-            run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+            run = _write_run(job, session)
+            if job.filters.duplicates:
+                hash_sources(folder, session.store, job.geometry, events.note)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
             driver = Driver(session, run, lease, attempt, options, events, factories or chain_factories(session))
             outcome_text = "stopped"
@@ -120,6 +126,12 @@ def run_job(
             finally:
                 end_attempt(folder, attempt, outcome_text, driver.seconds)
             return outcome
+
+
+def _write_run(job: Job, session: Session) -> Run:
+    """Bring `run.json` up to date with the job, for who holds the lease."""
+    labels, judges = session.store.label_set, judges_of(job.filters)
+    return write_run(job.uri, job.model_dump(mode="json"), session.recipes, labels, judges)
 
 
 def _with_class_names(job: Job, label_set: LabelSet) -> Job:

@@ -28,12 +28,15 @@ LAYERS = {
     "balance_reference": 1,
     "balance_report": 1,
     "goals": 1,
+    "filters": 1,
+    "image_hash": 1,
     "weights": 1,
     "diffusion": 1,
     "metrics": 1,
     "segmenters": 1,
     "stages": 2,
     "sources": 3,
+    "source_hashes": 3,
     "decisions": 3,
     "exclude": 3,
     "planner": 3,
@@ -45,6 +48,8 @@ LAYERS = {
     "status": 3,
     "job": 4,
     "methods": 5,
+    "filtering": 5,
+    "hash_sources": 5,
     "regenerate": 5,
     "dataflow": 5,
     "deep_verify": 5,
@@ -135,7 +140,7 @@ def test_only_one_layer_imports_ray() -> None:
     importers = importers_of("ray")
     assert importers
     assert {LAYERS[family(module)] for module in importers} == {RAY_LAYER}
-    assert not importers & {Path("methods.py"), Path("regenerate.py")}
+    assert not importers & {Path("methods.py"), Path("filtering.py"), Path("regenerate.py")}
 
 
 def test_only_storage_imports_fsspec() -> None:

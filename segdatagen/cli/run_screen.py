@@ -103,5 +103,7 @@ def print_round(summary: RoundSummary) -> None:
     if summary.estimated_seconds is not None:
         cost = f"about {screen.as_duration(summary.estimated_seconds)} of one actor, {cost}"
     screen.say(f"{summary.num_rows} images, {cost}")
+    for reason, count in summary.rejected.items():
+        screen.say(f"rejected so far: {count} x {reason}")
     if summary.unreachable:
         screen.say(f"no usable source shows {', '.join(summary.unreachable)}")
