@@ -17,6 +17,7 @@ from segdatagen.balance import Presence
 from segdatagen.budget import RECORD_SECONDS, Budget
 from segdatagen.dataflow import ChainFactory, Flow, PartDone, rows_per_block, stream
 from segdatagen.errors import SegdatagenError
+from segdatagen.filters import Limits
 from segdatagen.forecast import forecast
 from segdatagen.job import Job
 from segdatagen.lease import Holder, Lease
@@ -34,7 +35,7 @@ from segdatagen.planner import (
     state_of,
 )
 from segdatagen.run_folder import SUCCESS_NAME, Attempt, Run, put_attempt, recipe_fingerprint
-from segdatagen.samples import STATUSES, Ledger, put_samples, read_ledger, set_aside, split_parts
+from segdatagen.samples import STATUSES, Ledger, put_samples, read_ledger, reasons_of, set_aside, split_parts
 from segdatagen.sources import SourceStore
 from segdatagen.storage import Folder
 from segdatagen.verify import verify_ledger, write_manifest
@@ -95,18 +96,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Session:
-    """The inputs of a run, read and checked."""
+    """The inputs of a run, read and checked. `limits` are those in force."""
 
     job: Job
     store: SourceStore
     recipes: dict[str, dict[str, Any]]
     presence: Presence
+    limits: Limits
 
     @property
     def settings(self) -> dict[str, Any]:
         """Plan settings as a round records them."""
         goals = [goal.model_dump(mode="json") for goal in self.job.plan]
-        return {"goals": goals, "min_pixels": self.job.settings.min_pixels}
+        found = {"goals": goals, "min_pixels": self.job.settings.min_pixels}
+        return found | ({"limits": self.limits} if self.limits else {})
 
     def may_plan(self, rounds: Sequence[RoundSummary]) -> bool:
         """Whether `max_rounds` allows one more round with these settings."""
@@ -124,7 +127,8 @@ class Session:
         cost = measured_cost(run, ledger, self.job.geometry)
         planned = plan_round(request, self.store, state, cost)
         estimate = forecast(self.job, planned.summary)
-        return replace(planned, summary=planned.summary.model_copy(update={"estimate": estimate}))
+        found = {"estimate": estimate, "rejected": reasons_of(run, ledger, "rejected")}
+        return replace(planned, summary=planned.summary.model_copy(update=found))
 
 
 @dataclass
@@ -235,7 +239,7 @@ class Driver:
         """Verify, write the manifest and `_SUCCESS`, and say what the goals still miss."""
         missing = next_round.summary
         if missing.num_rows:
-            self.events.note(f"the goals still miss {missing.num_rows} samples: raise max_rounds to go on")
+            self.events.note(f"the goals still miss {missing.num_rows} samples: {self._way_on(missing)}")
         elif missing.unreachable:
             self.events.note(f"no usable source shows {', '.join(missing.unreachable)}: these goals cannot be met")
         elif not next_round.goals_met:
@@ -245,6 +249,14 @@ class Driver:
             raise SegdatagenError(f"{self.run_.folder.uri}: {'; '.join(verdict.problems)}")
         write_manifest(self.run_, ledger, rounds, next_round.goals_met)
         return Outcome(verdict.counts, verdict.planned, next_round.goals_met, complete=True)
+
+    def _way_on(self, missing: RoundSummary) -> str:
+        """What a user can do about samples that are missing when no more rounds are allowed."""
+        rejected = sum(missing.rejected.values())
+        if not rejected:
+            return "raise max_rounds to go on"
+        reason, count = next(iter(missing.rejected.items()))
+        return f"{rejected} were rejected, {count} of them for {reason!r}; a higher max_rounds goes on with others"
 
     def _ledger(self) -> Ledger:
         ledger = read_ledger(self.run_.folder)

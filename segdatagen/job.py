@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from segdatagen.config_files import describe, read_config
 from segdatagen.costs import Prices
 from segdatagen.diffusion.sampler_options import SamplerOptions
+from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
 from segdatagen.goals import AnyGoal, Balance, BalancePixels, Cover, Quotas, RandomSamples, Uniform
 from segdatagen.images import ImageFormat
@@ -98,6 +99,7 @@ class Job(_Part):
     seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry
     methods: Methods
+    filters: Filters = Filters()
     plan: tuple[AnyGoal, ...] = Field(min_length=1)
     settings: PlanSettings = PlanSettings()
     output: Output

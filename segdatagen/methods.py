@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from segdatagen.errors import UsageError
+from segdatagen.filtering import FilterContext, filter_context, filter_recipe, filter_stages
 from segdatagen.geometry import Geometry
 from segdatagen.images import DecodeError, class_pixels, decode_mask, encode_mask
 from segdatagen.job import Execution, Job, MaskDDPMOptions
 from segdatagen.labels import UNKNOWN_CHANNEL, LabelSet
 from segdatagen.records import SAMPLE_SCHEMA, bytes_hash
 from segdatagen.sources import SourceStore, ignore_id_of, open_store
+from segdatagen.stages.redraw import Redraws
 from segdatagen.stages.stage import Batch, Stage, objects
 from segdatagen.tables import UnreadablePart
 from segdatagen.weights import check_mask_ddpm, fingerprint_of
@@ -93,6 +95,13 @@ class MethodContext:
     image_format: Literal["jpeg95", "png"]
     execution: Execution
     options: MaskDDPMOptions
+    filtering: FilterContext
+
+    @property
+    def redraws(self) -> Redraws | None:
+        """When a stage that makes images draws one again."""
+        blank = self.filtering.filters.blank
+        return None if blank is None else Redraws(blank.redraw_below, blank.redraws)
 
 
 def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
@@ -106,6 +115,7 @@ def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
         sampler=options,
         dtype=options.dtype,
         image_format=context.image_format,
+        redraws=context.redraws,
         microbatch=execution.microbatch,
         torch_threads=execution.torch_threads,
         device="cuda" if execution.gpus_per_actor > 0 else "cpu",
@@ -118,10 +128,17 @@ METHODS: dict[str, Callable[[MethodContext], list[Stage]]] = {"mask_ddpm": mask_
 
 def method_contexts(job: Job, label_set: LabelSet) -> dict[str, MethodContext]:
     """The context of every method of a job."""
+    filtering, image_format = filter_context(job, label_set), job.output.image_format
     return {
-        name: MethodContext(job.sources, job.geometry, label_set, job.output.image_format, job.execution, options)
+        name: MethodContext(job.sources, job.geometry, label_set, image_format, job.execution, options, filtering)
         for name, options in job.methods.named().items()
     }
+
+
+def build_chain(method: str, context: MethodContext) -> "Chain":
+    """The stages of a method, and behind them those of the filters."""
+    stages = METHODS[method](context)
+    return Chain([*stages, *filter_stages(context.filtering, {name for stage in stages for name in stage.writes})])
 
 
 def check_weights(context: MethodContext) -> None:
@@ -143,11 +160,13 @@ def check_weights(context: MethodContext) -> None:
 
 
 def content_recipes(job: Job, store: SourceStore) -> dict[str, dict[str, Any]]:
-    """What decides the samples of each method: pinned weights, options, geometry, seed, sources and labels."""
+    """What decides the samples of each method: pinned weights, options, geometry, seed, sources, labels, filters."""
     shared = job.shared_recipe() | {
         "sources": store.info.fingerprint,
         "labels": store.label_set.fingerprint(),
     }
+    if filters := filter_recipe(job.filters):
+        shared["filters"] = filters
     return {
         name: shared | {"options": options.model_dump(mode="json") | {"weights": fingerprint_of(options.weights)}}
         for name, options in job.methods.named().items()

@@ -95,6 +95,8 @@ class RoundSummary(BaseModel):
     estimated_bytes: int
     goals: tuple[GoalSummary, ...] = ()
     estimate: Estimate | None = None
+    rejected: dict[str, int] = {}
+    """Samples that were rejected so far, by reason."""
 
 
 @dataclass(frozen=True)

@@ -158,10 +158,17 @@ def _ids(kept: Sequence[tuple[Shard, np.ndarray]]) -> np.ndarray:
 
 
 def _put_shard(run: Folder, data: Folder, slices: Sequence[Slice]) -> Shard:
-    table = pa.concat_tables([read_part(run, piece.part, SAMPLE_SCHEMA.names).take(piece.rows) for piece in slices])
+    columns = SAMPLE_SCHEMA.names
+    table = pa.concat_tables(
+        read_part(run, piece.part, columns, SAMPLE_SCHEMA).take(piece.rows).cast(SAMPLE_SCHEMA) for piece in slices
+    )
+    # What was rejected when it was made and accepted since then has the status of today.
+    for name, value in (("status", "ok"), ("reason", None)):
+        column = pa.array([value] * table.num_rows, pa.string())
+        table = table.set_column(columns.index(name), SAMPLE_SCHEMA.field(name), column)
     digest = hashlib.blake2b(table["sample_id"].combine_chunks().to_numpy().tobytes(), digest_size=8).hexdigest()
     name = f"{digest}.parquet"
-    size = put_table(data, name, table.cast(SAMPLE_SCHEMA), ROW_GROUP_ROWS)
+    size = put_table(data, name, table, ROW_GROUP_ROWS)
     return Shard(name=name, num_rows=table.num_rows, size=size)
 
 

@@ -49,6 +49,10 @@ SOURCE_SCHEMA = pa.schema(
     metadata=_METADATA,
 )
 
+SCORED = ("score", pa.string()), ("value", pa.float32())  # name of the score, as of its column without `score_`
+CLASS_SCORES = pa.list_(pa.struct([("class_id", pa.int32()), *SCORED]))
+CANDIDATES = pa.list_(pa.struct([("seed", pa.int64()), *SCORED]))
+
 PLAN_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.int64(), nullable=False),
@@ -88,7 +92,31 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("microbatch", pa.int32()),  # batch shape that the network really saw
         pa.field("image_hash", pa.string()),  # xxh3-128 of the stored bytes
         pa.field("mask_hash", pa.string()),
+        pa.field("score_deviation", pa.float32()),  # standard deviation of the image's levels, 0 to 127.5; 0: blank
+        pa.field("score_adherence", pa.float32()),  # mean IoU of the mask's classes under a segmenter, 0 to 1
+        pa.field("score_source_distance", pa.float32()),  # bits of 64 that differ from the hash of its own source
+        pa.field("score_duplicate_distance", pa.float32()),  # the same from the nearest of all sources
+        pa.field("score_ignored", pa.float32()),  # share of the labelled pixels that were ignored as noisy
+        pa.field("scores_per_class", CLASS_SCORES),
+        pa.field("candidates", CANDIDATES),  # what was drawn and not taken; value null: NaN or infinity
         pa.field("seconds", pa.float32()),  # time of the sample's share in its batch
+    ],
+    metadata=_METADATA,
+)
+
+DECISION_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # `ok` or `rejected`, in place of that of the sample's row
+        pa.field("reason", pa.string()),  # why it is not `ok`
+    ],
+    metadata=_METADATA,
+)
+
+SOURCE_HASH_SCHEMA = pa.schema(
+    [
+        pa.field("source_id", pa.string(), nullable=False),
+        pa.field("hash", pa.uint64()),  # perceptual hash of its image at the size of the samples
     ],
     metadata=_METADATA,
 )

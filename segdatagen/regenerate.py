@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image, decode_mask
 from segdatagen.job import Job
-from segdatagen.methods import METHODS, Chain, check_weights, content_recipes, method_contexts
+from segdatagen.methods import build_chain, check_weights, content_recipes, method_contexts
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run_folder import Run, check_same_content
 from segdatagen.samples import read_ledger
@@ -45,12 +45,14 @@ def regenerate(run: Run, sample_id: int, out: str) -> Comparison:
     store = open_store(job.sources)
     check_same_content(run.folder.uri, content_recipes(job, store))
     execution = job.execution.model_copy(update={"microbatch": stored["microbatch"] or job.execution.microbatch})
-    context = method_contexts(job.model_copy(update={"execution": execution}), store.label_set)[stored["method"]]
+    # What only scores a sample is not needed to make it, nor do limits matter.
+    content = job.model_copy(update={"execution": execution, "filters": job.filters.content()})
+    context = method_contexts(content, store.label_set)[stored["method"]]
     check_weights(context)
     Folder(out).require_writable()
     plan = read_plan(run.folder, read_rounds(run.folder))
     row = plan.filter(pc.field("sample_id") == sample_id)
-    made = Chain(METHODS[stored["method"]](context)).run(row, stored["attempt"]).to_pylist()[0]
+    made = build_chain(stored["method"], context).run(row, stored["attempt"]).to_pylist()[0]
     if made["status"] == "failed":
         raise SegdatagenError(f"{run.folder.uri}: sample {sample_id} cannot be made again: {made['reason']}")
     return _compare(stored, made, _put(Folder(out), made, job.output.image_format))

@@ -5,18 +5,20 @@ methods or parts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from segdatagen.budget import Budget, cost_of, pool_price
 from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.filtering import check_filters, judges_of
 from segdatagen.goals import AnyGoal, Cover, Quotas
+from segdatagen.hash_sources import hash_sources
 from segdatagen.job import Job
 from segdatagen.labels import LabelSet
 from segdatagen.lease import Lease
-from segdatagen.methods import METHODS, Chain, check_weights, content_recipes, method_contexts
+from segdatagen.methods import build_chain, check_weights, content_recipes, method_contexts
 from segdatagen.missing import check_goals
 from segdatagen.planner import (
     PlannedRound,
@@ -56,12 +58,13 @@ def prepare(job: Job) -> Session:
         raise UsageError(f"geometry.fit: pad needs a label set with an ignore id, {store.label_set.name} has none")
     for context in method_contexts(job, store.label_set).values():
         check_weights(context)
+    check_filters(job.filters, store.label_set)
     recipes = content_recipes(job, store)
     Folder(job.uri).require_writable()
-    check_same_content(job.uri, recipes)
+    check_same_content(job.uri, recipes, judges_of(job.filters))
     presence = presence_of(store, job.geometry, job.settings.min_pixels)
     check_goals(job.plan, presence, job.seed)
-    return Session(job, store, recipes, presence)
+    return Session(job, store, recipes, presence, job.filters.limits())
 
 
 def chain_factories(session: Session) -> dict[str, ChainFactory]:
@@ -69,7 +72,8 @@ def chain_factories(session: Session) -> dict[str, ChainFactory]:
 
     def factory(method: str) -> ChainFactory:
         context = method_contexts(session.job, session.store.label_set)[method]
-        return lambda: Chain(METHODS[method](context))
+        context = replace(context, filtering=replace(context.filtering, limits=session.limits))
+        return lambda: build_chain(method, context)
 
     return {method: factory(method) for method in session.job.methods.named()}
 
@@ -123,6 +127,8 @@ def run_job(
             folder.sweep(leave=REPORT_NAME)
             run = _write_run(session)
             budget = _budget(job, folder)
+            if job.filters.duplicates:
+                hash_sources(folder, session.store, job.geometry, events.note)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
             chains = factories or chain_factories(session)
             driver = Driver(session, run, lease, attempt, options, events, chains, budget)
@@ -148,7 +154,8 @@ def _budget(job: Job, folder: Folder) -> Budget:
 def _write_run(session: Session) -> Run:
     """`run.json` from the job as it was given, but with paths that every folder finds."""
     job = session.job
-    return write_run(job.uri, job.model_dump(mode="json"), session.recipes, session.store.label_set)
+    labels, judges = session.store.label_set, judges_of(job.filters)
+    return write_run(job.uri, job.model_dump(mode="json"), session.recipes, labels, judges)
 
 
 def _with_class_names(job: Job, label_set: LabelSet) -> Job:

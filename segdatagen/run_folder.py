@@ -40,7 +40,10 @@ RECORDED_PACKAGES = (
 
 
 class RunInfo(BaseModel):
-    """`run.json`: the job as it was written, the recipe of every method, and the label set."""
+    """`run.json`: the job as it was written, the recipe of every method, and the label set.
+
+    `judges` are the segmenters that score, by filter: scores of two of them cannot be compared.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format_version: FormatVersion = FORMAT_VERSION
@@ -48,6 +51,7 @@ class RunInfo(BaseModel):
     recipes: dict[str, dict[str, Any]]
     fingerprints: dict[str, str]
     label_set: str
+    judges: dict[str, str] = {}
 
 
 class Attempt(BaseModel):
@@ -92,12 +96,22 @@ def open_run(uri: str) -> Run:
     return Run(folder, info, LabelSet.from_yaml(info.label_set, folder.uri_of(RUN_NAME)))
 
 
-def check_same_content(uri: str, recipes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UsageError, with the difference, if the run at this address was made by another recipe. Writes nothing."""
+def check_same_content(
+    uri: str, recipes: Mapping[str, Mapping[str, Any]], judges: Mapping[str, str] | None = None
+) -> None:
+    """Raise UsageError, with the difference, if the run at this address was made by another recipe. Writes nothing.
+
+    A filter that scores may come and go, but not score with another of its `judges`.
+    """
     if not Folder(uri).exists(RUN_NAME):
         return
-    stored = open_run(uri).info.recipes
-    changes = []
+    info = open_run(uri).info
+    stored = info.recipes
+    changes = [
+        f"filters.{name}.segmenter: {info.judges[name]!r} -> {pinned!r}"
+        for name, pinned in (judges or {}).items()
+        if info.judges.get(name, pinned) != pinned
+    ]
     for method in sorted(stored.keys() & recipes.keys()):
         before, after = _flat(stored[method]), _flat(recipes[method])
         changes += [
@@ -111,15 +125,22 @@ def check_same_content(uri: str, recipes: Mapping[str, Mapping[str, Any]]) -> No
         )
 
 
-def write_run(uri: str, job: dict[str, Any], recipes: Mapping[str, Mapping[str, Any]], label_set: LabelSet) -> Run:
-    """Create `run.json`, or bring it up to date with a raised quota or an added method."""
-    known = open_run(uri).info.recipes if Folder(uri).exists(RUN_NAME) else {}
-    merged = {**known, **{method: dict(recipe) for method, recipe in recipes.items()}}
+def write_run(
+    uri: str,
+    job: dict[str, Any],
+    recipes: Mapping[str, Mapping[str, Any]],
+    label_set: LabelSet,
+    judges: Mapping[str, str] | None = None,
+) -> Run:
+    """Create `run.json`, or bring it up to date with a raised quota, an added method or filter."""
+    known = open_run(uri).info if Folder(uri).exists(RUN_NAME) else None
+    merged = {**(known.recipes if known else {}), **{method: dict(recipe) for method, recipe in recipes.items()}}
     info = RunInfo(
         job=job,
         recipes=merged,
         fingerprints={method: recipe_fingerprint(recipe) for method, recipe in merged.items()},
         label_set=label_set.to_yaml(),
+        judges={**(known.judges if known else {}), **(judges or {})},
     )
     Folder(uri).put(RUN_NAME, info.model_dump_json(indent=1).encode())
     return open_run(uri)

@@ -1,11 +1,13 @@
 """The samples of a run are its ledger: what lies in the parts has happened, and nothing else has.
 
-Reads ids and outcomes of all parts, resolves ids that stand twice, and puts new parts whole. There is no second
-progress file. It does not know how samples are made.
+Reads ids and outcomes of all parts, resolves ids that stand twice, applies what was decided afterwards, and puts new
+parts whole. There is no second progress file. It does not know how samples are made.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,15 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segdatagen.decisions import no_decisions, read_decisions
 from segdatagen.records import SAMPLE_SCHEMA
 from segdatagen.storage import Entry, Folder
-from segdatagen.tables import put_table, read_parts
+from segdatagen.tables import UnreadablePart, put_table, read_parts
 
 SAMPLES = "samples"
 STATUSES: tuple[str, ...] = ("failed", "rejected", "ok")
 """In order of precedence: where an id stands twice the later one counts, then the higher attempt."""
 DAMAGED = ".damaged"
 """Suffix of a part that was set aside."""
+NO_REASON = "no reason was recorded"
 LEDGER_COLUMNS = ["sample_id", "status", "attempt"]
 
 
@@ -31,12 +35,14 @@ class Ledger:
 
     sample_ids: np.ndarray  # int64 [N], ascending
     status: np.ndarray  # uint8 [N], index into STATUSES
+    own_status: np.ndarray  # uint8 [N], what the row itself says, whatever was decided afterwards
     attempt: np.ndarray  # int32 [N]
     part: np.ndarray  # int32 [N], index into `parts`: where the row that counts lies
     row: np.ndarray  # int32 [N], row in that part
     parts: tuple[Entry, ...]
     num_rows: int  # rows in all parts, ids that stand twice included
     unreadable: dict[str, str] = field(default_factory=dict)  # what is wrong with a part, by its name
+    decisions: pa.Table = field(default_factory=no_decisions)  # as `read_decisions` returns them
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -48,13 +54,18 @@ class Ledger:
         """Ids whose status is one of these, ascending."""
         return self.sample_ids[np.isin(self.status, [STATUSES.index(status) for status in statuses])]
 
+    def place_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Where each id stands in the ledger, -1 where nothing was committed: int64, shaped as `sample_ids`."""
+        if not len(self.sample_ids):
+            return np.full(len(sample_ids), -1, np.int64)
+        place = np.minimum(np.searchsorted(self.sample_ids, sample_ids), len(self.sample_ids) - 1)
+        return np.where(self.sample_ids[place] == sample_ids, place, -1)
+
     def status_of(self, sample_ids: np.ndarray) -> np.ndarray:
         """Status code of each id, -1 where nothing was committed: int16, shaped as `sample_ids`."""
+        place = self.place_of(sample_ids)
         codes = np.full(len(sample_ids), -1, np.int16)
-        if len(self.sample_ids):
-            place = np.minimum(np.searchsorted(self.sample_ids, sample_ids), len(self.sample_ids) - 1)
-            known = self.sample_ids[place] == sample_ids
-            codes[known] = self.status[place[known]]
+        codes[place >= 0] = self.status[place[place >= 0]]
         return codes
 
     def finished(self, *, retry_failed: bool) -> np.ndarray:
@@ -63,13 +74,21 @@ class Ledger:
 
 
 def read_ledger(run: Folder) -> Ledger:
-    """Read ids and outcomes of all parts of a run. An unreadable part counts as absent and is reported."""
+    """Read ids and outcomes of all parts of a run. An unreadable part counts as absent and is reported.
+
+    What `decisions/` says goes before the status of a row. Raises SegdatagenError where decisions are damaged: to leave
+    them out would publish what somebody refused.
+    """
+    return decided(_read_parts(run), read_decisions(run))
+
+
+def _read_parts(run: Folder) -> Ledger:
     parts = tuple(Entry(f"{SAMPLES}/{e.name}", e.size) for e in run.child(SAMPLES).entries(".parquet"))
     tables, unreadable = read_parts(run, [part.name for part in parts], LEDGER_COLUMNS)
     readable = [number for number, part in enumerate(parts) if part.name in tables]
     if not tables:
-        empty = np.empty(0, np.int32)
-        return Ledger(np.empty(0, np.int64), empty.astype(np.uint8), empty, empty, empty, parts, 0, unreadable)
+        empty, no_status = np.empty(0, np.int32), np.empty(0, np.uint8)
+        return Ledger(np.empty(0, np.int64), no_status, no_status, empty, empty, empty, parts, 0, unreadable)
     lengths = [table.num_rows for table in tables.values()]
     table = pa.concat_tables([table.select(LEDGER_COLUMNS) for table in tables.values()]).combine_chunks()
     ids = table["sample_id"].to_numpy()
@@ -80,7 +99,52 @@ def read_ledger(run: Folder) -> Ledger:
     order = np.lexsort((row, part, attempt, status, ids))
     last = np.append(ids[order][1:] != ids[order][:-1], True)
     chosen = order[last]
-    return Ledger(ids[chosen], status[chosen], attempt[chosen], part[chosen], row[chosen], parts, len(ids), unreadable)
+    ids, status, attempt, part, row = (column[chosen] for column in (ids, status, attempt, part, row))
+    return Ledger(ids, status, status, attempt, part, row, parts, table.num_rows, unreadable)
+
+
+def decided(ledger: Ledger, decisions: pa.Table) -> Ledger:
+    """The ledger with these decisions and no others. What failed stays failed: there is nothing to decide on."""
+    place = ledger.place_of(decisions["sample_id"].to_numpy())
+    codes = pc.index_in(decisions["status"], pa.array(STATUSES)).to_numpy().astype(np.uint8)
+    made = place >= 0
+    made[made] = ledger.own_status[place[made]] != STATUSES.index("failed")
+    status = ledger.own_status.copy()
+    status[place[made]] = codes[made]
+    return replace(ledger, status=status, decisions=decisions)
+
+
+def read_columns(run: Folder, ledger: Ledger, columns: Sequence[str]) -> pa.Table:
+    """Columns of the rows that count, as their parts hold them, in the order of the ledger.
+
+    A column that a part does not have yet is null there. Raises UnreadablePart.
+    """
+    names = [part.name for part in ledger.parts if part.name not in ledger.unreadable]
+    tables, unreadable = read_parts(run, names, columns, SAMPLE_SCHEMA)
+    for sentence in unreadable.values():
+        raise UnreadablePart(sentence)
+    lengths = [tables[part.name].num_rows if part.name in tables else 0 for part in ledger.parts]
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    empty = pa.schema([SAMPLE_SCHEMA.field(name) for name in columns]).empty_table()
+    whole = pa.concat_tables([empty, *(table.cast(empty.schema) for table in tables.values())]).combine_chunks()
+    return whole.take(starts[ledger.part] + ledger.row)
+
+
+def reasons_of(run: Folder, ledger: Ledger, *statuses: str) -> dict[str, int]:
+    """Why samples have one of these statuses: samples per reason, most frequent first. Raises UnreadablePart."""
+    ids = ledger.ids_with(*statuses)
+    made = ids[ledger.status_of(ids) != STATUSES.index("failed")]
+    decided = ledger.decisions.filter(pa.array(np.isin(ledger.decisions["sample_id"].to_numpy(), made)))
+    counts = Counter(pc.fill_null(decided["reason"], NO_REASON).to_pylist())
+    own = ledger.place_of(np.setdiff1d(ids, decided["sample_id"].to_numpy()))
+    numbers = np.unique(ledger.part[own])
+    tables, unreadable = read_parts(run, [ledger.parts[number].name for number in numbers], ["reason"])
+    for sentence in unreadable.values():
+        raise UnreadablePart(sentence)
+    for number in numbers:
+        reasons = tables[ledger.parts[number].name]["reason"].take(ledger.row[own[ledger.part[own] == number]])
+        counts.update(pc.fill_null(reasons, NO_REASON).to_pylist())
+    return dict(counts.most_common())
 
 
 def set_aside(run: Folder, name: str) -> bool:

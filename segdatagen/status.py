@@ -3,18 +3,13 @@
 Reads what is stored and changes nothing. It does not know how samples are made.
 """
 
-from collections import Counter
-
-import numpy as np
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from segdatagen.lease import read_holder
 from segdatagen.planner import RoundSummary, accepted_per_class, read_plan, read_rounds
 from segdatagen.publish import read_index
 from segdatagen.run_folder import Attempt, Run, read_attempts
-from segdatagen.samples import STATUSES, Ledger, read_ledger
-from segdatagen.tables import read_part
+from segdatagen.samples import Ledger, read_ledger, reasons_of
 from segdatagen.verify import read_manifest
 
 
@@ -57,7 +52,7 @@ def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
         missing=int((ledger.status_of(planned) < 0).sum()),
         counts=ledger.counts,
         accepted=_accepted(run, ledger, rounds),
-        reasons=reasons_of(run, ledger),
+        reasons=reasons_of(run.folder, ledger, "rejected", "failed"),
         unreadable=tuple(ledger.unreadable.values()),
         rounds=tuple(rounds),
         attempts=tuple(read_attempts(run.folder)),
@@ -73,14 +68,3 @@ def _accepted(run: Run, ledger: Ledger, rounds: list[RoundSummary]) -> dict[str,
     counts = accepted_per_class(run.folder, ledger, run.label_set, int(rounds[-1].settings["min_pixels"]))
     by_name = dict(zip(run.label_set.names, counts.images.tolist(), strict=True))
     return {summary.name: by_name[summary.name] for summary in rounds[-1].classes}
-
-
-def reasons_of(run: Run, ledger: Ledger) -> dict[str, int]:
-    """Why samples were rejected or failed, with the number of samples, most frequent first."""
-    bad = np.flatnonzero(ledger.status != STATUSES.index("ok"))
-    counts: Counter[str] = Counter()
-    for number in np.unique(ledger.part[bad]):
-        rows = ledger.row[bad[ledger.part[bad] == number]]
-        reasons = read_part(run.folder, ledger.parts[number].name, ["reason"])["reason"].take(rows)
-        counts.update(pc.fill_null(reasons, "no reason was recorded").to_pylist())
-    return dict(counts.most_common())

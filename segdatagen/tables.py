@@ -46,27 +46,35 @@ def put_table(folder: Folder, name: str, table: pa.Table, row_group_size: int | 
     return len(data)
 
 
-def read_part(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a part, or some columns of it. Raises UnreadablePart."""
+def read_part(
+    folder: Folder, name: str, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+) -> pa.Table:
+    """Read a part, or some columns of it. Raises UnreadablePart.
+
+    A nullable column of `schema` that a part of an earlier version does not have is null there.
+    """
     try:
         with folder.open(name) as file:
             table = pq.ParquetFile(file).read(columns=list(columns) if columns else None, use_threads=False)
+            for field in schema or ():
+                if columns and field.name in columns and field.name not in table.column_names and field.nullable:
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
             return table.select(columns) if columns else table
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UnreadablePart(f"{folder.uri_of(name)}: not a readable Parquet file ({_first_line(error)})") from error
 
 
 def read_parts(
-    folder: Folder, names: Sequence[str], columns: Sequence[str]
+    folder: Folder, names: Sequence[str], columns: Sequence[str], schema: pa.Schema | None = None
 ) -> tuple[dict[str, pa.Table], dict[str, str]]:
-    """Read the same columns of many parts at once.
+    """Read the same columns of many parts at once; `schema` as for `read_part`.
 
     Returns the tables of the readable parts by name, in the order of `names`, and a sentence for each unreadable one.
     """
 
     def attempt(name: str) -> pa.Table | str:
         try:
-            return read_part(folder, name, columns)
+            return read_part(folder, name, columns, schema)
         except UnreadablePart as error:
             return str(error)
 

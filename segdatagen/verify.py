@@ -4,14 +4,17 @@ Reads plans, ledgers and, for a deep look, one part at a time; it writes the man
 know how samples are made, nor how parts are spread over a cluster.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from segdatagen.config_files import read_stored
+from segdatagen.decisions import DECISIONS
 from segdatagen.errors import SegdatagenError
 from segdatagen.images import DecodeError, decode_image, decode_mask
 from segdatagen.planner import RoundSummary, read_plan, read_rounds
@@ -35,7 +38,8 @@ class Verdict:
 class Manifest(BaseModel):
     """`manifest.json`: what a run was that ended whole.
 
-    `settings` are those of the last round, `rounds_of_settings` the rounds that had them; `parts` maps names to bytes.
+    `settings` are those of the last round, `rounds_of_settings` the rounds that had them; `parts` and `decisions` map
+    names to bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +52,7 @@ class Manifest(BaseModel):
     rounds: int
     counts: dict[str, int]
     parts: dict[str, int]
+    decisions: dict[str, int] = {}
 
 
 def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
@@ -64,7 +69,16 @@ def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
         problems.append(f"{len(missing)} of {len(planned)} planned samples are missing: run the job again")
     if len(unknown):
         problems.append(f"{len(unknown)} samples are in no plan, the first is {unknown[0]}")
+    problems += _stray_decisions(found, planned)
     return Verdict(len(planned), found.counts, found.num_rows - len(found.sample_ids), tuple(problems))
+
+
+def _stray_decisions(ledger: Ledger, planned: np.ndarray) -> list[str]:
+    """A sentence per file that decides on samples which no plan has: its ids are mistaken."""
+    decisions = ledger.decisions
+    stray = decisions.filter(pa.array(~np.isin(decisions["sample_id"].to_numpy(), planned)))
+    files = Counter(stray["file"].to_pylist())
+    return [f"{DECISIONS}/{name}: decides on {count} samples that are in no plan" for name, count in files.items()]
 
 
 def check_part(run: Folder, name: str) -> list[str]:
@@ -95,13 +109,14 @@ def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], goa
         rounds=len(rounds),
         counts=ledger.counts,
         parts={part.name: part.size for part in ledger.parts},
+        decisions=_sizes(run.folder.child(DECISIONS)),
     )
     run.folder.put(MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     run.folder.put(SUCCESS_NAME, b"")
 
 
 def read_manifest(run: Folder) -> Manifest | None:
-    """The manifest of a run that ended whole, if rounds and parts are still those it names; None otherwise.
+    """The manifest of a run that ended whole, if rounds, parts and decisions are those it names; None otherwise.
 
     A manifest that is damaged says nothing: the run looks at its parts again and writes another.
     """
@@ -113,12 +128,16 @@ def read_manifest(run: Folder) -> Manifest | None:
         return None
     parts = {entry.name: entry.size for entry in part_entries(run)}
     unchanged = manifest.parts == parts and manifest.rounds == len(read_rounds(run))
-    return manifest if unchanged else None
+    return manifest if unchanged and manifest.decisions == _sizes(run.child(DECISIONS)) else None
 
 
 def part_entries(run: Folder) -> list[Entry]:
     """All parts of a run."""
     return [Entry(f"{SAMPLES}/{entry.name}", entry.size) for entry in run.child(SAMPLES).entries(".parquet")]
+
+
+def _sizes(folder: Folder) -> dict[str, int]:
+    return {entry.name: entry.size for entry in folder.entries(".parquet")}
 
 
 def _row_problems(row: dict[str, Any]) -> list[str]:

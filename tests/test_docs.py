@@ -21,9 +21,10 @@ from wrong_inputs import rows as wrong_inputs
 from segdatagen.cli import app
 from segdatagen.cli.data import FORMAT_NAMES
 from segdatagen.datasets import FORMATS
+from segdatagen.filters import LIMITS, Filters
 from segdatagen.job import STRATEGIES, Job, load_job
 from segdatagen.labels import LabelSet
-from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from segdatagen.records import DECISION_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -128,7 +129,13 @@ def test_make_targets_that_are_named_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "schema"), [("Source store", SOURCE_SCHEMA), ("Plan row", PLAN_SCHEMA), ("Sample row", SAMPLE_SCHEMA)]
+    ("title", "schema"),
+    [
+        ("Source store", SOURCE_SCHEMA),
+        ("Plan row", PLAN_SCHEMA),
+        ("Sample row", SAMPLE_SCHEMA),
+        ("Decision row", DECISION_SCHEMA),
+    ],
 )
 def test_the_format_tables_are_the_schemas(title: str, schema: pa.Schema) -> None:
     rows = table_rows(section(read("DESIGN.md"), title))
@@ -149,6 +156,16 @@ def test_the_job_file_of_the_readme_is_one() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", section(read("README.md"), "The job file"), re.DOTALL)
     job = Job.model_validate(yaml.safe_load(text))
     assert job.settings.max_rounds == 2
+
+
+def test_the_filters_of_the_readme_are_all_that_there_are() -> None:
+    text = section(read("README.md"), "Filters")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    filters = Filters.model_validate(yaml.safe_load(block)["filters"])
+    assert {name for name in Filters.model_fields if getattr(filters, name)} == set(Filters.model_fields)
+    assert [row[0].strip("`") for row in table_rows(text)] == list(Filters.model_fields)
+    limits = {f"{row[0].strip('`')}.{name}" for row in table_rows(text) for name in re.findall(r"`(\w+)`", row[2])}
+    assert limits == set(LIMITS)
 
 
 def test_the_label_set_of_the_readme_is_one() -> None:

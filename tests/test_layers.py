@@ -35,6 +35,8 @@ LAYERS = {
     "missing": 1,
     "costs": 1,
     "class_bars": 1,
+    "filters": 1,
+    "image_hash": 1,
     "weights": 1,
     "inert_pickle": 1,
     "torch_files": 1,
@@ -45,6 +47,9 @@ LAYERS = {
     "stages": 2,
     "sources": 3,
     "source_report": 3,
+    "source_hashes": 3,
+    "decisions": 3,
+    "exclude": 3,
     "planner": 3,
     "samples": 3,
     "lease": 3,
@@ -55,6 +60,8 @@ LAYERS = {
     "budget": 3,
     "job": 4,
     "methods": 5,
+    "filtering": 5,
+    "hash_sources": 5,
     "regenerate": 5,
     "dataflow": 5,
     "deep_verify": 5,
@@ -148,7 +155,7 @@ def test_only_one_layer_imports_ray() -> None:
     importers = importers_of("ray")
     assert importers
     assert {LAYERS[family(module)] for module in importers} == {RAY_LAYER}
-    assert not importers & {Path("methods.py"), Path("regenerate.py")}
+    assert not importers & {Path("methods.py"), Path("filtering.py"), Path("regenerate.py")}
 
 
 def test_only_storage_imports_fsspec() -> None:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdatagen.records import (
+    DECISION_SCHEMA,
     FORMAT_VERSION,
     PLAN_SCHEMA,
     SAMPLE_SCHEMA,
+    SOURCE_HASH_SCHEMA,
     SOURCE_SCHEMA,
     bytes_hash,
     derive_seed,
@@ -76,7 +78,7 @@ def test_hundred_thousand_ids_are_unique_and_fill_their_range() -> None:
     assert abs(ids.mean() / 2**62 - 1) < 0.01
 
 
-@pytest.mark.parametrize("schema", [SOURCE_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA])
+@pytest.mark.parametrize("schema", [SOURCE_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, DECISION_SCHEMA, SOURCE_HASH_SCHEMA])
 def test_every_table_says_its_format_and_keeps_pixels_as_bytes(schema: pa.Schema) -> None:
     assert schema.metadata == {b"format_version": FORMAT_VERSION.encode()}
     for name in ("image", "mask", "segment_map"):

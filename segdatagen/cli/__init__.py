@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from segdatagen.cli import data, models, runs
+from segdatagen.cli import data, decisions, models, runs
 from segdatagen.errors import SegdatagenError
 
 SILENT_RAY = ("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 data.register(app)
 runs.register(app)
+decisions.register(app)
 models.register(app)
 
 

@@ -25,7 +25,8 @@ class RunScreen:
 
     def waiting(self, holder: Holder) -> None:
         """Another process holds the lease."""
-        self.note(f"{holder} was at work here; waiting up to 30 s to see whether it is alive")
+        if not self._silent:
+            screen.waiting(holder)
 
     def planned(self, summary: RoundSummary) -> None:
         """A round was planned: show it."""
@@ -109,6 +110,8 @@ def print_round(summary: RoundSummary) -> None:
     screen.say(f"{summary.num_rows} images, about {screen.as_bytes(summary.estimated_bytes)}")
     if summary.estimate is not None and summary.num_rows:
         print_estimate(summary.estimate)
+    for reason, count in summary.rejected.items():
+        screen.say(f"rejected so far: {count} x {reason}")
     if summary.unreachable:
         screen.say(f"no usable source shows {', '.join(summary.unreachable)}")
 

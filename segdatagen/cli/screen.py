@@ -39,6 +39,11 @@ def note(text: str) -> None:
     err.print(text, markup=False, style="dim")
 
 
+def waiting(holder: object) -> None:
+    """Another process holds the lease of a run."""
+    note(f"{holder} was at work here; waiting up to 30 s to see whether it is alive")
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
     """A table on standard output; numbers stand to the right."""
     grid = Table(title=title, title_justify="left", title_style="bold")

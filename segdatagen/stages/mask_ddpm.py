@@ -14,7 +14,7 @@ from segdatagen.diffusion.mask_ddpm import generate_microbatched
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.images import ImageFormat, decode_mask, encode_image
 from segdatagen.labels import LabelSet
-from segdatagen.records import derive_seed
+from segdatagen.stages.redraw import Redraws, draw_with_retries
 from segdatagen.stages.stage import Batch, objects
 from segdatagen.weights import load_mask_ddpm
 
@@ -28,35 +28,45 @@ class MaskDDPMStageOptions(BaseModel):
     sampler: SamplerOptions
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     image_format: ImageFormat = "jpeg95"
+    redraws: Redraws | None = None
     microbatch: int = 8
     torch_threads: int = 1
     device: str = "cpu"
 
 
 class MaskDDPMStage:
-    """Generates one image per row."""
+    """Generates one image per row, and again where it is blank and the options say so.
+
+    An image with NaN or infinity is a defect, which fails the row, unless it is drawn again: then it was made, and is
+    refused.
+    """
 
     name = "mask2img"
     reads = ("mask", "seed")
-    writes = ("image", "microbatch", "reason")
-    verdict: Literal["failed"] = "failed"
+    writes = ("image", "microbatch", "score_deviation", "candidates", "reason")
 
     def __init__(self, options: MaskDDPMStageOptions) -> None:
         torch.set_num_threads(options.torch_threads)
         model, _ = load_mask_ddpm(options.weights, options.label_set.num_classes)
+        self.verdict: Literal["failed", "rejected"] = "failed" if options.redraws is None else "rejected"
         self._options = options
         self._model = model.to(device=options.device, dtype=getattr(torch, options.dtype))
         self._channels = options.label_set.channel_table()
 
     def __call__(self, batch: Batch) -> Batch:
-        """Encoded images of the masks; a row with NaN or infinity gets a reason instead."""
+        """Encoded images of the masks with their deviation; a row with NaN or infinity gets a reason too."""
         masks = np.stack([self._channels[decode_mask(mask)] for mask in batch["mask"]])
-        seeds = [derive_seed(int(seed), self.name) for seed in batch["seed"]]
-        made = generate_microbatched(self._model, masks, seeds, self._options.sampler, self._options.microbatch)
-        image_format = self._options.image_format
-        pairs = zip(made.images, made.finite, strict=True)
+        options = self._options
+
+        def draw(rows: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            made = generate_microbatched(self._model, masks[rows], seeds, options.sampler, options.microbatch)
+            return made.images, made.finite, made.microbatch
+
+        drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws)
         return {
-            "image": objects([encode_image(image, image_format) if good else None for image, good in pairs]),
-            "microbatch": made.microbatch.astype(np.int32),
-            "reason": objects([None if good else "the image holds NaN or infinity" for good in made.finite]),
+            "image": objects([encode_image(image, options.image_format) for image in drawn.images]),
+            "microbatch": drawn.microbatch.astype(np.int32),
+            "score_deviation": objects(drawn.deviations),
+            "candidates": objects(drawn.candidates),
+            "reason": objects([None if good else "the image holds NaN or infinity" for good in drawn.finite]),
         }

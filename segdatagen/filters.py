@@ -1,0 +1,139 @@
+"""Filters of a job: what decides which samples are good, as options, and the limits that scores must keep.
+
+What makes or scores a sample are options of stages; a limit only decides over a score that is stored, so that it can
+be moved at any time. It does not know how scores are made, nor where they lie.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segdatagen.config_files import describe
+from segdatagen.errors import UsageError
+
+FILTER_STAGE = "filter"
+"""The stage that compares scores with limits: reasons that begin with it can be taken back without a GPU."""
+MAX_HASH_BITS = 64
+
+Limits = dict[str, float]
+"""Values of limits by `<filter>.<field>`, as in LIMITS."""
+
+
+class _Filter(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Blank(_Filter):
+    """Images without content: drawn again with other seeds, then rejected. The deviation is that of the levels."""
+
+    min_deviation: float = Field(default=4.0, gt=0, allow_inf_nan=False, description="limit, of 255 levels")
+    redraws: int = Field(default=2, ge=0, le=100, strict=True, description="how often an image is drawn again, at most")
+    redraw_below: float = Field(default=4.0, gt=0, allow_inf_nan=False, description="deviation that is drawn again")
+
+
+class Adherence(_Filter):
+    """Images that a segmenter does not find its mask in: the mean IoU of the mask's classes."""
+
+    segmenter: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
+    min: float = Field(default=0.5, ge=0, le=1, description="limit of the mean IoU")
+
+
+class Duplicates(_Filter):
+    """Images that repeat a source: bits of 64 in which perceptual hashes differ."""
+
+    min_distance: float = Field(default=8, ge=0, le=MAX_HASH_BITS, description="limit in bits")
+
+
+class IgnoreNoisy(_Filter):
+    """FreeMask's rule (Yang et al., 2023, arXiv 2310.15160): pixels with too high a loss become ignored."""
+
+    segmenter: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
+    factor: float = Field(default=1.25, gt=0, allow_inf_nan=False, description="of the mean loss of the pixel's class")
+    max_ignored: float = Field(default=1.0, ge=0, le=1, description="limit of the share of ignored pixels")
+
+
+class Filters(_Filter):
+    """The filters of a job, in the order in which they give their reason."""
+
+    blank: Blank | None = None
+    adherence: Adherence | None = None
+    duplicates: Duplicates | None = None
+    ignore_noisy: IgnoreNoisy | None = None
+
+    def limits(self) -> Limits:
+        """The limits of the filters that are configured."""
+        found = {}
+        for name in LIMITS:
+            filter_name, field = name.split(".")
+            options = getattr(self, filter_name)
+            if options is not None:
+                found[name] = float(getattr(options, field))
+        return found
+
+    def segmenters(self) -> dict[str, str]:
+        """URI of the segmenter of each filter that has one."""
+        named = {"adherence": self.adherence, "ignore_noisy": self.ignore_noisy}
+        return {name: options.segmenter for name, options in named.items() if options is not None}
+
+    def content(self) -> "Filters":
+        """The filters that change a sample, without those that only score it."""
+        redraws = self.blank is not None and self.blank.redraws > 0
+        return self.model_copy(update={"adherence": None, "duplicates": None} | ({} if redraws else {"blank": None}))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a limit compares: a score column of the sample row, which must not be `below` or `above` it."""
+
+    column: str
+    refused: Literal["below", "above"]
+
+
+LIMITS: dict[str, Limit] = {
+    "blank.min_deviation": Limit("score_deviation", "below"),
+    "adherence.min": Limit("score_adherence", "below"),
+    "duplicates.min_distance": Limit("score_duplicate_distance", "below"),
+    "ignore_noisy.max_ignored": Limit("score_ignored", "above"),
+}
+
+
+def columns_of(limits: Mapping[str, float]) -> list[str]:
+    """The score columns that limits compare."""
+    return [LIMITS[name].column for name in limits]
+
+
+def refusals(scores: Mapping[str, np.ndarray], limits: Mapping[str, float]) -> np.ndarray:
+    """Why each row is refused, object array [N], None where it is not; the first limit in the order of LIMITS counts.
+
+    `scores` are float32 [N] by column, NaN where a row has none: a score that is missing refuses nothing. The limit is
+    compared as float32, so that an IoU of 0.7 is not below 0.7.
+    """
+    count = len(next(iter(scores.values()))) if scores else 0
+    found = np.full(count, None, dtype=object)
+    for name in reversed([name for name in LIMITS if name in limits]):
+        limit, value = LIMITS[name], limits[name]
+        given = scores[limit.column].astype(np.float32)
+        refused = given < np.float32(value) if limit.refused == "below" else given > np.float32(value)
+        words = limit.column.removeprefix("score_").replace("_", " ")
+        found[refused] = f"{words} {limit.refused} {value:g}"
+    return found
+
+
+def parse_limits(words: list[str]) -> Limits:
+    """Limits from words like `adherence.min=0.6`. Raises UsageError that names the word and what is allowed."""
+    found: Limits = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if name not in LIMITS or not equals:
+            raise UsageError(f"{word!r} sets no limit: give NAME=VALUE, NAME one of {', '.join(LIMITS)}")
+        filter_name, field = name.split(".")
+        required = {"segmenter": "unused"} if filter_name in ("adherence", "ignore_noisy") else {}
+        given: dict[str, Any] = {filter_name: {**required, field: text}}
+        try:
+            found |= {name: Filters.model_validate(given).limits()[name]}
+        except ValidationError as error:
+            raise UsageError(describe(error, Filters)) from error
+    return found

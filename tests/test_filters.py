@@ -1,0 +1,234 @@
+"""Filters as options: what is content and what is a limit, how limits judge scores, and how mistakes are named."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import JobFactory, Refused, make_scenes_store
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_segmenter import make_segmenter
+
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.filtering import filter_context, filter_recipe, filter_stages, judges_of
+from segdatagen.filters import LIMITS, Filters, columns_of, parse_limits, refusals
+from segdatagen.job import load_job
+from segdatagen.labels import load_label_set
+from segdatagen.methods import content_recipes
+from segdatagen.sources import open_store
+
+SCORES = st.one_of(st.none(), st.floats(0, 1, width=32))
+ROWS = st.lists(st.fixed_dictionaries({limit.column: SCORES for limit in LIMITS.values()}), min_size=1, max_size=8)
+SOME_LIMITS = st.dictionaries(st.sampled_from(list(LIMITS)), st.floats(0, 1))
+
+
+def arrays_of(rows: list[dict[str, float | None]], limits: Mapping[str, float]) -> dict[str, np.ndarray]:
+    return {
+        name: np.array([np.nan if row[name] is None else row[name] for row in rows], np.float32)
+        for name in columns_of(limits)
+    }
+
+
+def refused_by_hand(row: Mapping[str, float | None], limits: Mapping[str, float]) -> str | None:
+    """The first limit, in the order of the filters, that a score does not keep."""
+    for name, words in [
+        ("blank.min_deviation", "deviation below"),
+        ("adherence.min", "adherence below"),
+        ("duplicates.min_distance", "duplicate distance below"),
+        ("ignore_noisy.max_ignored", "ignored above"),
+    ]:
+        score = row[LIMITS[name].column]
+        if name not in limits or score is None:
+            continue
+        limit = float(np.float32(limits[name]))
+        if score < limit if words.endswith("below") else score > limit:
+            return f"{words} {limits[name]:g}"
+    return None
+
+
+@given(ROWS, SOME_LIMITS)
+def test_limits_judge_as_written(rows: list[dict[str, float | None]], limits: dict[str, float]) -> None:
+    found = refusals(arrays_of(rows, limits), limits) if limits else [None] * len(rows)
+    assert list(found) == [refused_by_hand(row, limits) for row in rows]
+
+
+@given(ROWS, st.sampled_from(list(LIMITS)), st.floats(0, 1), st.floats(0, 1))
+def test_a_stricter_limit_refuses_at_least_the_same(
+    rows: list[dict[str, float | None]], name: str, one: float, other: float
+) -> None:
+    mild, strict = sorted((one, other), reverse=LIMITS[name].refused == "above")
+    refused = [refusals(arrays_of(rows, {name: value}), {name: value}) != np.array(None) for value in (mild, strict)]
+    assert not (refused[0] & ~refused[1]).any()
+
+
+def test_a_score_on_the_limit_keeps_it() -> None:
+    for value in (0.1, 0.3, 0.7, 0.9):
+        scores = {"score_adherence": np.array([value], np.float32), "score_ignored": np.array([value], np.float32)}
+        limits = {"adherence.min": value, "ignore_noisy.max_ignored": value}
+        assert refusals(scores, limits)[0] is None, f"{value} as float32 is not {value}"
+
+
+def test_limits_are_read_from_words() -> None:
+    assert parse_limits([]) == {}
+    found = parse_limits(["adherence.min=0.6", "blank.min_deviation=3", "duplicates.min_distance=10"])
+    assert found == {"adherence.min": 0.6, "blank.min_deviation": 3.0, "duplicates.min_distance": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("adherence.min=1.5", "adherence.min: must be at most 1.0, not '1.5'"),
+        ("adherence.min=much", "adherence.min: must be a number, not 'much'"),
+        ("adherence.min=nan", "adherence.min: "),
+        ("adherence.min", "'adherence.min' sets no limit: give NAME=VALUE, NAME one of blank.min_deviation, adherence"),
+        ("adherence.segmenter=x", "sets no limit"),
+        ("blank.redraws=3", "sets no limit"),
+        ("blank.min_deviation=0", "blank.min_deviation: must be more than 0.0"),
+    ],
+)
+def test_words_that_set_no_limit_are_refused(word: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_limits([word])
+    assert sentence in str(refused.value)
+
+
+# What is content
+
+
+def recipes(make_job: JobFactory, filters: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    job = load_job(str(make_job(filters=filters)))
+    return content_recipes(job, open_store(job.sources))
+
+
+def test_scores_and_limits_are_no_content(make_job: JobFactory, tmp_path: Path) -> None:
+    segmenter = str(make_segmenter(tmp_path / "segmenter"))
+    plain = recipes(make_job, {})
+    assert "filters" not in plain["mask_ddpm"], "runs without filters keep their ids"
+    for filters in (
+        {"adherence": {"segmenter": segmenter}},
+        {"adherence": {"segmenter": segmenter, "min": 0.9}, "duplicates": {"min_distance": 3}},
+        {"blank": {"redraws": 0, "min_deviation": 9.0}},
+    ):
+        assert recipes(make_job, filters) == plain
+
+
+def test_what_changes_a_sample_is_content(make_job: JobFactory, tmp_path: Path) -> None:
+    one, other = (str(make_segmenter(tmp_path / name, seed=n)) for n, name in enumerate(("one", "other")))
+    cases: list[dict[str, Any]] = [
+        {},
+        {"blank": {}},
+        {"blank": {"redraws": 3}},
+        {"blank": {"redraw_below": 5.0}},
+        {"ignore_noisy": {"segmenter": one}},
+        {"ignore_noisy": {"segmenter": other}},
+        {"ignore_noisy": {"segmenter": one, "factor": 1.5}},
+    ]
+    found = [recipes(make_job, filters) for filters in cases]
+    assert all(a != b for place, a in enumerate(found) for b in found[:place])
+    assert recipes(make_job, {"blank": {"min_deviation": 9.0}}) == recipes(make_job, {"blank": {}})
+    loose = {"ignore_noisy": {"segmenter": one, "max_ignored": 0.2}}
+    assert recipes(make_job, loose) == recipes(make_job, cases[4])
+    moved = Path(str(make_segmenter(tmp_path / "elsewhere", seed=0)))
+    assert recipes(make_job, {"ignore_noisy": {"segmenter": str(moved)}}) == recipes(make_job, cases[4])
+
+
+def test_content_keeps_what_makes_a_sample_and_nothing_else() -> None:
+    filters = Filters.model_validate(
+        {
+            "blank": {"redraws": 1},
+            "adherence": {"segmenter": "builtin:none"},
+            "duplicates": {},
+            "ignore_noisy": {"segmenter": "builtin:none"},
+        }
+    )
+    assert filters.content() == filters.model_copy(update={"adherence": None, "duplicates": None})
+    assert Filters.model_validate({"blank": {"redraws": 0}}).content() == Filters()
+    assert (filter_recipe(Filters()), judges_of(Filters())) == ({}, {})
+
+
+# Mistakes in a job file
+
+
+@pytest.mark.parametrize(
+    ("filters", "sentence"),
+    [
+        ({"blurry": {}}, "filters.blurry: unknown key; allowed are blank, adherence, duplicates, ignore_noisy"),
+        ({"adherence": {}}, "filters.adherence.segmenter: missing"),
+        ({"adherence": {"segmenter": "x", "min": 2}}, "filters.adherence.min: must be at most 1.0, not 2"),
+        ({"blank": {"redraws": -1}}, "filters.blank.redraws: must be at least 0, not -1"),
+        ({"duplicates": {"min_distance": 65}}, "filters.duplicates.min_distance: must be at most 64.0, not 65"),
+        (
+            {"ignore_noisy": {"segmenter": "x", "factor": 0}},
+            "filters.ignore_noisy.factor: must be more than 0.0, not 0",
+        ),
+        ({"adherence": {"segmenter": "nowhere"}}, "filters.adherence: there are no weights at nowhere"),
+        (
+            {"ignore_noisy": {"segmenter": "builtin:scenes-mask-ddpm"}},
+            "filters.ignore_noisy: ",
+        ),
+    ],
+)
+def test_mistakes_cost_a_line(
+    refused_here: Refused, make_job: JobFactory, filters: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in refused_here("run", make_job(filters=filters))
+
+
+def test_a_segmenter_of_other_classes_is_refused(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    segmenter = make_segmenter(tmp_path / "camvid", load_label_set("camvid"))
+    line = refused_here("plan", make_job(filters={"adherence": {"segmenter": str(segmenter)}}))
+    assert "filters.adherence: the segmenter" in line
+    assert "was trained on camvid" in line
+
+
+def test_ignoring_needs_an_ignore_id(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    store = make_scenes_store(tmp_path / "store")
+    labels = store / "labels.yaml"
+    labels.write_text(labels.read_text().replace("ignore_ids: [255]", "ignore_ids: []"))
+    segmenter = make_segmenter(tmp_path / "segmenter")
+    job = make_job(sources=str(store), filters={"ignore_noisy": {"segmenter": str(segmenter)}})
+    assert "filters.ignore_noisy needs a label set with an ignore id, scenes has none" in refused_here("run", job)
+
+
+def test_ignoring_needs_losses(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
+    none = [None] * load_label_set("scenes").num_classes
+    segmenter = make_segmenter(tmp_path / "segmenter", class_losses=none)
+    line = refused_here("run", make_job(filters={"ignore_noisy": {"segmenter": str(segmenter)}}))
+    assert "holds no mean loss of any class" in line
+
+
+# The stages
+
+
+def test_one_segmenter_serves_all_filters_of_a_process(make_job: JobFactory, tmp_path: Path) -> None:
+    one, other = (str(make_segmenter(tmp_path / name, seed=n)) for n, name in enumerate(("one", "other")))
+
+    def stages(judge: str, cleaner: str) -> list[Any]:
+        filters = {"adherence": {"segmenter": judge}, "ignore_noisy": {"segmenter": cleaner}}
+        job = load_job(str(make_job(filters=filters)))
+        return filter_stages(filter_context(job, load_label_set("scenes")), set())
+
+    adherence, cleaner, limits = stages(one, one)
+    assert adherence._segmenter is cleaner._segmenter
+    assert stages(one, one)[0]._segmenter is adherence._segmenter, "another method uses it too"
+    assert limits.reads == ("score_adherence", "score_ignored")
+    assert stages(one, other)[1]._segmenter is not adherence._segmenter
+    make_segmenter(tmp_path / "one", seed=7)
+    assert stages(one, one)[0]._segmenter is not adherence._segmenter, "other weights at the same place are others"
+
+
+def test_a_limit_without_its_score_judges_nothing(make_job: JobFactory) -> None:
+    context = filter_context(load_job(str(make_job(filters={"blank": {}}))), load_label_set("scenes"))
+    overridden = replace(context, limits={**context.limits, "adherence.min": 0.9})
+    (only,) = filter_stages(overridden, {"image", "score_deviation"})
+    assert only.reads == ("score_deviation",)
+    assert filter_stages(replace(context, limits={"adherence.min": 0.9}), {"score_deviation"}) == []
+
+
+def test_hashes_of_sources_that_are_gone_are_named(make_job: JobFactory) -> None:
+    context = filter_context(load_job(str(make_job(filters={"duplicates": {}}))), load_label_set("scenes"))
+    with pytest.raises(SegdatagenError, match="the hashes of the sources are gone: run the job again"):
+        filter_stages(context, set())
