@@ -9,14 +9,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segdatagen.config_files import describe, read_config
+from segdatagen.diffusion.mask_ddpm_options import MaskDDPMOptions
 from segdatagen.geometry import Geometry
 from segdatagen.goals import Balance, Quotas, Uniform
 from segdatagen.images import ImageFormat
 from segdatagen.storage import Folder
 from segdatagen.weights import absolute_weights
 
-Sampler = Literal["ancestral", "ddim", "dpm++2m"]
-DType = Literal["float32", "bfloat16", "float16"]
 Goal = Uniform | Balance | Quotas
 STRATEGIES: dict[str, type[Goal]] = {"uniform": Uniform, "balance": Balance, "quotas": Quotas}
 
@@ -26,16 +25,6 @@ _A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MaskDDPMOptions(_Part):
-    """The mask-guided DDPM of paper 001."""
-
-    weights: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
-    sampler: Sampler = "ddim"
-    steps: int = Field(default=50, ge=1, le=1000)
-    guidance: float = Field(default=3.0, ge=0, allow_inf_nan=False, description="0: conditional only")
-    dtype: DType = "float32"
 
 
 class Methods(_Part):

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from segdatagen.diffusion.mask_ddpm_options import MaskDDPMOptions, require_steps
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.images import DecodeError, class_pixels, decode_mask, encode_mask
-from segdatagen.job import Execution, Job, MaskDDPMOptions
+from segdatagen.job import Execution, Job
 from segdatagen.labels import UNKNOWN_CHANNEL, LabelSet
 from segdatagen.records import SAMPLE_SCHEMA, bytes_hash
 from segdatagen.sources import SourceStore, ignore_id_of, open_store
@@ -94,15 +95,12 @@ class MethodContext:
 
 def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
     """Paper 001: the source's mask, and an image for it."""
-    from segdatagen.diffusion.mask_ddpm import SamplerOptions
     from segdatagen.stages.mask_ddpm import MaskDDPMStage, MaskDDPMStageOptions
 
-    options, execution = context.options, context.execution
+    execution = context.execution
     stage = MaskDDPMStageOptions(
-        weights=options.weights,
+        method=context.options,
         label_set=context.label_set,
-        sampler=SamplerOptions(sampler=options.sampler, steps=options.steps, guidance=options.guidance),
-        dtype=options.dtype,
         image_format=context.image_format,
         microbatch=execution.microbatch,
         torch_threads=execution.torch_threads,
@@ -132,12 +130,7 @@ def check_weights(context: MethodContext) -> None:
                 f"the weights {options.weights} were trained on {config.label_set}, whose class {channel} is {known}: "
                 f"in {context.label_set.name} it is {name}; use weights of the same classes in the same order"
             )
-    most = config.network.diffusion_steps
-    if options.sampler == "ancestral" and options.steps != most:
-        problem = f"the ancestral sampler visits every step: {most}, not {options.steps}"
-        raise UsageError(f"methods.mask_ddpm.steps: {problem}")
-    if options.steps > most:
-        raise UsageError(f"methods.mask_ddpm.steps: the weights have {most} steps, fewer than {options.steps}")
+    require_steps(options, config.network.diffusion_steps, "methods.mask_ddpm.steps")
 
 
 def content_recipes(job: Job, store: SourceStore) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from segdatagen.diffusion.mask_ddpm import (
     Noise,
-    SamplerOptions,
     alpha_bars,
     clipped_noise,
     cosine_betas,
@@ -30,6 +29,7 @@ from segdatagen.diffusion.mask_ddpm import (
     to_pixels,
     trailing_timesteps,
 )
+from segdatagen.diffusion.mask_ddpm_options import SamplerOptions
 from segdatagen.diffusion.mask_unet import MaskUNet
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import UsageError
@@ -258,9 +258,9 @@ def test_nan_is_reported_for_its_rows_alone() -> None:
 
 def test_steps_that_the_model_does_not_have_are_refused(network: MaskUNet) -> None:
     for sampler in ("ddim", "dpm++2m"):
-        with pytest.raises(UsageError, match="steps is 1001, but the model has 1000"):
+        with pytest.raises(UsageError, match="steps: the weights have 1000 steps, fewer than 1001"):
             generate(network, MASKS[:1], [torch.Generator()], SamplerOptions(sampler=sampler, steps=1001))
-    with pytest.raises(UsageError, match="set steps to 1000, not 50"):
+    with pytest.raises(UsageError, match="steps: the ancestral sampler visits every step: 1000, not 50"):
         generate(network, MASKS[:1], [torch.Generator()], SamplerOptions(sampler="ancestral", steps=50))
     with pytest.raises(UsageError, match="2 masks came with 1 generators"):
         generate(network, MASKS[:2], [torch.Generator()], TWO_STEPS)

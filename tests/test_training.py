@@ -235,7 +235,7 @@ def test_wrong_use_is_refused(configure: Configure) -> None:
         train_here(configure("out", size=[30, 32]))
     with pytest.raises(UsageError, match="batch_size 2 is not a multiple of num_workers 3"):
         train_here(configure("out", num_workers=3))
-    with pytest.raises(UsageError, match="set steps to 1000, not 50"):
+    with pytest.raises(UsageError, match=r"sampler\.steps: the ancestral sampler visits every step: 1000, not 50"):
         train_here(configure("out", sampler={"sampler": "ancestral"}))
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="torch finds no GPU here"):

@@ -7,32 +7,17 @@ network is float32. This module does not know where weights or masks come from, 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from segdatagen.diffusion.mask_ddpm_options import SamplerOptions, require_steps
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.errors import UsageError
 
 Noise = Callable[[Tensor, int], Tensor]
 """Predicted noise `[B, 3, H, W]` for images `[B, 3, H, W]` at one step of the schedule."""
-
-
-class SamplerOptions(BaseModel):
-    """How images are drawn.
-
-    `ancestral` is the paper's sampler: it visits every step of the schedule and clips nothing. The others take few
-    steps, and clip the predicted image at each (`clipped_noise`).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sampler: Literal["ancestral", "ddim", "dpm++2m"] = "ddim"
-    steps: int = Field(default=50, ge=1)
-    guidance: float = Field(default=3.0, ge=0.0, description="0 and 1 are conditional only; the paper's is 3")
 
 
 @dataclass(frozen=True)
@@ -137,18 +122,6 @@ def generate(
         x = sample_dpmpp_2m(clipped_noise(predict, betas), x, betas, options.steps)
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     return to_pixels(x), finite.cpu().numpy()
-
-
-def require_steps(options: SamplerOptions, num_diffusion_steps: int) -> None:
-    """Raise `UsageError` unless a model with so many diffusion steps can be sampled as the options say."""
-    if options.sampler == "ancestral" and options.steps != num_diffusion_steps:
-        raise UsageError(
-            f"the ancestral sampler visits every step: set steps to {num_diffusion_steps}, not {options.steps}"
-        )
-    if options.steps > num_diffusion_steps:
-        raise UsageError(
-            f"steps is {options.steps}, but the model has {num_diffusion_steps} diffusion steps: set fewer steps"
-        )
 
 
 def guided_noise(model: MaskUNet, channels: Tensor, guidance: float) -> Noise:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from segdatagen.diffusion.mask_ddpm import SamplerOptions, generate_microbatched
+from segdatagen.diffusion.mask_ddpm import generate_microbatched
+from segdatagen.diffusion.mask_ddpm_options import MaskDDPMOptions
 from segdatagen.images import ImageFormat, decode_mask, encode_image
 from segdatagen.labels import LabelSet
 from segdatagen.records import derive_seed
@@ -22,10 +23,8 @@ class MaskDDPMStageOptions(BaseModel):
     """What the stage needs to know: content first, then where it is executed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    weights: str
+    method: MaskDDPMOptions
     label_set: LabelSet
-    sampler: SamplerOptions
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     image_format: ImageFormat = "jpeg95"
     microbatch: int = 8
     torch_threads: int = 1
@@ -42,16 +41,16 @@ class MaskDDPMStage:
 
     def __init__(self, options: MaskDDPMStageOptions) -> None:
         torch.set_num_threads(options.torch_threads)
-        model, _ = load_mask_ddpm(options.weights, options.label_set.num_classes)
+        model, _ = load_mask_ddpm(options.method.weights, options.label_set.num_classes)
         self._options = options
-        self._model = model.to(device=options.device, dtype=getattr(torch, options.dtype))
+        self._model = model.to(device=options.device, dtype=getattr(torch, options.method.dtype))
         self._channels = options.label_set.channel_table()
 
     def __call__(self, batch: Batch) -> Batch:
         """Encoded images of the masks; a row with NaN or infinity gets a reason instead."""
         masks = np.stack([self._channels[decode_mask(mask)] for mask in batch["mask"]])
         seeds = [derive_seed(int(seed), self.name) for seed in batch["seed"]]
-        made = generate_microbatched(self._model, masks, seeds, self._options.sampler, self._options.microbatch)
+        made = generate_microbatched(self._model, masks, seeds, self._options.method, self._options.microbatch)
         image_format = self._options.image_format
         pairs = zip(made.images, made.finite, strict=True)
         return {

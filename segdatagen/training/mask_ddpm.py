@@ -11,14 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segdatagen.diffusion.mask_ddpm import (
-    SamplerOptions,
     alpha_bars,
     cosine_betas,
     draw_noise,
     from_pixels,
     generate_microbatched,
-    require_steps,
 )
+from segdatagen.diffusion.mask_ddpm_options import SamplerOptions, require_steps
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import UsageError
@@ -66,7 +65,7 @@ class MaskDDPMTraining:
             time_embedding=options.time_embedding,
             attention=options.attention,
         )
-        require_steps(options.sampler, self.config.diffusion_steps)
+        require_steps(options.sampler, self.config.diffusion_steps, "sampler.steps")
         if options.init_weights is not None:
             _require_same_network(options.init_weights, self.config, arrays.label_set)
         self._bars = alpha_bars(cosine_betas(self.config.diffusion_steps)).float()
