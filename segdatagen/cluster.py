@@ -140,6 +140,8 @@ def spread(
     def task(row: dict[str, Any]) -> dict[str, Any]:
         return {"number": row["item"], "result": work(int(row["item"]))}
 
+    if not count:
+        return  # Ray Data takes no empty list
     numbers = ray.data.from_items(list(range(count)), override_num_blocks=count)
     with deprecated_arguments():
         made = numbers.map(task, num_cpus=num_cpus, max_retries=MAX_RETRIES)

@@ -56,8 +56,13 @@ class MaskFolder:
         except (DecodeError, OSError) as error:
             raise BadItem("unreadable mask", item.mask_name, str(error)) from error
         mask = self._from_colours(annotation, item) if self.colours else self._from_ids(annotation, item)
-        image = self._read_image(folder, item, mask.shape) if item.image_name else None
-        return RawSource(mask=mask, image=image)
+        if item.image_name is None:
+            return RawSource(mask=mask)
+        data, shape = _read_image(folder, item.image_name)
+        if shape != mask.shape:
+            sizes = f"mask {mask.shape[1]} x {mask.shape[0]}, image {shape[1]} x {shape[0]}"
+            raise BadItem("size mismatch", item.mask_name, sizes)
+        return RawSource(mask=mask, image=data)
 
     def _from_ids(self, annotation: np.ndarray, item: Item) -> np.ndarray:
         if annotation.ndim != 2:
@@ -78,18 +83,6 @@ class MaskFolder:
             detail = "" if self.snap_distance is None else f"farther than {self.snap_distance:g} from every class"
             raise BadItem("unknown colour", item.mask_name, detail, counts)
         return mask
-
-    def _read_image(self, folder: Folder, item: Item, shape: tuple[int, ...]) -> bytes:
-        assert item.image_name is not None
-        try:
-            data = folder.read(item.image_name)
-            image = decode_image(data)
-        except (DecodeError, OSError) as error:
-            raise BadItem("unreadable image", item.image_name, str(error)) from error
-        if image.shape[:2] != shape:
-            sizes = f"mask {shape[1]} x {shape[0]}, image {image.shape[1]} x {image.shape[0]}"
-            raise BadItem("size mismatch", item.mask_name, sizes)
-        return data
 
     def _files(self, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
         """Stem -> name below the root, in order of the stem."""
@@ -120,6 +113,16 @@ def read_colormap(root: str) -> LabelSet:
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{root}/colormap.json: expected an object of class names and [r, g, b]")
     return from_colormap("colormap", dict(mapping))
+
+
+def _read_image(folder: Folder, name: str) -> tuple[bytes, tuple[int, int]]:
+    """The file as it is, and height and width of its picture. Raises BadItem where it cannot be decoded."""
+    try:
+        data = folder.read(name)
+        height, width = decode_image(data).shape[:2]
+    except (DecodeError, OSError) as error:
+        raise BadItem("unreadable image", name, str(error)) from error
+    return data, (height, width)
 
 
 def _named(colours: Mapping[tuple[int, int, int], int]) -> dict[str, int]:
