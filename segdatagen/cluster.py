@@ -144,6 +144,8 @@ def spread(
     def task(row: dict[str, Any]) -> dict[str, Any]:
         return {"number": row["number"], "result": work(pickle.loads(row["input"]))}
 
+    if not rows:
+        return  # Ray Data takes no empty list
     blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
     with deprecated_arguments():
         made = blocks.map(task, num_cpus=num_cpus, max_retries=MAX_RETRIES)

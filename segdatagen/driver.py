@@ -70,6 +70,25 @@ class Events(Protocol):
         """Anything else that the user should read."""
 
 
+class SilentEvents:
+    """Events that nobody watches: a start for who wants one of them."""
+
+    def waiting(self, holder: Holder) -> None:
+        """Tell nobody."""
+
+    def planned(self, summary: RoundSummary) -> None:
+        """Tell nobody."""
+
+    def working(self, num_done: int, num_after: int) -> None:
+        """Tell nobody."""
+
+    def part(self, part: PartDone) -> None:
+        """Tell nobody."""
+
+    def note(self, text: str) -> None:
+        """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How this attempt differs from a plain one."""

@@ -257,17 +257,15 @@ def _require_whole(store: SourceStore) -> None:
 def _require_same_origin(store: SourceStore, request: IngestRequest, reader: Reader) -> None:
     """Raise UsageError, before anything is read, where a store cannot hold what is asked for."""
     found = store.info
-    differences = [
-        f"{name} {old} -> {new}"
-        for name, old, new in (
-            ("format", found.data_format, request.data_format),
-            ("split", found.split, request.split),
-            ("label set", store.label_set.name, reader.label_set.name),
-            ("partition", found.partition or "all", request.partition or "all"),
-            ("number of scenes and size", found.root, request.root),
-        )
-        if old != new and (name != "number of scenes and size" or request.data_format == "scenes")
+    compared = [
+        ("format", found.data_format, request.data_format),
+        ("split", found.split, request.split),
+        ("label set", store.label_set.name, reader.label_set.name),
+        ("partition", found.partition or "all", request.partition or "all"),
     ]
+    if request.data_format == "scenes":  # whose root is no place: another one is another data set
+        compared.append(("number of scenes and size", found.root, request.root))
+    differences = [f"{name} {old} -> {new}" for name, old, new in compared if old != new]
     if differences:
         raise UsageError(
             f"{request.out}: another source store is here ({', '.join(differences)}): choose another --out"

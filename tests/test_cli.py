@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import Command
+from conftest import Command, JobFactory
 
 from segdatagen.balance_reference import literal_balance
 from segdatagen.cli import main
@@ -170,3 +170,14 @@ def test_no_command_prints_the_help(capfd: pytest.CaptureFixture[str], words: li
     out, err = capfd.readouterr()
     assert f"Usage: {' '.join(['segdatagen', *words])} [OPTIONS] COMMAND" in out
     assert err == ""
+
+
+def test_a_class_that_nobody_asked_for_has_no_number_wanted(printed: Printed, make_job: JobFactory) -> None:
+    goal = {"method": "mask_ddpm", "strategy": "quotas", "quotas": {"building": 50, "road": 0}}
+    text = printed("plan", make_job(plan=[goal]), "--dry-run")
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    wanted = {row[0]: row[4] for row in cells}
+    assert wanted["building"] == "50"
+    assert {value for name, value in wanted.items() if name != "building"} == {"-"}
+    ends = {len(line.split("│")[5].rstrip()) for line in text.splitlines() if line.startswith("│")}
+    assert len(ends) == 1, "numbers stand to the right, and so does what stands for none"

@@ -65,6 +65,14 @@ def test_image_without_mask(refused: Refused, data_set: Path, tmp_path: Path) ->
     refused(*id_masks(data_set, tmp_path), row="an image without a mask")
 
 
+def test_nothing_but_files_without_partner(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    for mask in (data_set / "masks").glob("*.png"):
+        mask.rename(mask.with_stem(f"{mask.stem}-of-another-name"))
+    words = ingest_words("id_masks", data_set, tmp_path / "store", "--labels", "camvid", "--skip-bad")
+    line = refused_on_ray(*words)
+    assert "6 of 6 files are bad" in line
+
+
 def test_mask_of_another_size(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
     save(data_set / "masks" / "1.png", np.zeros((12, 16), np.uint8))
     refused_on_ray(*id_masks(data_set, tmp_path), row="a mask of another size than its image")

@@ -13,9 +13,9 @@ import numpy as np
 
 from segdatagen.benchmark.flow import resident_mib
 from segdatagen.benchmark.measure import Benchmark, Figures
-from segdatagen.benchmark.run import Clock
 from segdatagen.cluster import connect
 from segdatagen.datasets import Options, open_reader
+from segdatagen.driver import SilentEvents
 from segdatagen.errors import SegdatagenError
 from segdatagen.images import encode_mask
 from segdatagen.ingest import IngestRequest, cut_shards, ingest, ingest_shard
@@ -112,7 +112,7 @@ def _ingest(root: str, out: str) -> _Pass:
     before = resident_mib()
     watch = Watch()
     reader = open_reader("masks", root, "train", Options(labels=LABELS))
-    store, _ = ingest(IngestRequest("masks", root, "train", out), reader, watch, Clock().waiting)
+    store, _ = ingest(IngestRequest("masks", root, "train", out), reader, watch, SilentEvents().waiting)
     seconds = time.perf_counter() - watch.began
     return _Pass(store.info.num_sources, seconds, len(store.info.parts), before, watch)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from segdatagen.benchmark.run import Clock
-from segdatagen.driver import RunOptions
+from segdatagen.driver import RunOptions, SilentEvents
 from segdatagen.job import load_job
 from segdatagen.methods import METHODS, Chain, MethodContext, method_contexts
 from segdatagen.run import run_job
@@ -53,7 +52,7 @@ def run_noted(job_path: str, journal: str) -> None:
     job = load_job(job_path)
     contexts = method_contexts(job, open_store(job.sources).label_set)
     factories = {method: functools.partial(_noted_chain, method, contexts[method], journal) for method in contexts}
-    run_job(job, RunOptions(), Clock(), factories)
+    run_job(job, RunOptions(), SilentEvents(), factories)
 
 
 def read_journal(path: Path) -> Iterator[Begun]:

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from segdatagen.benchmark.measure import Benchmark, Figures, no_progress
-from segdatagen.benchmark.run import Clock
 from segdatagen.datasets import Options, open_reader
-from segdatagen.driver import RunOptions
+from segdatagen.driver import RunOptions, SilentEvents
 from segdatagen.errors import SegdatagenError
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import Job
@@ -38,9 +37,9 @@ def bench_resume(
             IngestRequest("scenes", root, "train", job.sources),
             open_reader("scenes", root, "train", Options()),
             no_progress,
-            Clock().waiting,
+            SilentEvents().waiting,
         )
-        plan_job(job, Clock(), dry_run=False)
+        plan_job(job, SilentEvents(), dry_run=False)
         began = time.perf_counter()
         parts = _commit_all(Folder(job.uri), rows_per_part)
         committed = time.perf_counter() - began
@@ -48,10 +47,10 @@ def bench_resume(
         read_ledger(Folder(job.uri))
         ledger_seconds = time.perf_counter() - began
         began = time.perf_counter()
-        run_job(job, RunOptions(), Clock())
+        run_job(job, RunOptions(), SilentEvents())
         first = time.perf_counter() - began
         began = time.perf_counter()
-        outcome = run_job(job, RunOptions(), Clock())
+        outcome = run_job(job, RunOptions(), SilentEvents())
         second = time.perf_counter() - began
         if not outcome.already_complete:
             raise SegdatagenError(f"{job.uri}: the second run did not find the first one complete")

@@ -16,12 +16,11 @@ from segdatagen.benchmark.measure import Benchmark, Figures, no_progress
 from segdatagen.cluster import connect
 from segdatagen.dataflow import PartDone
 from segdatagen.datasets import Options, open_reader
-from segdatagen.driver import RunOptions
+from segdatagen.driver import RunOptions, SilentEvents
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import Job
-from segdatagen.lease import Holder
 from segdatagen.methods import METHODS, Chain, method_contexts
-from segdatagen.planner import RoundSummary, read_plan, read_rounds
+from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run import run_job
 from segdatagen.run_folder import open_run
 from segdatagen.sources import open_store
@@ -35,27 +34,15 @@ PLAIN_BLOCKS = 3
 
 
 @dataclass
-class Clock:
-    """Events of a run that keep nothing but times."""
+class Clock(SilentEvents):
+    """When each part of a run was committed, and how many rows it has."""
 
     began: float = field(default_factory=time.time)
     finished: list[tuple[float, int]] = field(default_factory=list)
 
-    def waiting(self, holder: Holder) -> None:
-        """Not of interest."""
-
-    def planned(self, summary: RoundSummary) -> None:
-        """Not of interest."""
-
-    def working(self, num_done: int, num_after: int) -> None:
-        """Not of interest."""
-
     def part(self, part: PartDone) -> None:
-        """When a part was committed, and its rows."""
+        """A part was committed."""
         self.finished.append((part.finished, part.ok + part.rejected + part.failed))
-
-    def note(self, text: str) -> None:
-        """Not of interest."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,7 @@ class Setup:
         """Ingest the scenes."""
         root = f"{NUM_SCENES}@{self.size}x{self.size}"
         request = IngestRequest("scenes", root, "train", f"{self.folder}/sources")
-        ingest(request, open_reader("scenes", root, "train", Options()), no_progress, Clock().waiting)
+        ingest(request, open_reader("scenes", root, "train", Options()), no_progress, SilentEvents().waiting)
 
     def job(self, name: str, per_source: int) -> Job:
         """A run of `per_source` samples of every scene."""
@@ -114,7 +101,7 @@ def bench_run(
         setup = Setup(folder, weights, actors, size)
         setup.put_sources()
         warm = setup.job("warm", 1)
-        run_job(warm, RunOptions(limit=MICROBATCH), Clock())
+        run_job(warm, RunOptions(limit=MICROBATCH), SilentEvents())
         chain, plan = _chain(warm), plan_of(warm)
         plain_seconds(chain, plan, 1)
         plain = [plain_seconds(chain, plan, PLAIN_BLOCKS)]

@@ -82,16 +82,25 @@ def print_standing(status: RunStatus) -> None:
     """What every class has now against what the last round wants: real images and accepted samples that show it."""
     for summary in status.rounds[-1:]:
         rows = [
-            [c.name, c.real, status.accepted[c.name], c.real + status.accepted[c.name], c.wanted]
+            [c.name, c.real, status.accepted[c.name], c.real + status.accepted[c.name], c.wanted or screen.NO_NUMBER]
             for c in summary.classes
         ]
         screen.table(["class", "real", "accepted", "both", "wanted"], rows, f"round {summary.round}")
 
 
 def print_round(summary: RoundSummary) -> None:
-    """The table of a round: per class real, accepted, planned, wanted, total and shares; then the sums."""
+    """The table of a round: per class real, accepted, planned, wanted (if any), total and shares; then the sums."""
     rows = [
-        [c.name, c.real, c.accepted, c.planned, c.wanted, c.total, f"{c.share_before:.1%}", f"{c.share_after:.1%}"]
+        [
+            c.name,
+            c.real,
+            c.accepted,
+            c.planned,
+            c.wanted or screen.NO_NUMBER,
+            c.total,
+            f"{c.share_before:.1%}",
+            f"{c.share_after:.1%}",
+        ]
         for c in summary.classes
     ]
     columns = ["class", "real", "accepted", "planned", "wanted", "total", "share before", "share after"]

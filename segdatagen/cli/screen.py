@@ -20,6 +20,9 @@ SECONDS_BETWEEN_SENTENCES = 10.0
 LOG_WIDTH = 120
 """Columns of a table where nobody says how wide the screen is."""
 
+NO_NUMBER = "-"
+"""Stands in a column of numbers where there is none."""
+
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -48,7 +51,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     """A table on standard output; numbers stand to the right."""
     grid = Table(title=title, title_justify="left", title_style="bold")
     for place, name in enumerate(columns):
-        number = all(isinstance(row[place], int | float) for row in rows)
+        number = all(isinstance(row[place], int | float) or row[place] == NO_NUMBER for row in rows)
         grid.add_column(name, justify="right" if number else "left")
     for row in rows:
         grid.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))

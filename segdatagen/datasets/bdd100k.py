@@ -43,7 +43,10 @@ class BitmaskFolder:
         except (DecodeError, OSError) as error:
             raise BadItem("unreadable mask", item.mask_name, str(error)) from error
         source = read_bitmask(pixels, self.label_set, item.mask_name)
-        return replace(source, image=read_image(folder, item, pixels.shape[:2]) if item.image_name else None)
+        return replace(
+            source,
+            image=read_image(folder, item.image_name, item.mask_name, pixels.shape[:2]) if item.image_name else None,
+        )
 
 
 def read_bitmask(pixels: np.ndarray, label_set: LabelSet, name: str) -> RawSource:

@@ -83,7 +83,9 @@ class CocoPanoptic:
             raise BadItem("ids where colours are expected", item.mask_name, "segments are numbers in RGB")
         codes = packed(pixels)
         source = read_segments(codes, listed, self.label_set, item.mask_name)
-        return replace(source, image=read_image(folder, item, codes.shape) if item.image_name else None)
+        return replace(
+            source, image=read_image(folder, item.image_name, item.mask_name, codes.shape) if item.image_name else None
+        )
 
     def _item(
         self, annotation: Annotation, contents: Contents, masks: Mapping[str, Entry], images: Mapping[str, Entry]

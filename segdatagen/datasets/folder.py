@@ -68,7 +68,7 @@ class MaskFolder:
             mask = self._from_colours(annotation, item)
         else:
             mask = checked_ids(annotation, self.label_set, item.mask_name, self.hints)
-        image = read_image(folder, item, mask.shape) if item.image_name else None
+        image = read_image(folder, item.image_name, item.mask_name, mask.shape) if item.image_name else None
         return RawSource(mask=mask, image=image)
 
     def _from_colours(self, annotation: np.ndarray, item: Item) -> np.ndarray:
@@ -105,14 +105,13 @@ def checked_ids(
     return mask
 
 
-def read_image(folder: Folder, item: Item, shape: tuple[int, ...]) -> bytes:
-    """The image file of an item as it lies. Raises BadItem unless it is whole and has the mask's height and width."""
-    assert item.image_name is not None
+def read_image(folder: Folder, image_name: str, mask_name: str, shape: tuple[int, ...]) -> bytes:
+    """An image file as it lies. Raises BadItem unless it is whole and has the mask's height and width."""
     try:
-        data = folder.read(item.image_name)
+        data = folder.read(image_name)
     except OSError as error:
-        raise BadItem("unreadable image", item.image_name, str(error)) from error
-    check_image(data, shape, item.image_name, item.mask_name)
+        raise BadItem("unreadable image", image_name, str(error)) from error
+    check_image(data, shape, image_name, mask_name)
     return data
 
 
