@@ -43,6 +43,7 @@ LAYERS = {
     "run_folder": 3,
     "verify": 3,
     "publish": 3,
+    "exporters": 3,
     "status": 3,
     "job": 4,
     "methods": 5,
