@@ -16,10 +16,8 @@ MULTIPART_BYTES = 50 * 2**20
 """s3fs puts an object of 100 MiB or more in pieces of this size, with a request before and one after them."""
 FILES_OF_ROUND = 2
 """Summary and picture."""
-FILES_OF_RUN = 7
-"""run.json, the attempt twice, the lease, manifest.json, _SUCCESS, and the lease of `publish`."""
-INDEXES = 2
-"""`publish` writes an index before its shards and one after them."""
+FILES_OF_RUN = 8
+"""run.json, the attempt twice, the lease, manifest.json, _SUCCESS, and of `publish` the lease and the index."""
 
 
 def forecast(job: Job, summary: RoundSummary) -> Estimate:
@@ -42,4 +40,4 @@ def num_puts(execution: Execution, summary: RoundSummary, wall_seconds: float) -
     shards = math.ceil(summary.estimated_bytes / TARGET_BYTES)
     multipart = min(summary.estimated_bytes, TARGET_BYTES) >= 2 * MULTIPART_BYTES
     pieces = math.ceil(summary.estimated_bytes / MULTIPART_BYTES) + 2 * shards if multipart else shards
-    return parts + plan + pieces + INDEXES + FILES_OF_RUN + round(wall_seconds / RENEWAL)
+    return parts + plan + pieces + FILES_OF_RUN + round(wall_seconds / RENEWAL)

@@ -180,7 +180,8 @@ def _loaded(file: TorchFile, found: Mapping[str, Leaf], progress: Callable[[int,
         if not tensor.is_floating_point() or not all(map(math.isfinite, tensor.aminmax())):
             what = "NaN or infinity" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
             raise UsageError(f"{file.path}: {name} holds {what}: no weights to draw images with")
-        tensors[name] = tensor
+        alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensors[name] = tensor if alone else tensor.clone()  # safetensors refuses two tensors in one storage
         progress(done, len(found))
     return tensors
 

@@ -6,15 +6,13 @@ This module does not know what is done with the scores, nor how a segmenter is t
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segdatagen.errors import UsageError
-from segdatagen.storage import Folder
-from segdatagen.weights import CONFIG_NAME, TENSORS_NAME, StoreDtype, fill, local_weights, read_tensors, read_weights
+from segdatagen.weights import TENSORS_NAME, StoreDtype, fill, local_weights, put_weights, read_tensors, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -165,17 +163,15 @@ def check_segmenter(uri: str, label_names: tuple[str, ...]) -> SegmenterWeights:
 def save_segmenter(
     uri: str, config: SegmenterWeights, tensors: Mapping[str, Tensor], store_dtype: StoreDtype = "float32"
 ) -> None:
-    """Write a weights folder; `config.json` comes last, so that a folder that has one is whole."""
+    """Write the weights folder of a segmenter: see `put_weights`."""
     import torch
-    from safetensors.torch import save
 
-    folder, dtype = Folder(uri), getattr(torch, store_dtype)
+    dtype = getattr(torch, store_dtype)
     stored = {
-        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in tensors.items()
     }
-    folder.put(TENSORS_NAME, save(stored, metadata={"format": "pt"}))
-    folder.put(CONFIG_NAME, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())
+    put_weights(uri, config, stored)
 
 
 def load_segmenter(uri: str, label_names: tuple[str, ...]) -> nn.Module:

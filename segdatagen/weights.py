@@ -177,21 +177,26 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], uri: str) -> None:
 def save_mask_ddpm(
     uri: str, config: MaskDDPMWeights, tensors: Mapping[str, Tensor], store_dtype: StoreDtype = "float32"
 ) -> None:
+    """Write the weights folder of a mask-guided DDPM: see `put_weights`."""
+    import torch
+
+    dtype = getattr(torch, store_dtype)
+    put_weights(uri, config, {name: tensor.detach().cpu().to(dtype) for name, tensor in tensors.items()})
+
+
+def put_weights(uri: str, config: BaseModel, tensors: Mapping[str, Tensor]) -> None:
     """Write a weights folder; `config.json` comes last, so that a folder that has one is whole.
 
     Tensors go by way of a temporary file: in memory their file would stand twice beside them.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Folder(uri)
-    dtype = getattr(torch, store_dtype)
-    stored = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in tensors.items()}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / TENSORS_NAME
         try:
-            save_file(stored, path, metadata={"format": "pt"})
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
         except (OSError, SafetensorError) as error:
             raise SegdatagenError(f"{path}: the weights cannot be written there first ({error})") from error
         folder.put_file(TENSORS_NAME, path)

@@ -240,7 +240,7 @@ def open_page(browser: "Browser") -> Iterator[OpenPage]:
 
     def open_it(uri: str, width: int = 1280, height: int = 800, lacks_files: bool = False, **how: Any) -> "Page":
         page = browser.new_context(viewport={"width": width, "height": height}, **how).new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         folder = uri.partition("#")[0].rpartition("/")[0]
         page.on("request", lambda request: asked.append((folder, request.url)))
         page.on("console", lambda message: None if lacks_files else complaints.append(message.text))

@@ -56,6 +56,7 @@ LAYERS = {
     "run_folder": 3,
     "verify": 3,
     "publish": 3,
+    "exporters": 3,
     "status": 3,
     "budget": 3,
     "job": 4,

@@ -115,16 +115,19 @@ def test_checkpoint_without_average_says_so(tmp_path: Path, converted: Callable[
     assert equal(tensors_of(tmp_path / "weights"), plain)
 
 
-def test_views_and_halves_come_whole(tmp_path: Path, converted: Callable[..., Converted]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_views_of_any_precision_come_whole(
+    tmp_path: Path, converted: Callable[..., Converted], dtype: torch.dtype
+) -> None:
     tensors = network(4).state_dict()
-    pool = torch.cat([tensor.flatten() for tensor in tensors.values()]).half()  # one storage for all
+    pool = torch.cat([tensor.flatten() for tensor in tensors.values()]).to(dtype)  # one storage for all
     pieces = pool.split([tensor.numel() for tensor in tensors.values()])
     views = {n: piece.view(t.shape) for piece, (n, t) in zip(pieces, tensors.items(), strict=True)}
     views["outc.weight"] = views["outc.weight"].permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
     for content in (views, lightning(prefixed("ema_model", views))):
         converted(content, out=f"weights-{len(content)}")
         found = tensors_of(tmp_path / f"weights-{len(content)}")
-        assert equal(found, {name: tensor.half().float() for name, tensor in tensors.items()})
+        assert equal(found, {name: tensor.to(dtype).float() for name, tensor in tensors.items()})
 
 
 def test_card_and_config_name_the_origin(tmp_path: Path, converted: Callable[..., Converted]) -> None:

@@ -102,8 +102,8 @@ class Faulty:
     def read(self, item):
         {fault}
 
-scenes = datasets.FORMATS["scenes"]
-datasets.FORMATS["scenes"] = lambda *words: Faulty(scenes(*words))
+scenes = datasets.FORMATS["scenes"].open
+datasets.FORMATS["scenes"] = datasets.Format(lambda *words: Faulty(scenes(*words)))
 raise SystemExit(cli.main(sys.argv[1:]))
 """
 

@@ -1,4 +1,4 @@
-"""Commands about runs: plan, run, status, verify, publish, regenerate.
+"""Commands about runs: plan, run, status, verify, publish, export, regenerate.
 
 They parse words and print results; the work is the library's.
 """
@@ -21,7 +21,7 @@ RunUri = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: <ro
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (plan, run, status, verify, publish, report, regenerate):
+    for command in (plan, run, status, verify, publish, report, export, regenerate):
         app.command()(command)
 
 
@@ -197,6 +197,34 @@ def publish(run: RunUri, as_json: Json = False) -> None:
     screen.say(f"{run}/data: {samples} in {shards}, {size}, index {index.number}")
     for sentence in published.missing:
         screen.say(f"the run is not whole: {sentence}, then publish again")
+
+
+def export(
+    run: RunUri,
+    data_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="mask_ddpm_folder")],
+    out: Annotated[str, typer.Option(help="Folder of the export: a path or s3://bucket/folder, outside the run.")],
+    as_json: Json = False,
+) -> None:
+    """Write the good samples in the layout of other tools. Needs no publish; safe to run again.
+
+    Example: segdatagen export out/demo/runs/demo/v1 --format mask_ddpm_folder --out out/demo/export
+    """
+    from segdatagen.cli import screen
+    from segdatagen.exporters import export as export_run
+    from segdatagen.run_folder import open_run
+    from segdatagen.verify import verify_ledger
+
+    opened = open_run(run)
+    with screen.meter("export", silent=as_json) as progress:
+        exported = export_run(opened, data_format, out, progress)
+    if as_json:
+        screen.print_json(asdict(exported))
+        return
+    images, masks = screen.as_count(exported.num_images, "image"), screen.as_count(exported.num_sources, "mask")
+    left_out = ", ".join(f"{count} {status}" for status, count in exported.left_out.items())
+    screen.say(f"{out}: {images} for {masks}, {exported.num_written} written now; left out: {left_out}")
+    for sentence in verify_ledger(opened).problems:
+        screen.say(f"the run is not whole: {sentence}, then export again")
 
 
 def regenerate(

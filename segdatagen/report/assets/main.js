@@ -186,7 +186,10 @@ function keyOfSample(key) {
   if (key === "Escape") location.hash = one("#back").hash;
   else if (key === "ArrowLeft" || key === "ArrowRight") {
     const link = one(key === "ArrowLeft" ? "#previous" : "#next");
-    if (link.hasAttribute("href")) location.hash = link.hash;
+    if (link.hasAttribute("href")) {
+      location.hash = link.hash;
+      show(); // at once: a second key may come before the event of the first
+    }
   } else return false;
   return true;
 }
