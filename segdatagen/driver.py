@@ -115,7 +115,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Session:
-    """The inputs of a run, read and checked. `limits` are those in force."""
+    """The inputs of a run, read and checked. `limits` are those in force: the job's, but for what `refilter` set."""
 
     job: Job
     store: SourceStore
@@ -275,7 +275,10 @@ class Driver:
         if not rejected:
             return "raise max_rounds to go on"
         reason, count = next(iter(missing.rejected.items()))
-        return f"{rejected} were rejected, {count} of them for {reason!r}; a higher max_rounds goes on with others"
+        return (
+            f"{rejected} were rejected, {count} of them for {reason!r}; `segdatagen refilter {self.run_.folder.uri}` "
+            "moves limits, a higher max_rounds goes on with other samples"
+        )
 
     def _ledger(self) -> Ledger:
         ledger = read_ledger(self.run_.folder)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from segdatagen.budget import Budget, cost_of, pool_price
 from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS, ChainFactory
+from segdatagen.decisions import read_decisions
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.filtering import check_filters, judges_of
@@ -30,6 +31,7 @@ from segdatagen.planner import (
     refuse_evaluation_splits,
     refuse_sources_without_masks,
 )
+from segdatagen.refilter import bring_in_line, is_judged, judge, limits_in_force
 from segdatagen.run_folder import (
     REPORT_NAME,
     Run,
@@ -39,7 +41,7 @@ from segdatagen.run_folder import (
     read_attempts,
     write_run,
 )
-from segdatagen.samples import read_ledger
+from segdatagen.samples import decided, read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
 from segdatagen.verify import Manifest, read_manifest
@@ -60,11 +62,12 @@ def prepare(job: Job) -> Session:
         check_weights(context)
     check_filters(job.filters, store.label_set)
     recipes = content_recipes(job, store)
-    Folder(job.uri).require_writable()
+    folder = Folder(job.uri)
+    folder.require_writable()
     check_same_content(job.uri, recipes, judges_of(job.filters))
     presence = presence_of(store, job.geometry, job.settings.min_pixels)
     check_goals(job.plan, presence, job.seed)
-    return Session(job, store, recipes, presence, job.filters.limits())
+    return Session(job, store, recipes, presence, limits_in_force(folder, job.filters)[0])
 
 
 def chain_factories(session: Session) -> dict[str, ChainFactory]:
@@ -96,9 +99,10 @@ def plan_job(job: Job, events: Events, *, dry_run: bool) -> PlanOutcome:
     session = prepare(job)
     folder = Folder(session.job.uri)
     if dry_run:
+        _note_overrides(job, events)
         return _plan_next(session, folder)[0]
     with Lease(folder, events.waiting):
-        _write_run(session)
+        session, _ = _begin(session, events)
         outcome, planned = _plan_next(session, folder)
         if planned is not None and planned.summary.num_rows and outcome.is_allowed:
             put_round(folder, planned)
@@ -125,7 +129,7 @@ def run_job(
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
             folder.sweep(leave=REPORT_NAME)
-            run = _write_run(session)
+            session, run = _begin(session, events)
             budget = _budget(job, folder)
             if job.filters.duplicates:
                 hash_sources(folder, session.store, job.geometry, events.note)
@@ -151,11 +155,24 @@ def _budget(job: Job, folder: Folder) -> Budget:
     return Budget(execution.max_hours, execution.max_cost, cost_of(read_attempts(folder), prices), per_hour)
 
 
-def _write_run(session: Session) -> Run:
-    """`run.json` from the job as it was given, but with paths that every folder finds."""
+def _begin(session: Session, events: Events) -> tuple[Session, Run]:
+    """Bring what is there in line with the limits in force, and `run.json` with the job, for who holds the lease."""
     job = session.job
+    folder = Folder(job.uri)
+    limits, overrides = limits_in_force(folder, job.filters)
+    _note_overrides(job, events)
+    if not is_judged(folder, limits):
+        events.note(bring_in_line(folder, limits, overrides))
     labels, judges = session.store.label_set, judges_of(job.filters)
-    return write_run(job.uri, job.model_dump(mode="json"), session.recipes, labels, judges)
+    run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, labels, judges)
+    return replace(session, limits=limits), run
+
+
+def _note_overrides(job: Job, events: Events) -> None:
+    """Tell which limits are not those of the job."""
+    for name, value in limits_in_force(Folder(job.uri), job.filters)[1].items():
+        if job.filters.limits().get(name) != value:
+            events.note(f"{name} is {value:g} here, as refilter set it; `segdatagen refilter {job.uri}` takes it back")
 
 
 def _with_class_names(job: Job, label_set: LabelSet) -> Job:
@@ -183,6 +200,8 @@ def _nothing_to_do(session: Session, manifest: Manifest) -> bool:
 def _plan_next(session: Session, folder: Folder) -> tuple[PlanOutcome, PlannedRound | None]:
     """What `plan_job` returns, and the round itself if it is new."""
     ledger, rounds = read_ledger(folder), read_rounds(folder)
+    if not is_judged(folder, session.limits):
+        ledger = decided(ledger, read_decisions(folder, judge(folder, ledger, session.limits).decisions))
     sample_ids = read_plan(folder, rounds, ["sample_id"])["sample_id"].to_numpy()
     if (ledger.status_of(sample_ids) < 0).any():
         return PlanOutcome(rounds[-1], is_new=False, is_allowed=True), None

@@ -50,6 +50,7 @@ LAYERS = {
     "source_hashes": 3,
     "decisions": 3,
     "exclude": 3,
+    "refilter": 3,
     "planner": 3,
     "samples": 3,
     "lease": 3,

@@ -1,8 +1,9 @@
-"""Commands that decide about samples which are made: exclude.
+"""Commands that decide about samples which are made: refilter, exclude.
 
 They parse words and print results; the work is the library's, and needs neither Ray nor a GPU.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,60 @@ from segdatagen.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(exclude)
+    """Add the commands to the application."""
+    for command in (refilter, exclude):
+        app.command()(command)
+
+
+def refilter(
+    run: RunUri,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A limit, such as adherence.min=0.6.")
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="JOB.yaml", help="Take limits from this file, not from the job of the run.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge the samples of a run again by their stored scores: move limits without a GPU.
+
+    What --set gives holds for the run until the next refilter. Without it, the limits are those of the job again.
+    Example: segdatagen refilter out/scenes/runs/scenes-rare/v1 --set adherence.min=0.6 --dry-run
+    """
+    from segdatagen.cli import screen
+    from segdatagen.filters import parse_limits
+    from segdatagen.refilter import filters_of
+    from segdatagen.refilter import refilter as move_limits
+    from segdatagen.run_folder import open_run
+
+    overrides = parse_limits(set_ or [])
+    opened = open_run(run)
+    filters = filters_of(opened)
+    if job is not None:
+        from segdatagen.job import load_job
+
+        filters = load_job(job).filters
+    found = move_limits(opened, filters, overrides, screen.waiting, dry_run=dry_run)
+    if as_json:
+        screen.print_json(asdict(found) | {"uri": run, "dry_run": dry_run})
+        return
+    rows = [[name, before, after, after - before] for name, (before, after) in found.classes.items()]
+    screen.table(["class", "accepted before", "after", "change"], rows)
+    screen.say(f"limits: {', '.join(f'{name} {value:g}' for name, value in found.limits.items()) or 'none'}")
+    for reason, count in found.reasons.items():
+        screen.say(f"{count} x {reason}")
+    for column, count in found.without_score.items():
+        if count:
+            screen.say(f"{screen.as_count(count, 'sample')} without {column}: made before it was scored, and pass")
+    counts = ", ".join(f"{count} {status}" for status, count in found.after.items())
+    screen.say(f"{run}: {found.rejected} rejected now, {found.accepted} accepted again: {counts}")
+    if dry_run:
+        screen.say("dry run: nothing was written")
+    elif not found.stored:
+        screen.say("nothing changed")
+    else:
+        screen.say(f"next: segdatagen publish {run}, or run the job to replace what was rejected")
 
 
 def exclude(
