@@ -306,7 +306,7 @@ def test_refilter_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
 def test_nobody_decides_while_another_process_runs_the_run(tmp_path: Path) -> None:
     run = make_scored(tmp_path / "run", {1: 0.2, 2: 0.55})
     waited: list[object] = []
-    with Lease(run.folder, nobody_waits), pytest.raises(LeaseError, match="is being run by"):
+    with Lease(run.folder, nobody_waits), pytest.raises(LeaseError, match="is being worked on by"):
         refilter(run, Filters(), {"adherence.min": 0.6}, waited.append, dry_run=False)
     assert waited
     assert statuses(run) == {1: "rejected", 2: "ok"}
