@@ -97,7 +97,7 @@ class _Machine:
             "SETITEM": lambda _: self._set_items([self.pop(), self.pop()][::-1]),
             "SETITEMS": lambda _: self._set_items(self._since_mark()),
             "GLOBAL": lambda name: self._push(Named(name.replace(" ", "."))),
-            "STACK_GLOBAL": lambda _: self._push(Named(".".join(map(str, [self.pop(), self.pop()][::-1])))),
+            "STACK_GLOBAL": self._named,
             **dict.fromkeys(("EXT1", "EXT2", "EXT4"), lambda code: self._push(Named(f"extension {code}"))),
             "REDUCE": lambda _: self._call(self.pop()),
             "NEWOBJ": lambda _: self._call(self.pop()),
@@ -162,6 +162,12 @@ class _Machine:
     def _set_items(self, flat: list[Any]) -> None:
         if isinstance(self._stack[-1], dict):
             into(self._stack[-1], flat)
+
+    def _named(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise BrokenPickle("a pickle that names something by what is no text")
+        self._push(Named(f"{module}.{name}"))
 
     def _call(self, arguments: Any) -> None:
         self._push(self._made(self.pop(), arguments))

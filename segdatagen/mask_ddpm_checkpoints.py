@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from segdatagen.config_files import shown
 from segdatagen.datasets.folder import read_colormap
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import UsageError
@@ -119,8 +120,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def read_labels(name: str) -> LabelSet:
     """A label set by its name or file, or the path of the `colormap.json` that the network was trained with."""
-    folder, _, file = name.rpartition("/")
-    return read_colormap(folder or ".") if file == COLORMAP_NAME else load_label_set(name)
+    folder, slash, file = name.rpartition("/")
+    return read_colormap(folder or slash or ".") if file == COLORMAP_NAME else load_label_set(name)
 
 
 def _network_tensors(path: Path, content: Any) -> tuple[str, dict[str, Leaf], int]:
@@ -241,7 +242,7 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _named(names: Iterable[str]) -> str:
-    """The first names, and how many more there are; each cut to 60 characters."""
-    every = [name if len(name) <= 60 else f"{name[:57]}..." for name in names]
+    """The first names, and how many more there are; each cut to 60 characters, and quoted where it is not plain."""
+    every = [name if name.isprintable() and len(name) <= 60 else shown(name) for name in names]
     more = f" and {len(every) - NUM_NAMED} more" if len(every) > NUM_NAMED else ""
     return ", ".join(every[:NUM_NAMED]) + more

@@ -67,8 +67,9 @@ class TorchFile:
         """Open and understand. Raises UsageError where the file is missing, damaged, or of a form that is not read."""
         self.path = path
         self._archive: zipfile.ZipFile | None = None
-        self._is_zip = zipfile.is_zipfile(path)
+        self._is_zip = True
         try:
+            self._is_zip = zipfile.is_zipfile(path)
             self._archive = _checked_archive(path) if self._is_zip else None
             self.content: Any = _load_tensors_only(path, mapped=self._is_zip)
         except (pickle.UnpicklingError, *UNREADABLE_ZIP) as error:

@@ -109,6 +109,13 @@ def test_keys_of_any_depth_are_not_hashed() -> None:
     assert [type(key) for key in read(b"\x80\x02}(]K\x01]K\x02u.")] == [Unbuilt, Unbuilt]
 
 
+def test_names_are_text_and_nothing_is_written_out_to_make_one() -> None:
+    """Thirty lists, each twice in the next, would be a text of a billion characters."""
+    doubled = b"\x80\x04]" + b"".join(b"\x94]h" + bytes([i]) + b"ah" + bytes([i]) + b"a" for i in range(30))
+    with pytest.raises(BrokenPickle, match="no text"):
+        read(doubled + b"\x8c\x05Thing\x93.")
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=60) | st.data())
 def test_no_bytes_do_more_than_be_refused(source: Any) -> None:

@@ -188,6 +188,7 @@ GOOD = network(5).state_dict()
         ([GOOD], "it holds no tensors by name"),
         ({"state_dict": 3}, "it holds no tensors by name"),
         ({"generator.weight": torch.ones(2), "epoch": 4}, "it holds generator.weight"),
+        ({"\x1b[31mred": torch.ones(2)}, r"it holds '\x1b[31mred'"),
         (lightning(prefixed("student", GOOD)), "one of ema_model.outc.weight, outc.weight, model.outc.weight"),
         (without(GOOD, "mask_conv.double_conv.0.weight"), "mask_conv.double_conv.0.weight is missing"),
         (GOOD | {"outc.weight": torch.zeros(3)}, "outc.weight is missing, or of another shape"),
