@@ -6,6 +6,7 @@ It adds up what the attempts recorded and looks at the clock. It stops nothing i
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from segdatagen.costs import Prices
 from segdatagen.run_folder import Attempt
@@ -55,7 +56,7 @@ def cost_of(attempts: Iterable[Attempt], prices: Prices) -> float:
     return sum(attempt.seconds.get("wall", 0.0) / 3600 * pool_price(attempt.execution, prices) for attempt in attempts)
 
 
-def pool_price(execution: dict[str, object], prices: Prices) -> float:
-    """An hour of all actors of an execution, 0 where they have no price."""
-    actors, gpus, cpus = (float(str(execution[name])) for name in ("actors", "gpus_per_actor", "cpus_per_actor"))
-    return actors * (prices.per_actor_hour(gpus, cpus) or 0.0)
+def pool_price(execution: dict[str, Any], prices: Prices) -> float:
+    """An hour of all actors of an execution as it was recorded, 0 where they have no price."""
+    actor = prices.per_actor_hour(execution.get("gpus_per_actor", 0.0), execution.get("cpus_per_actor", 1.0))
+    return float(execution["actors"] * (actor or 0.0))

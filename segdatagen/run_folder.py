@@ -57,7 +57,8 @@ class RunInfo(BaseModel):
 class Attempt(BaseModel):
     """`attempts/<n>.json`: where, with what and how far one attempt went.
 
-    `seconds` is what chains took over all actors, `stage_seconds` the same by method and stage.
+    `seconds` has what `chains` took over all actors, and the time on the clock (`wall`); `stage_seconds` is what chains
+    took, by method and stage.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -5,6 +5,8 @@ Reads what is stored and changes nothing. It does not know how samples are made.
 
 from pydantic import BaseModel, ConfigDict
 
+from segdatagen.budget import cost_of
+from segdatagen.costs import Prices
 from segdatagen.lease import read_holder
 from segdatagen.planner import RoundSummary, accepted_per_class, read_plan, read_rounds
 from segdatagen.publish import read_index
@@ -17,7 +19,7 @@ class RunStatus(BaseModel):
     """The state of a run.
 
     `accepted` counts, now, the accepted samples that show each class. `reasons` counts why samples are not `ok`, most
-    frequent first.
+    frequent first. `cost` is what the attempts cost at the prices of the job, 0 where their actors have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +33,7 @@ class RunStatus(BaseModel):
     unreadable: tuple[str, ...]
     rounds: tuple[RoundSummary, ...]
     attempts: tuple[Attempt, ...]
+    cost: float
     held_by: str | None
     published: int | None
 
@@ -43,7 +46,7 @@ def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
     ledger = ledger or read_ledger(run.folder)
     rounds, holder = read_rounds(run.folder), read_holder(run.folder)
     planned = read_plan(run.folder, rounds, ["sample_id"])["sample_id"].to_numpy()
-    index = read_index(run.folder)
+    index, attempts = read_index(run.folder), tuple(read_attempts(run.folder))
     held_by = None if holder is None else f"{holder}{' (dead)' if holder.is_dead_here() else ''}"
     return RunStatus(
         uri=run.folder.uri,
@@ -55,7 +58,8 @@ def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
         reasons=reasons_of(run.folder, ledger, "rejected", "failed"),
         unreadable=tuple(ledger.unreadable.values()),
         rounds=tuple(rounds),
-        attempts=tuple(read_attempts(run.folder)),
+        attempts=attempts,
+        cost=cost_of(attempts, Prices.model_validate(run.info.job.get("prices", {}))),
         held_by=held_by,
         published=None if index is None else index.num_rows,
     )

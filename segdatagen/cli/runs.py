@@ -134,6 +134,8 @@ def status(run: RunUri, as_json: Json = False) -> None:
     for attempt in found.attempts:
         ended = f"{attempt.ended}: {attempt.outcome}" if attempt.ended else "no end was recorded"
         screen.say(f"attempt {attempt.number}: {attempt.started} to {ended}")
+    if found.cost:
+        screen.say(f"cost of all attempts: {found.cost:.4g}")
     screen.say(f"held by {found.held_by}" if found.held_by else "nobody runs it now")
     screen.say("not published" if found.published is None else f"{found.published} samples published")
 

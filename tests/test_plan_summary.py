@@ -1,0 +1,115 @@
+"""What a planned round says of itself, counted again from its rows, and the picture beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from committed import commit, make_run, plan
+from conftest import JobFactory
+
+from segdatagen.cli import main
+from segdatagen.geometry import Geometry
+from segdatagen.job import load_job
+from segdatagen.planner import RoundSummary, accepted_per_class, picture_of, read_plan, read_rounds
+from segdatagen.samples import read_ledger
+from segdatagen.sources import open_store, transformed_counts
+from segdatagen.storage import Folder
+
+GOALS = [
+    {"method": "mask_ddpm", "strategy": "cover", "n_balance": 9},
+    {"method": "mask_ddpm", "strategy": "balance_pixels", "n_pixels": 3000},
+    {"method": "mask_ddpm", "strategy": "random", "num_samples": 40},
+]
+MIN_PIXELS = 5
+SIZE = [40, 32]
+
+
+@pytest.fixture
+def folder(make_job: JobFactory, capfd: pytest.CaptureFixture[str]) -> Folder:
+    """A planned run of all three goals at another size than that of the sources."""
+    job = make_job(plan=[*GOALS, {"min_pixels": MIN_PIXELS}], geometry={"size": SIZE, "fit": "resize"})
+    assert main(["plan", str(job)]) == 0
+    return Folder(load_job(str(job)).uri)
+
+
+def test_images_and_pixels_are_those_of_the_rows(folder: Folder, scenes_store: Path) -> None:
+    (summary,) = read_rounds(folder)
+    rows = read_plan(folder, [summary])
+    store = open_store(str(scenes_store))
+    pixels = transformed_counts(store, Geometry(size=(SIZE[0], SIZE[1])))
+    pixels[pixels < MIN_PIXELS] = 0
+    place = {source: row for row, source in enumerate(store.index["source_id"].to_pylist())}
+    copies = np.array([place[source] for source in rows["source_id"].to_pylist()])
+    channels = {name: channel for channel, name in enumerate(store.label_set.names)}
+    for found in summary.classes:
+        of_class = pixels[:, channels[found.name]]
+        assert found.pixels is not None
+        assert (found.real, found.planned) == ((of_class > 0).sum(), (of_class[copies] > 0).sum())
+        assert (found.pixels.real, found.pixels.planned) == (of_class.sum(), of_class[copies].sum())
+        assert (found.pixels.accepted, found.pixels.wanted) == (0, 3000)
+        if found.real:
+            assert found.total >= 9
+            assert found.pixels.real + found.pixels.planned >= 3000
+
+
+def test_every_goal_says_what_it_adds(folder: Folder) -> None:
+    (summary,) = read_rounds(folder)
+    cover, by_pixels, at_random = summary.goals
+    assert sum(goal.planned for goal in summary.goals) == summary.num_rows >= 40
+    assert [goal.strategy for goal in summary.goals] == ["cover", "balance_pixels", "random"]
+    assert (cover.at_least, cover.algorithm_1) != (None, None)
+    assert 0 < (cover.at_least or 0) <= cover.planned <= (cover.algorithm_1 or 0)
+    assert (by_pixels.at_least, at_random.algorithm_1) == (None, None)
+
+
+def test_the_picture_lies_beside_the_summary(folder: Folder) -> None:
+    (summary,) = read_rounds(folder)
+    picture = folder.read("plan/round=00/classes.svg").decode()
+    assert picture == picture_of(summary)
+    for found in summary.classes:
+        assert f">{found.name}<" in picture
+
+
+def test_the_plan_command_prints_bounds_pixels_and_what_is_not_measured(
+    make_job: JobFactory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prices = {"per_gb_month": 0.02, "per_1000_puts": 0.005}
+    assert main(["plan", str(make_job(plan=[*GOALS, {"min_pixels": MIN_PIXELS}], prices=prices)), "--dry-run"]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    for words in (
+        "no choice of sources takes fewer than",
+        "balance would take",
+        "time on 1 actor: not measured yet, `segdatagen run JOB.yaml --limit 32` measures it",
+        "PUT requests",
+        "cost of a million samples:",
+    ):
+        assert words in out
+
+
+def test_a_summary_from_before_estimates_is_still_read(folder: Folder) -> None:
+    stored: dict[str, Any] = json.loads(folder.read("plan/round=00/summary.json"))
+    for name in ("goals", "estimate"):
+        del stored[name]
+    for found in stored["classes"]:
+        del found["pixels"]
+    assert RoundSummary.model_validate(stored).num_rows >= 40
+
+
+def test_accepted_pixels_are_those_of_good_samples(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, range(12))
+    commit(run, [0, 1, 2, 3])
+    commit(run, [4, 5], "rejected")
+    commit(run, [6], "failed")
+    commit(run, [7, 8])
+    ledger = read_ledger(run.folder)
+    found = accepted_per_class(run.folder, ledger, run.label_set, min_pixels=1)
+    ids = run.label_set.ids.tolist()
+    expected = [sum(id_ % 3 == class_id for id_ in (0, 1, 2, 3, 7, 8)) for class_id in ids]
+    assert found.images.tolist() == expected
+    assert found.pixels.tolist() == [256 * count for count in expected]
+    none = accepted_per_class(run.folder, ledger, run.label_set, min_pixels=257)
+    assert not none.images.any()
+    assert not none.pixels.any()
