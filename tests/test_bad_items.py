@@ -159,7 +159,7 @@ def test_a_colormap_that_is_none_is_refused(tmp_path: Path, text: str | None, me
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("kitti", Options(), "unknown format 'kitti': choose one of camvid"),
+        ("kitti", Options(), "unknown format 'kitti': choose one of ade20k"),
         ("id_masks", Options(), "needs --labels"),
         ("camvid", Options(snap_colours=3.0), "takes no --snap-colours"),
         ("id_masks", Options(labels="voc", snap_colours=3.0), "takes no --snap-colours"),
