@@ -88,6 +88,15 @@ def test_captions_reach_the_sources_of_any_format(tmp_path: Path) -> None:
     }
 
 
+def test_folders_before_a_name_may_be_others_unless_two_files_have_it(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_mask(tmp_path / f"masks/{name}.png", np.zeros((8, 8), np.uint8))
+    lines = b"train2017/a.jpg\tA bus\ntrain2017/b.jpg\tOne\nval2017/b.jpg\tOther\nc\tA field\nold/c.jpg\tA lawn\n"
+    options = Options(labels="camvid", captions=str(write(tmp_path / "captions.tsv", lines)))
+    items = open_reader("masks", str(tmp_path / "masks"), "train", options).list_items().items
+    assert [item.caption for item in items] == ["A bus", None, "A field"]
+
+
 def test_captions_go_before_those_of_the_data_set(tmp_path: Path) -> None:
     path = write(tmp_path / "captions.tsv", b"train-000001\tA street of my own\n")
     reader = open_reader("scenes", "3@32x32", "train", Options(captions=str(path)))
@@ -141,6 +150,17 @@ def test_a_row_whose_source_is_a_caption_gets_a_reason(caption_store: SourceStor
 def test_training_refuses_captions(caption_store: SourceStore) -> None:
     with pytest.raises(UsageError, match="source ideas-000000001 has no mask: training needs images and masks"):
         read_arrays(caption_store.folder.uri, Geometry(size=(32, 32)))
+
+
+def test_ingest_says_how_many_sources_have_a_caption(
+    ray_session: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        write_mask(tmp_path / f"masks/{name}.png", np.zeros((8, 8), np.uint8))
+    path = write(tmp_path / "captions.tsv", b"a\tA bus\nc\tA field\nd\tA lawn\n")
+    words = f"ingest masks {tmp_path}/masks --split train --labels voc --captions {path} --out {tmp_path}/store"
+    assert main(words.split()) == 0
+    assert "2 of 3 sources have a caption" in capfd.readouterr().out
 
 
 def test_captions_are_ingested_by_the_command(ray_session: None, tmp_path: Path) -> None:

@@ -83,6 +83,11 @@ def test_names_with_spaces_are_names(tmp_path: Path) -> None:
     assert chosen([Item("my dog 1", "my dog 1.png"), Item("my", "my.png")], str(path)) == ["my dog 1"]
 
 
+def test_an_id_goes_before_a_file_of_that_name(tmp_path: Path) -> None:
+    items = [Item("1", "1.png"), Item("a/1", "a/1.png")]
+    assert chosen(items, str(write(tmp_path / "list.txt", b"1\n"))) == ["1"]
+
+
 def test_lists_of_cityscapes_name_masks_of_either_kind(tmp_path: Path) -> None:
     stem = "aachen_000000_000019"
     item = Item(

@@ -75,6 +75,7 @@ def ingest(
     from segdatagen.datasets import Options, open_reader
     from segdatagen.ingest import IngestRequest
     from segdatagen.ingest import ingest as ingest_sources
+    from segdatagen.source_report import figures_of
 
     options = Options(labels, snap_colours, images, columns, partition, captions)
     reader = open_reader(data_format, root, split, options)
@@ -87,6 +88,8 @@ def ingest(
     state = "already there, unchanged" if unchanged else "written"
     sources, parts = screen.as_count(store.info.num_sources, "source"), screen.as_count(len(store.info.parts), "part")
     screen.say(f"{out}: {sources} in {parts}, {state}")
+    if captions:
+        screen.say(f"{figures_of(store).captions} of {sources} have a caption")
     for problem in store.info.skipped:
         screen.say(f"left out: {problem}")
 

@@ -81,13 +81,17 @@ class CaptionedReader:
         """
         listing = self.reader.list_items()
         captions: dict[str, str] = {}
+        of_files: dict[str, set[str]] = {}
         for caption in read_captions(self.uri):
             if not caption.text:
                 raise UsageError(f"{caption.place}: the caption is empty")
             if not caption.name:
                 raise UsageError(f"{caption.place}: whose caption is this? Expected name<TAB>caption")
             captions.setdefault(caption.name, caption.text)
-        items = tuple(replace(item, caption=_caption_of(item, captions)) for item in listing.items)
+            of_files.setdefault(PurePosixPath(caption.name).name, set()).add(caption.name)
+        # Folders before a name may be others than ours, as long as only one of all names ends so.
+        known = {file: captions[names.pop()] for file, names in of_files.items() if len(names) == 1} | captions
+        items = tuple(replace(item, caption=_caption_of(item, known)) for item in listing.items)
         if items and not any(item.caption for item in items):
             raise UsageError(
                 f"{self.uri}: no caption for any source: it names {first_names(list(captions), 3)}, while sources are "

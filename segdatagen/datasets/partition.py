@@ -57,6 +57,7 @@ class NameList:
     def _item_of(self, line: str, known: dict[str, list[Item]]) -> Item | None:
         """The one item that a line names; further words of the line are files of the same item."""
         found = next((known[name] for name in _ways_to_say(line) if known[name]), [])
+        found = [item for item in found if item.source_id == line] or found
         ids = list(dict.fromkeys(item.source_id for item in found))
         if len(ids) > 1:
             raise UsageError(f"{self.place}: {line} means several items ({first_names(ids, 3)}): name one per line")
