@@ -4,11 +4,14 @@ They parse words and print results; what they print is computed by the library.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segdatagen.errors import UsageError
+
+if TYPE_CHECKING:
+    from segdatagen.sources import SourceStore
 
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; unset: Ray starts in this process.")]
 FORMAT_NAMES = (
@@ -85,13 +88,18 @@ def ingest(
     if as_json:
         screen.print_json(store.info.model_dump(mode="json") | {"unchanged": unchanged})
         return
-    state = "already there, unchanged" if unchanged else "written"
-    sources, parts = screen.as_count(store.info.num_sources, "source"), screen.as_count(len(store.info.parts), "part")
-    screen.say(f"{out}: {sources} in {parts}, {state}")
+    _say_ingested(out, store, unchanged=unchanged)
     if captions:
-        screen.say(f"{figures_of(store).captions} of {sources} have a caption")
+        screen.say(f"{figures_of(store).captions} of {screen.as_count(store.info.num_sources, 'source')} have a caption")
     for problem in store.info.skipped:
         screen.say(f"left out: {problem}")
+
+
+def _say_ingested(out: str, store: "SourceStore", *, unchanged: bool) -> None:
+    from segdatagen.cli import screen
+
+    sources, parts = screen.as_count(store.info.num_sources, "source"), screen.as_count(len(store.info.parts), "part")
+    screen.say(f"{out}: {sources} in {parts}, {'already there, unchanged' if unchanged else 'written'}")
 
 
 def sources(
