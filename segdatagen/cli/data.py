@@ -78,7 +78,6 @@ def ingest(
     from segdatagen.datasets import Options, open_reader
     from segdatagen.ingest import IngestRequest
     from segdatagen.ingest import ingest as ingest_sources
-    from segdatagen.source_report import figures_of
 
     options = Options(labels, snap_colours, images, columns, partition, captions)
     reader = open_reader(data_format, root, split, options)
@@ -88,18 +87,19 @@ def ingest(
     if as_json:
         screen.print_json(store.info.model_dump(mode="json") | {"unchanged": unchanged})
         return
-    _say_ingested(out, store, unchanged=unchanged)
-    if captions:
-        screen.say(f"{figures_of(store).captions} of {screen.as_count(store.info.num_sources, 'source')} have a caption")
+    _say_ingested(out, store, unchanged=unchanged, captions=captions is not None)
     for problem in store.info.skipped:
         screen.say(f"left out: {problem}")
 
 
-def _say_ingested(out: str, store: "SourceStore", *, unchanged: bool) -> None:
+def _say_ingested(out: str, store: "SourceStore", *, unchanged: bool, captions: bool) -> None:
     from segdatagen.cli import screen
+    from segdatagen.source_report import figures_of
 
     sources, parts = screen.as_count(store.info.num_sources, "source"), screen.as_count(len(store.info.parts), "part")
     screen.say(f"{out}: {sources} in {parts}, {'already there, unchanged' if unchanged else 'written'}")
+    if captions:
+        screen.say(f"{figures_of(store).captions} of {sources} have a caption")
 
 
 def sources(
