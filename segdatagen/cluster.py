@@ -32,6 +32,8 @@ ANSWER_SECONDS = 5.0
 MAX_RETRIES = 2
 """Of a task whose worker died. Ray Data's own number is infinite: work that kills its worker would never end."""
 
+START_ERRORS = (ConnectionError, ValueError, RuntimeError)
+
 LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 
 
@@ -61,7 +63,9 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        if not isinstance(error, START_ERRORS) and type(error) is not Exception:
+            raise  # Ray raises Exception itself where its processes need more than 30 s to start
         problem = f"no Ray cluster answers at {address}" if address else "Ray cannot start on this machine"
         raise UsageError(f"{problem}: {str(error).splitlines()[0]}") from error
     try:
