@@ -46,5 +46,5 @@ def test_any_other_error_is_not_swallowed(no_ray: pytest.MonkeyPatch) -> None:
 def test_an_error_of_the_work_is_not_taken_for_one_of_ray(no_ray: pytest.MonkeyPatch) -> None:
     no_ray.setattr(ray, "init", lambda **_: None)
     no_ray.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(RuntimeError, match="^of the work$"), cluster.connect():
+    with pytest.raises(RuntimeError, match=r"^of the work$"), cluster.connect():
         raise RuntimeError("of the work")
