@@ -52,6 +52,12 @@ class MaskDDPMWeights(BaseModel):
     training: dict[str, Any] = {}
 
 
+class _AnyWeights(BaseModel):
+    """What every `config.json` says."""
+
+    kind: str
+
+
 def builtin_names() -> list[str]:
     """Names of the weights that are shipped with the package."""
     return sorted(path.parent.name for path in BUILTIN_PATH.glob(f"*/{CONFIG_NAME}"))
@@ -118,6 +124,9 @@ def read_weights(folder: Path, config_type: type[Config]) -> Config:
     if folder.is_file():
         raise UsageError(f"{folder} is a file, not a weights folder: make one of it with `segdatagen weights convert`")
     try:
+        kind = read_stored(Folder(str(folder)), CONFIG_NAME, _AnyWeights, UsageError).kind
+        if kind != (wanted := config_type.model_fields["kind"].default):
+            raise UsageError(f"{folder} holds weights of the kind {kind}, and {wanted} is needed here")
         return read_stored(Folder(str(folder)), CONFIG_NAME, config_type, UsageError)
     except OSError as error:
         raise UsageError(f"{folder} is no weights folder: it holds no readable {CONFIG_NAME} ({error})") from error

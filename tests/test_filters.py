@@ -153,35 +153,26 @@ def test_content_keeps_what_makes_a_sample_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "sentence"),
+    ("row", "filters"),
     [
-        ({"blurry": {}}, "filters.blurry: unknown key; allowed are blank, adherence, duplicates, ignore_noisy"),
-        ({"adherence": {}}, "filters.adherence.segmenter: missing"),
-        ({"adherence": {"segmenter": "x", "min": 2}}, "filters.adherence.min: must be at most 1.0, not 2"),
-        ({"blank": {"redraws": -1}}, "filters.blank.redraws: must be at least 0, not -1"),
-        ({"duplicates": {"min_distance": 65}}, "filters.duplicates.min_distance: must be at most 64.0, not 65"),
-        (
-            {"ignore_noisy": {"segmenter": "x", "factor": 0}},
-            "filters.ignore_noisy.factor: must be more than 0.0, not 0",
-        ),
-        ({"adherence": {"segmenter": "nowhere"}}, "filters.adherence: there are no weights at nowhere"),
-        (
-            {"ignore_noisy": {"segmenter": "builtin:scenes-mask-ddpm"}},
-            "filters.ignore_noisy: ",
-        ),
+        ("`filters: {blurry: {}}`", {"blurry": {}}),
+        ("`adherence` without a segmenter", {"adherence": {}}),
+        ("`adherence: {min: 2}`", {"adherence": {"segmenter": "x", "min": 2}}),
+        ("`blank: {redraws: -1}`", {"blank": {"redraws": -1}}),
+        ("`duplicates: {min_distance: 65}`", {"duplicates": {"min_distance": 65}}),
+        ("`ignore_noisy: {factor: 0}`", {"ignore_noisy": {"segmenter": "x", "factor": 0}}),
+        ("a filter's segmenter that is not there", {"adherence": {"segmenter": "nowhere"}}),
+        ("weights of another kind as a segmenter", {"ignore_noisy": {"segmenter": "builtin:scenes-mask-ddpm"}}),
     ],
 )
-def test_mistakes_cost_a_line(
-    refused_here: Refused, make_job: JobFactory, filters: dict[str, Any], sentence: str
-) -> None:
-    assert sentence in refused_here("run", make_job(filters=filters))
+def test_mistakes_cost_a_line(refused_here: Refused, make_job: JobFactory, row: str, filters: dict[str, Any]) -> None:
+    refused_here("run", make_job(filters=filters), row=row)
 
 
 def test_a_segmenter_of_other_classes_is_refused(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
     segmenter = make_segmenter(tmp_path / "camvid", load_label_set("camvid"))
-    line = refused_here("plan", make_job(filters={"adherence": {"segmenter": str(segmenter)}}))
-    assert "filters.adherence: the segmenter" in line
-    assert "was trained on camvid" in line
+    job = make_job(filters={"adherence": {"segmenter": str(segmenter)}})
+    refused_here("plan", job, row="a filter's segmenter of other classes")
 
 
 def test_ignoring_needs_an_ignore_id(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
@@ -190,14 +181,14 @@ def test_ignoring_needs_an_ignore_id(refused_here: Refused, make_job: JobFactory
     labels.write_text(labels.read_text().replace("ignore_ids: [255]", "ignore_ids: []"))
     segmenter = make_segmenter(tmp_path / "segmenter")
     job = make_job(sources=str(store), filters={"ignore_noisy": {"segmenter": str(segmenter)}})
-    assert "filters.ignore_noisy needs a label set with an ignore id, scenes has none" in refused_here("run", job)
+    refused_here("run", job, row="`ignore_noisy` of a label set without an ignore id")
 
 
 def test_ignoring_needs_losses(refused_here: Refused, make_job: JobFactory, tmp_path: Path) -> None:
     none = [None] * load_label_set("scenes").num_classes
     segmenter = make_segmenter(tmp_path / "segmenter", class_losses=none)
-    line = refused_here("run", make_job(filters={"ignore_noisy": {"segmenter": str(segmenter)}}))
-    assert "holds no mean loss of any class" in line
+    job = make_job(filters={"ignore_noisy": {"segmenter": str(segmenter)}})
+    refused_here("run", job, row="`ignore_noisy` with a segmenter that was never validated")
 
 
 # The stages

@@ -87,11 +87,16 @@ def test_config_that_is_not_a_network_is_refused(weights: Path) -> None:
             json.dumps(whole | {"network": whole["network"] | {"hidden": 3}}),
             "network.hidden: must be a multiple of 2, not 3",
         ),
-        (json.dumps(whole | {"kind": "text2mask"}), "kind: must be 'mask_ddpm', not 'text2mask'"),
         (json.dumps(whole | {"surprise": 1}), "surprise: unknown key; allowed are kind, network"),
     ):
         path.write_text(broken)
         assert f"{path}: not as segdatagen writes it ({problem}" in refused(weights)
+
+
+def test_weights_of_another_kind_are_named(weights: Path) -> None:
+    path = weights / CONFIG_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"kind": "text2mask"}))
+    assert f"{weights} holds weights of the kind text2mask, and mask_ddpm is needed here" in refused(weights)
 
 
 def test_broken_tensors_are_refused(weights: Path) -> None:
