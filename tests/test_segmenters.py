@@ -140,7 +140,7 @@ def test_wrong_segmenters_are_refused(tmp_path: Path) -> None:
     Segmenter(uri, ("a", "b"))
     with pytest.raises(UsageError, match=r"was trained on two \(a, b\), not on b, a"):
         Segmenter(uri, ("b", "a"))
-    with pytest.raises(UsageError, match="kind: must be 'segmenter', not 'mask_ddpm'"):
+    with pytest.raises(UsageError, match="holds weights of the kind mask_ddpm, and segmenter is needed here"):
         Segmenter("builtin:scenes-mask-ddpm", ("a", "b"))
     (tmp_path / "weights" / "config.json").write_text(
         json.dumps(weights.model_dump(mode="json") | {"network": config.model_dump() | {"decoder_hidden": 16}})
