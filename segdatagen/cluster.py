@@ -41,7 +41,8 @@ LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster at `address`, or start Ray in this process; leave or stop it at the end.
 
-    A Ray that is already initialised (tests) is used as it is. Raises UsageError if no cluster answers.
+    A Ray that is already initialised (tests) is used as it is. Raises UsageError if no cluster answers, and
+    SegdatagenError if Ray cannot start here.
     """
     if ray.is_initialized():
         yield
@@ -66,8 +67,10 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
     except Exception as error:
         if not isinstance(error, START_ERRORS) and type(error) is not Exception:
             raise  # Ray raises Exception itself where its processes need more than 30 s to start
-        problem = f"no Ray cluster answers at {address}" if address else "Ray cannot start on this machine"
-        raise UsageError(f"{problem}: {str(error).splitlines()[0]}") from error
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        if address:
+            raise UsageError(f"no Ray cluster answers at {address}: {why}") from error
+        raise SegdatagenError(f"Ray cannot start on this machine: {why}") from error
     try:
         quiet_ray_data()
         yield

@@ -1,7 +1,7 @@
 """Filters as stages: scores against brute force, torch and counting by hand, whatever rows stand beside a row."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,6 @@ from segdatagen.storage import Folder
 LABELS = load_label_set("scenes")
 GEOMETRY = Geometry(size=(32, 32))
 NUM_ROWS = 5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As an actor has: two on a busy machine mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,15 +73,6 @@ def start(count: int = 1, height: int = 16, width: int = 16) -> tuple[Tensor, li
     """Noise, and the generators that it was drawn from."""
     generators = fresh_generators(count)
     return draw_noise(generators, torch.Size((3, height, width)), torch.device("cpu")), generators
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Thousands of small operations are ten times as slow where two threads wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def fresh_generators(count: int = 1) -> list[torch.Generator]:
@@ -208,7 +199,7 @@ def test_ancestral_equals_diffusers_with_the_same_noise() -> None:
 @pytest.mark.slow
 @torch.inference_mode()
 def test_a_batch_is_what_the_literal_algorithm_makes_mask_by_mask(
-    one_thread: None, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """1000 steps, two passes a step, one mask at a time, beside one batch of all masks: trained weights, guidance 3.
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from segdatagen.driver import RunOptions, SilentEvents
 from segdatagen.job import load_job
-from segdatagen.methods import METHODS, Chain, MethodContext, method_contexts
+from segdatagen.methods import Chain, MethodContext, build_chain, method_contexts
 from segdatagen.run import run_job
 from segdatagen.sources import open_store
 from segdatagen.stages.stage import Stage
@@ -63,4 +63,4 @@ def read_journal(path: Path) -> Iterator[Begun]:
 
 
 def _noted_chain(method: str, context: MethodContext, journal: str) -> Chain:
-    return NotedChain(METHODS[method](context), journal)
+    return NotedChain(build_chain(method, context).stages, journal)

@@ -19,7 +19,7 @@ from segdatagen.datasets import Options, open_reader
 from segdatagen.driver import RunOptions, SilentEvents
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import Job
-from segdatagen.methods import METHODS, Chain, method_contexts
+from segdatagen.methods import Chain, build_chain, method_contexts
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run import run_job
 from segdatagen.run_folder import open_run
@@ -171,7 +171,7 @@ def _figures(segments: list[_Segment], plain: list[float], actors: int) -> Figur
 
 def _chain(job: Job) -> Chain:
     """The chain that an actor builds, here in this process, with the same torch threads."""
-    return Chain(METHODS["mask_ddpm"](method_contexts(job, open_store(job.sources).label_set)["mask_ddpm"]))
+    return build_chain("mask_ddpm", method_contexts(job, open_store(job.sources).label_set)["mask_ddpm"])
 
 
 def plan_of(job: Job) -> pa.Table:

@@ -60,7 +60,9 @@ def refilter(
         screen.say(f"{count} x {reason}")
     for column, count in found.without_score.items():
         if count:
-            screen.say(f"{screen.as_count(count, 'sample')} without {column}: made before it was scored, and pass")
+            screen.say(
+                f"{screen.as_count(count, 'sample')} without {column} pass: not scored when made, or nothing to score"
+            )
     counts = ", ".join(f"{count} {status}" for status, count in found.after.items())
     screen.say(f"{run}: {found.rejected} rejected now, {found.accepted} accepted again: {counts}")
     if dry_run:

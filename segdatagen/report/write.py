@@ -94,8 +94,7 @@ def _folder_of(run: Run, out: str | None) -> Folder:
     if out is None:
         return Folder(own)
     folder = Folder(out)
-    inside = f"{folder.uri}/".startswith(f"{run.folder.uri}/")
-    if inside and folder.uri != own and not folder.uri.startswith(f"{own}/"):
+    if folder.is_within(run.folder) and not folder.is_within(Folder(own)):
         raise UsageError(f"{out}: lies in the run, which keeps its report in {own}: leave --out away, or go elsewhere")
     return folder
 
