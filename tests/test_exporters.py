@@ -221,7 +221,7 @@ def test_folder_that_holds_other_things_is_refused(run: Run, tmp_path: Path) -> 
     (out / "export.json").unlink()
     exported(run, out)
     (out / "epoch_a" / "image_9.png").write_text("mine")
-    assert "holds epoch_a/image_9.png, which this export would not write" in refusal(run, out)
+    assert "holds epoch_a/image_9.png, which this export would not write (was its sample excluded" in refusal(run, out)
 
 
 def test_export_of_another_run_is_refused(run: Run, tmp_path: Path) -> None:
@@ -257,7 +257,8 @@ def test_several_masks_of_a_source_are_refused(tmp_path: Path) -> None:
     put_samples(run.folder, rows_of([(1, "a", 0)]))
     other = rows_of([(2, "abc", 1)]).to_pylist()[0] | {"source_id": "a"}
     put_samples(run.folder, pa.Table.from_pylist([other], schema=SAMPLE_SCHEMA))
-    assert "the samples of source a have several masks" in refusal(run, tmp_path / "out")
+    sentence = "the samples of source a have several masks, as after ignore_noisy: this layout holds one for all of them"
+    assert sentence in refusal(run, tmp_path / "out")
 
 
 def test_run_without_good_samples_has_nothing_to_export(tmp_path: Path) -> None:

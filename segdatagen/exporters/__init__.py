@@ -73,8 +73,11 @@ def _require_own(folder: Folder, present: set[str], origin: dict[str, Any], name
         return {}
     foreign = min(present - names - {INFO_NAME}, default=None)
     if foreign is not None or INFO_NAME not in present:
+        exported = INFO_NAME in present
+        since = " (was its sample excluded, or rejected by refilter, since the last export?)" if exported else ""
         raise UsageError(
-            f"{folder.uri} holds {foreign or min(present)}, which this export would not write: choose another --out"
+            f"{folder.uri} holds {foreign or min(present)}, which this export would not write{since}: "
+            "choose another --out"
         )
     try:
         stored: dict[str, Any] = json.loads(folder.read(INFO_NAME))

@@ -171,7 +171,10 @@ def _sources_of(index: pa.Table) -> list[Source]:
         if any(not part or part.startswith(".") for part in stem.split("/")):
             raise UsageError(f"source {stem!r} cannot be the name of a file: this layout names files after sources")
         if len(set(masks[start:stop])) > 1:
-            raise UsageError(f"the samples of source {stem} have several masks: this layout holds one for all of them")
+            raise UsageError(
+                f"the samples of source {stem} have several masks, as after ignore_noisy: "
+                "this layout holds one for all of them"
+            )
         if len(set(variants[start:stop])) < stop - start:
             raise UsageError(f"source {stem} has samples of several methods: this layout holds those of one")
         sources.append(Source(str(stem), int(start), tuple(variants[start:stop].tolist())))
