@@ -165,7 +165,15 @@ def test_content_keeps_what_makes_a_sample_and_nothing_else() -> None:
         ("weights of another kind as a segmenter", {"ignore_noisy": {"segmenter": "builtin:scenes-mask-ddpm"}}),
     ],
 )
-def test_mistakes_cost_a_line(refused_here: Refused, make_job: JobFactory, row: str, filters: dict[str, Any]) -> None:
+def test_mistakes_cost_a_line(
+    refused_here: Refused,
+    make_job: JobFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row: str,
+    filters: dict[str, Any],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     refused_here("run", make_job(filters=filters), row=row)
 
 
