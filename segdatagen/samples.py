@@ -63,9 +63,16 @@ class Ledger:
 
     def status_of(self, sample_ids: np.ndarray) -> np.ndarray:
         """Status code of each id, -1 where nothing was committed: int16, shaped as `sample_ids`."""
+        return self._codes(self.status, sample_ids)
+
+    def own_status_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """As `status_of`, but what the rows themselves say, whatever was decided afterwards."""
+        return self._codes(self.own_status, sample_ids)
+
+    def _codes(self, status: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
         place = self.place_of(sample_ids)
         codes = np.full(len(sample_ids), -1, np.int16)
-        codes[place >= 0] = self.status[place[place >= 0]]
+        codes[place >= 0] = status[place[place >= 0]]
         return codes
 
     def finished(self, *, retry_failed: bool) -> np.ndarray:
