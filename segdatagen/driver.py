@@ -266,7 +266,7 @@ class Driver:
         verdict = verify_ledger(self.run_, ledger)
         if verdict.problems:
             raise SegdatagenError(f"{self.run_.folder.uri}: {'; '.join(verdict.problems)}")
-        write_manifest(self.run_, ledger, rounds, next_round.goals_met)
+        write_manifest(self.run_, ledger, rounds, next_round)
         return Outcome(verdict.counts, verdict.planned, next_round.goals_met, complete=True)
 
     def _way_on(self, missing: RoundSummary) -> str:

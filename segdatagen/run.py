@@ -191,10 +191,10 @@ def _with_class_names(job: Job, label_set: LabelSet) -> Job:
 
 
 def _nothing_to_do(session: Session, manifest: Manifest) -> bool:
-    """Whether a run that ended whole met the goals of this job, or may not plan another round for them."""
+    """Whether a run that ended whole met the goals of this job, or cannot or may not plan another round for them."""
     if manifest.settings != session.settings:
         return False
-    return manifest.goals_met or manifest.rounds_of_settings >= session.job.settings.max_rounds
+    return manifest.missing == 0 or manifest.goals_met or manifest.rounds_of_settings >= session.job.settings.max_rounds
 
 
 def _plan_next(session: Session, folder: Folder) -> tuple[PlanOutcome, PlannedRound | None]:

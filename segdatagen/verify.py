@@ -17,7 +17,7 @@ from segdatagen.config_files import read_stored
 from segdatagen.decisions import DECISIONS
 from segdatagen.errors import SegdatagenError
 from segdatagen.images import DecodeError, decode_image, decode_mask
-from segdatagen.planner import RoundSummary, read_plan, read_rounds
+from segdatagen.planner import PlannedRound, RoundSummary, read_plan, read_rounds
 from segdatagen.records import FORMAT_VERSION, FormatVersion, bytes_hash
 from segdatagen.run_folder import MANIFEST_NAME, SUCCESS_NAME, Run, now
 from segdatagen.samples import SAMPLES, Ledger, read_ledger
@@ -38,8 +38,8 @@ class Verdict:
 class Manifest(BaseModel):
     """`manifest.json`: what a run was that ended whole.
 
-    `settings` are those of the last round, `rounds_of_settings` the rounds that had them; `parts` and `decisions` map
-    names to bytes.
+    `settings` are those of the job that found it whole, `rounds_of_settings` the rounds that had them, and `missing`
+    the samples that another such round would make; `parts` and `decisions` map names to bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +49,7 @@ class Manifest(BaseModel):
     settings: dict[str, Any]
     rounds_of_settings: int
     goals_met: bool
+    missing: int | None = None
     rounds: int
     counts: dict[str, int]
     parts: dict[str, int]
@@ -97,15 +98,16 @@ def check_part(run: Folder, name: str) -> list[str]:
     ]
 
 
-def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], goals_met: bool) -> None:
-    """`manifest.json`, then `_SUCCESS`: the run is whole."""
-    settings = rounds[-1].settings if rounds else {}
+def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], next_round: PlannedRound) -> None:
+    """`manifest.json`, then `_SUCCESS`: the run is whole. `next_round` is what its job would still plan, if it may."""
+    settings = next_round.summary.settings
     manifest = Manifest(
         written=now(),
         fingerprints=run.info.fingerprints,
         settings=settings,
         rounds_of_settings=sum(summary.settings == settings for summary in rounds),
-        goals_met=goals_met,
+        goals_met=next_round.goals_met,
+        missing=next_round.summary.num_rows,
         rounds=len(rounds),
         counts=ledger.counts,
         parts={part.name: part.size for part in ledger.parts},

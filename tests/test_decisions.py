@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from committed import commit, make_run, plan
+from committed import commit, make_run, nothing_more, plan
 from test_publish import publish_quietly, published_ids
 
 from segdatagen.decisions import put_decisions, read_decisions, read_own
@@ -143,10 +143,10 @@ def test_a_decision_makes_a_run_incomplete_and_the_same_one_changes_nothing(tmp_
     run = make_run(tmp_path / "run")
     plan(run, [1, 2])
     commit(run, [1, 2])
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     assert exclude(run, [1], "ugly", nobody_waits) == (1, 1)
     assert read_manifest(run.folder) is None
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     assert exclude(run, [1], "ugly", nobody_waits) == (0, 1)
     assert exclude(run, [2], None, nobody_waits) == (0, 1), "it was not excluded"
     assert read_manifest(run.folder) is not None

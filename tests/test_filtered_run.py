@@ -141,6 +141,7 @@ def test_a_moved_limit_is_no_other_run_and_what_it_rejects_is_replaced(
     assert run(moved).already_complete
     back = load_job(str(make_job(plan=[uniform(1), {"max_rounds": 1}], filters=all_filters(segmenter))))
     assert run(back).counts == {"ok": 9, "rejected": 0, "failed": 0}
+    assert run(back).already_complete, "though its limits were those of no round that was planned last"
 
 
 def test_run_replaces_what_refilter_and_a_person_rejected(

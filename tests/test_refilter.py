@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from committed import METHOD, commit, make_run, plan, sample_rows
+from committed import METHOD, commit, make_run, nothing_more, plan, sample_rows
 from conftest import Command, child_environment, the_line, visible
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -90,7 +90,7 @@ def test_counts_per_class_are_those_of_the_accepted_masks(tmp_path: Path) -> Non
 def test_twice_is_once(tmp_path: Path) -> None:
     run = make_scored(tmp_path / "run", {1: 0.2, 2: 0.55})
     first = move(run, adherence_min=0.6)
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     before = visible(tmp_path / "run")
     second = move(run, adherence_min=0.6)
     assert (second.stored, second.rejected, second.accepted) == (False, 0, 0)

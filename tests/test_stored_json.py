@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from committed import commit, make_run, plan
+from committed import commit, make_run, nothing_more, plan
 from conftest import make_scenes_store, make_weights
 
 from segdatagen.errors import SegdatagenError, UsageError
@@ -40,7 +40,7 @@ def stored(tmp_path: Path) -> Path:
     plan(run, [1, 2])
     commit(run, [1, 2])
     publish(run, lambda holder: None, lambda done, total: None)
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     make_scenes_store(tmp_path / "store", num_scenes=1)
     make_weights(tmp_path / "weights")
     return tmp_path
