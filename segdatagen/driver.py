@@ -190,6 +190,7 @@ class Driver:
             retry = False
             planned = self.session.next_round(folder, ledger, rounds)
             if planned.summary.num_rows and self.session.may_plan(rounds):
+                self.lease.check()
                 put_round(folder, planned)
                 self.events.planned(planned.summary)
                 continue
@@ -266,6 +267,7 @@ class Driver:
         verdict = verify_ledger(self.run_, ledger)
         if verdict.problems:
             raise SegdatagenError(f"{self.run_.folder.uri}: {'; '.join(verdict.problems)}")
+        self.lease.check()
         write_manifest(self.run_, ledger, rounds, next_round)
         return Outcome(verdict.counts, verdict.planned, next_round.goals_met, complete=True)
 

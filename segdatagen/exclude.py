@@ -24,7 +24,7 @@ def exclude(
     Returns how many decisions are new or gone, and how many stand then. Holds the lease. Raises UsageError for ids that
     the run does not have.
     """
-    with Lease(run.folder, waiting):
+    with Lease(run.folder, waiting) as lease:
         known = set(read_ledger(run.folder).sample_ids.tolist())
         unknown = [id_ for id_ in sample_ids if id_ not in known]
         if unknown:
@@ -39,5 +39,6 @@ def exclude(
             rows = {"sample_id": ids, "status": ["rejected"] * len(ids), "reason": [f"excluded: {reason}"] * len(ids)}
             left = pa.concat_tables([left, pa.table(rows, schema=DECISION_SCHEMA)])
         if left.num_rows or note is not None:
+            lease.check()
             put_decisions(run.folder, EXCLUDE, left, {})
     return abs(left.num_rows - before.num_rows), left.num_rows

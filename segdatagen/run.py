@@ -101,10 +101,11 @@ def plan_job(job: Job, events: Events, *, dry_run: bool) -> PlanOutcome:
     if dry_run:
         _note_overrides(job, events)
         return _plan_next(session, folder)[0]
-    with Lease(folder, events.waiting):
-        session, _ = _begin(session, events)
+    with Lease(folder, events.waiting) as lease:
+        session, _ = _begin(session, events, lease)
         outcome, planned = _plan_next(session, folder)
         if planned is not None and planned.summary.num_rows and outcome.is_allowed:
+            lease.check()
             put_round(folder, planned)
     return outcome
 
@@ -129,7 +130,7 @@ def run_job(
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
             folder.sweep(leave=REPORT_NAME)
-            session, run = _begin(session, events)
+            session, run = _begin(session, events, lease)
             budget = _budget(job, folder)
             if job.filters.duplicates:
                 hash_sources(folder, session.store, job.geometry, events.note)
@@ -155,15 +156,16 @@ def _budget(job: Job, folder: Folder) -> Budget:
     return Budget(execution.max_hours, execution.max_cost, cost_of(read_attempts(folder), prices), per_hour)
 
 
-def _begin(session: Session, events: Events) -> tuple[Session, Run]:
-    """Bring what is there in line with the limits in force, and `run.json` with the job, for who holds the lease."""
+def _begin(session: Session, events: Events, lease: Lease) -> tuple[Session, Run]:
+    """Bring what is there in line with the limits in force, and `run.json` with the job, under the lease."""
     job = session.job
     folder = Folder(job.uri)
     limits, overrides = limits_in_force(folder, job.filters)
     _note_overrides(job, events)
     if not is_judged(folder, limits):
-        events.note(bring_in_line(folder, limits, overrides))
+        events.note(bring_in_line(folder, limits, overrides, lease))
     labels, judges = session.store.label_set, judges_of(job.filters)
+    lease.check()
     run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, labels, judges)
     return replace(session, limits=limits), run
 
