@@ -60,6 +60,9 @@ class Events(Protocol):
     def planned(self, summary: RoundSummary) -> None:
         """A round was added to the plan."""
 
+    def hashing(self, num_done: int, num_after: int) -> None:
+        """So many parts of the sources are hashed, of so many."""
+
     def working(self, num_done: int, num_after: int) -> None:
         """A flow begins: so many rows are done, and so many will be after it."""
 
@@ -77,6 +80,9 @@ class SilentEvents:
         """Tell nobody."""
 
     def planned(self, summary: RoundSummary) -> None:
+        """Tell nobody."""
+
+    def hashing(self, num_done: int, num_after: int) -> None:
         """Tell nobody."""
 
     def working(self, num_done: int, num_after: int) -> None:

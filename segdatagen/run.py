@@ -133,7 +133,7 @@ def run_job(
             session, run = _begin(session, events, lease)
             budget = _budget(job, folder)
             if job.filters.duplicates:
-                hash_sources(folder, session.store, job.geometry, events.note)
+                hash_sources(folder, session.store, job.geometry, lease, events)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
             chains = factories or chain_factories(session)
             driver = Driver(session, run, lease, attempt, options, events, chains, budget)

@@ -42,6 +42,7 @@ class Events:
         self.parts: list[PartDone] = []
         self.notes: list[str] = []
         self.rounds: list[RoundSummary] = []
+        self.hashed: list[tuple[int, int]] = []
         self.flows: list[tuple[int, int]] = []
         self._at_part = at_part
 
@@ -50,6 +51,9 @@ class Events:
 
     def planned(self, summary: RoundSummary) -> None:
         self.rounds.append(summary)
+
+    def hashing(self, num_done: int, num_after: int) -> None:
+        self.hashed.append((num_done, num_after))
 
     def working(self, num_done: int, num_after: int) -> None:
         self.flows.append((num_done, num_after))
