@@ -14,6 +14,7 @@ from segdatagen.decisions import read_decisions
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.filtering import check_filters, judges_of
+from segdatagen.filters import LIMITS
 from segdatagen.goals import AnyGoal, Cover, Quotas
 from segdatagen.hash_sources import hash_sources
 from segdatagen.job import Job
@@ -34,14 +35,16 @@ from segdatagen.planner import (
 from segdatagen.refilter import bring_in_line, is_judged, judge, limits_in_force
 from segdatagen.run_folder import (
     REPORT_NAME,
+    RUN_NAME,
     Run,
     begin_attempt,
     check_same_content,
     end_attempt,
+    open_run,
     read_attempts,
     write_run,
 )
-from segdatagen.samples import decided, read_ledger
+from segdatagen.samples import decided, read_columns, read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
 from segdatagen.verify import Manifest, read_manifest
@@ -64,7 +67,7 @@ def prepare(job: Job) -> Session:
     recipes = content_recipes(job, store)
     folder = Folder(job.uri)
     folder.require_writable()
-    check_same_content(job.uri, recipes, judges_of(job.filters))
+    check_same_content(job.uri, recipes, _judges_to_keep(folder, judges_of(job.filters)))
     presence = presence_of(store, job.geometry, job.settings.min_pixels)
     check_goals(job.plan, presence, job.seed)
     return Session(job, store, recipes, presence, limits_in_force(folder, job.filters)[0])
@@ -168,6 +171,20 @@ def _begin(session: Session, events: Events, lease: Lease) -> tuple[Session, Run
     lease.check()
     run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, labels, judges)
     return replace(session, limits=limits), run
+
+
+def _judges_to_keep(folder: Folder, judges: dict[str, str]) -> dict[str, str]:
+    """Those of the segmenters that score which may be no others than before: what those scored is stored."""
+    if not folder.exists(RUN_NAME):
+        return {}
+    pinned, kept = open_run(folder.uri).info.judges, dict[str, str]()
+    for name, segmenter in judges.items():
+        if pinned.get(name, segmenter) != segmenter:
+            columns = [limit.column for field, limit in LIMITS.items() if field.startswith(f"{name}.")]
+            scores = read_columns(folder, read_ledger(folder), columns)
+            if any(scores.num_rows > column.null_count for column in scores.columns):
+                kept[name] = segmenter
+    return kept
 
 
 def _note_overrides(job: Job, events: Events) -> None:
