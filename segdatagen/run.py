@@ -47,7 +47,7 @@ from segdatagen.run_folder import (
 from segdatagen.samples import decided, read_columns, read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
-from segdatagen.verify import Manifest, read_manifest
+from segdatagen.verify import Manifest, read_manifest, stray_decisions
 
 
 def prepare(job: Job) -> Session:
@@ -68,6 +68,8 @@ def prepare(job: Job) -> Session:
     folder = Folder(job.uri)
     folder.require_writable()
     check_same_content(job.uri, recipes, _judges_to_keep(folder, judges_of(job.filters)))
+    for sentence in stray_decisions(folder, read_decisions(folder)):
+        raise UsageError(sentence)
     presence = presence_of(store, job.geometry, job.settings.min_pixels)
     check_goals(job.plan, presence, job.seed)
     return Session(job, store, recipes, presence, limits_in_force(folder, job.filters)[0])

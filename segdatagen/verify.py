@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from segdatagen.config_files import read_stored
@@ -70,16 +71,22 @@ def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
         problems.append(f"{len(missing)} of {len(planned)} planned samples are missing: run the job again")
     if len(unknown):
         problems.append(f"{len(unknown)} samples are in no plan, the first is {unknown[0]}")
-    problems += _stray_decisions(found, planned)
+    problems += stray_decisions(run.folder, found.decisions)
     return Verdict(len(planned), found.counts, found.num_rows - len(found.sample_ids), tuple(problems))
 
 
-def _stray_decisions(ledger: Ledger, planned: np.ndarray) -> list[str]:
+def stray_decisions(run: Folder, decisions: pa.Table) -> list[str]:
     """A sentence per file that decides on samples which no plan has: its ids are mistaken."""
-    decisions = ledger.decisions
-    stray = decisions.filter(pa.array(~np.isin(decisions["sample_id"].to_numpy(), planned)))
-    files = Counter(stray["file"].to_pylist())
-    return [f"{DECISIONS}/{name}: decides on {count} samples that are in no plan" for name, count in files.items()]
+    if not decisions.num_rows:
+        return []
+    planned = read_plan(run, read_rounds(run), ["sample_id"])["sample_id"]
+    stray = decisions.filter(pc.invert(pc.is_in(decisions["sample_id"], planned.combine_chunks())))
+    first = dict(zip(reversed(stray["file"].to_pylist()), reversed(stray["sample_id"].to_pylist()), strict=True))
+    return [
+        f"{run.uri_of(f'{DECISIONS}/{name}')}: decides on {count} samples that are in no plan, the first is "
+        f"{first[name]}: correct or delete it"
+        for name, count in sorted(Counter(stray["file"].to_pylist()).items())
+    ]
 
 
 def check_part(run: Folder, name: str) -> list[str]:

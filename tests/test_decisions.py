@@ -7,14 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from committed import commit, make_run, nothing_more, plan
+from conftest import JobFactory, Refused
+from test_faults import Events
 from test_publish import publish_quietly, published_ids
 
+from segdatagen.budget import Budget
 from segdatagen.decisions import put_decisions, read_decisions, read_own
+from segdatagen.driver import Driver, RunOptions, SilentEvents
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.exclude import exclude
-from segdatagen.planner import read_rounds
+from segdatagen.job import load_job
+from segdatagen.lease import Lease
+from segdatagen.planner import read_plan, read_rounds
 from segdatagen.records import DECISION_SCHEMA
-from segdatagen.run_folder import Run
+from segdatagen.run import plan_job, prepare
+from segdatagen.run_folder import Run, begin_attempt, open_run
 from segdatagen.samples import read_ledger, reasons_of
 from segdatagen.status import status_of
 from segdatagen.verify import read_manifest, verify_ledger, write_manifest
@@ -104,7 +111,34 @@ def test_ids_that_no_plan_has_are_reported(tmp_path: Path) -> None:
     plan(run, [1, 2])
     commit(run, [1, 2])
     decide(run, "mine", "rejected", [2, 8, 9])
-    assert verify_ledger(run).problems == ("decisions/mine.parquet: decides on 2 samples that are in no plan",)
+    mine = tmp_path / "run" / "decisions" / "mine.parquet"
+    sentence = f"{mine}: decides on 2 samples that are in no plan, the first is 8: correct or delete it"
+    assert verify_ledger(run).problems == (sentence,)
+
+
+def test_mistaken_ids_are_refused_before_anything_is_made(
+    refused_here: Refused, make_job: JobFactory, tmp_path: Path
+) -> None:
+    job = make_job()
+    plan_job(load_job(str(job)), SilentEvents(), dry_run=False)
+    decide(open_run(str(tmp_path / "runs" / "tiny" / "v1")), "mine", "rejected", [8])
+    for command in ("plan", "run"):
+        line = refused_here(command, job)
+        assert "decisions/mine.parquet: decides on 1 samples that are in no plan, the first is 8: correct or" in line
+
+
+def test_mistaken_ids_that_come_later_do_not_cost_the_run(make_job: JobFactory) -> None:
+    job = load_job(str(make_job()))
+    plan_job(job, SilentEvents(), dry_run=False)
+    session, run = prepare(job), open_run(job.uri)
+    ids = read_plan(run.folder, read_rounds(run.folder), ["sample_id"])["sample_id"].to_pylist()
+    commit(run, ids)
+    decide(run, "mine", "rejected", [8])
+    attempt, budget, events = begin_attempt(run.folder, {}), Budget(None, None, 0.0, 0.0), Events()
+    with Lease(run.folder, nobody_waits) as lease:
+        assert Driver(session, run, lease, attempt, RunOptions(), events, {}, budget).run().complete
+    assert "decides on 1 samples that are in no plan" in events.notes[0]
+    assert read_manifest(run.folder) is not None
 
 
 def test_published_data_follows_decisions(tmp_path: Path) -> None:
