@@ -40,7 +40,7 @@ class Manifest(BaseModel):
     """`manifest.json`: what a run was that ended whole.
 
     `settings` are those of the job that found it whole, `rounds_of_settings` the rounds that had them, and `missing`
-    the samples that another such round would make; `parts` and `decisions` map names to bytes.
+    the samples that another such round would make. `parts` maps names to bytes, `decisions` names to digests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +54,7 @@ class Manifest(BaseModel):
     rounds: int
     counts: dict[str, int]
     parts: dict[str, int]
-    decisions: dict[str, int] = {}
+    decisions: dict[str, str] = {}
 
 
 def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
@@ -118,7 +118,7 @@ def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], nex
         rounds=len(rounds),
         counts=ledger.counts,
         parts={part.name: part.size for part in ledger.parts},
-        decisions=_sizes(run.folder.child(DECISIONS)),
+        decisions=_digests(run.folder.child(DECISIONS)),
     )
     run.folder.put(MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     run.folder.put(SUCCESS_NAME, b"")
@@ -137,7 +137,7 @@ def read_manifest(run: Folder) -> Manifest | None:
         return None
     parts = {entry.name: entry.size for entry in part_entries(run)}
     unchanged = manifest.parts == parts and manifest.rounds == len(read_rounds(run))
-    return manifest if unchanged and manifest.decisions == _sizes(run.child(DECISIONS)) else None
+    return manifest if unchanged and manifest.decisions == _digests(run.child(DECISIONS)) else None
 
 
 def part_entries(run: Folder) -> list[Entry]:
@@ -145,8 +145,8 @@ def part_entries(run: Folder) -> list[Entry]:
     return [Entry(f"{SAMPLES}/{entry.name}", entry.size) for entry in run.child(SAMPLES).entries(".parquet")]
 
 
-def _sizes(folder: Folder) -> dict[str, int]:
-    return {entry.name: entry.size for entry in folder.entries(".parquet")}
+def _digests(folder: Folder) -> dict[str, str]:
+    return {entry.name: bytes_hash(folder.read(entry.name)) for entry in folder.entries(".parquet")}
 
 
 def _row_problems(row: dict[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ from segdatagen.run import plan_job, prepare
 from segdatagen.run_folder import Run, begin_attempt, open_run
 from segdatagen.samples import read_ledger, reasons_of
 from segdatagen.status import status_of
+from segdatagen.tables import put_table
 from segdatagen.verify import read_manifest, verify_ledger, write_manifest
 
 
@@ -186,6 +187,20 @@ def test_a_decision_makes_a_run_incomplete_and_the_same_one_changes_nothing(tmp_
     assert read_manifest(run.folder) is not None
     (tmp_path / "run" / "decisions" / "mine.parquet").write_bytes(b"by hand")
     assert read_manifest(run.folder) is None, "also where somebody put a file there"
+
+
+def test_an_id_exchanged_for_another_makes_a_run_incomplete(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1, 2])
+    commit(run, [1, 2])
+    decide(run, "mine", "rejected", [1])
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
+    assert read_manifest(run.folder) is not None
+    mine = tmp_path / "run" / "decisions" / "mine.parquet"
+    size, table = mine.stat().st_size, pq.read_table(mine)
+    put_table(run.folder, "decisions/mine.parquet", table.set_column(0, table.schema.field(0), pa.array([2])))
+    assert mine.stat().st_size == size
+    assert read_manifest(run.folder) is None
 
 
 def test_excluded_samples_have_their_reason_and_unknown_ones_are_refused(tmp_path: Path) -> None:
