@@ -73,8 +73,8 @@ def is_judged(run: Folder, limits: Mapping[str, float]) -> bool:
 
 
 def filters_of(run: Run) -> Filters:
-    """The filters of the job that this run was last planned or run with."""
-    return Filters.model_validate(run.info.job.get("filters", {}))
+    """The filters of the job that this run was last planned or run with. Raises UsageError where they are damaged."""
+    return run.job_as(Filters, "filters")
 
 
 def judge(run: Folder, ledger: Ledger, limits: Mapping[str, float]) -> Judgement:
