@@ -33,12 +33,12 @@ def exclude(
                 "of data/ and samples/"
             )
         ids = np.unique(np.array(sample_ids, np.int64))
-        before, note = read_own(run.folder, EXCLUDE)
+        before, _ = read_own(run.folder, EXCLUDE)
         left = before.filter(pa.array(~np.isin(before["sample_id"].to_numpy(), ids)))
         if reason is not None:
             rows = {"sample_id": ids, "status": ["rejected"] * len(ids), "reason": [f"excluded: {reason}"] * len(ids)}
             left = pa.concat_tables([left, pa.table(rows, schema=DECISION_SCHEMA)])
-        if left.num_rows or note is not None:
+        if left.num_rows or before.num_rows:
             lease.check()
             put_decisions(run.folder, EXCLUDE, left, {})
     return abs(left.num_rows - before.num_rows), left.num_rows

@@ -217,3 +217,15 @@ def test_excluded_samples_have_their_reason_and_unknown_ones_are_refused(tmp_pat
     assert exclude(run, [1, 2], None, nobody_waits) == (2, 0)
     assert statuses(run) == {1: "ok", 2: "ok"}
     assert read_own(run.folder, "exclude")[0].num_rows == 0
+
+
+def test_an_exclusion_that_somebody_wrote_is_taken_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1, 2])
+    commit(run, [1, 2])
+    (tmp_path / "run" / "decisions").mkdir()
+    table = {"sample_id": [1, 2], "status": ["rejected"] * 2, "reason": ["ugly"] * 2}
+    pq.write_table(pa.table(table), tmp_path / "run" / "decisions" / "exclude.parquet")
+    assert statuses(run) == {1: "rejected", 2: "rejected"}
+    assert exclude(run, [1, 2], None, nobody_waits) == (2, 0)
+    assert statuses(run) == {1: "ok", 2: "ok"}
