@@ -111,7 +111,7 @@ def bring_in_line(run: Folder, limits: Limits, overrides: Limits, lease: Lease) 
     before = read_ledger(run)
     found = judge(run, before, limits)
     _put(run, found, None if before.unreadable else limits, overrides, lease)
-    rejected, accepted = _moved(before, read_ledger(run))
+    rejected, accepted = _moved(before, decided(before, read_decisions(run, found.decisions)))
     lacking = [f"; {count} have no {column} and pass" for column, count in found.without_score.items() if count]
     return f"limits have moved: {rejected} samples are rejected now, {accepted} accepted again{''.join(lacking)}"
 

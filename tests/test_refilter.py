@@ -25,10 +25,11 @@ from segdatagen.labels import load_label_set
 from segdatagen.lease import Lease, LeaseError
 from segdatagen.planner import read_rounds
 from segdatagen.records import SAMPLE_SCHEMA
-from segdatagen.refilter import Change, is_judged, limits_in_force, refilter
+from segdatagen.refilter import Change, bring_in_line, is_judged, limits_in_force, refilter
 from segdatagen.run_folder import Run, open_run, write_run
 from segdatagen.samples import put_samples, read_ledger
 from segdatagen.status import status_of
+from segdatagen.storage import Folder
 from segdatagen.verify import read_manifest, verify_ledger, write_manifest
 
 ADHERENCE = {"adherence": {"segmenter": "builtin:any", "min": 0.5}}
@@ -189,6 +190,18 @@ def test_an_override_holds_until_the_next_refilter(tmp_path: Path) -> None:
     move(run)
     assert limits_in_force(run.folder, filters) == ({"adherence.min": 0.5}, {})
     assert is_judged(run.folder, {"adherence.min": 0.5})
+
+
+def test_limits_are_brought_in_line_in_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_scored(tmp_path / "run", {1: 0.2, 2: 0.4, 3: 0.55, 4: 0.9})
+    exclude(run, [3, 4], "ugly", nobody_waits)
+    readings: list[Folder] = []
+    monkeypatch.setattr("segdatagen.refilter.read_ledger", lambda run: readings.append(run) or read_ledger(run))
+    with Lease(run.folder, nobody_waits) as lease:
+        said = [bring_in_line(run.folder, {"adherence.min": limit}, {}, lease) for limit in (0.3, 0.6)]
+    assert "0 samples are rejected now, 1 accepted again" in said[0]
+    assert "1 samples are rejected now, 0 accepted again" in said[1], "what a person refused does not move"
+    assert len(readings) == 2
 
 
 def test_nothing_is_decided_while_a_part_is_unreadable(tmp_path: Path) -> None:
