@@ -15,7 +15,7 @@ from segdatagen.budget import Budget
 from segdatagen.decisions import put_decisions, read_decisions, read_own
 from segdatagen.driver import Driver, RunOptions, SilentEvents
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.exclude import exclude
+from segdatagen.exclude import exclude, include
 from segdatagen.job import load_job
 from segdatagen.lease import Lease
 from segdatagen.planner import read_plan, read_rounds
@@ -150,7 +150,7 @@ def test_published_data_follows_decisions(tmp_path: Path) -> None:
     exclude(run, [2, 3], "blurred", nobody_waits)
     publish_quietly(run)
     assert published_ids(tmp_path / "run") == [1, 4]
-    exclude(run, [3], None, nobody_waits)
+    include(run, [3], nobody_waits)
     index = publish_quietly(run)
     assert published_ids(tmp_path / "run") == [1, 3, 4]
     assert index.num_rows == 3
@@ -183,7 +183,7 @@ def test_a_decision_makes_a_run_incomplete_and_the_same_one_changes_nothing(tmp_
     assert read_manifest(run.folder) is None
     write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     assert exclude(run, [1], "ugly", nobody_waits) == (0, 1)
-    assert exclude(run, [2], None, nobody_waits) == (0, 1), "it was not excluded"
+    assert include(run, [2], nobody_waits) == (0, 1), "it was not excluded"
     assert read_manifest(run.folder) is not None
     (tmp_path / "run" / "decisions" / "mine.parquet").write_bytes(b"by hand")
     assert read_manifest(run.folder) is None, "also where somebody put a file there"
@@ -214,7 +214,7 @@ def test_excluded_samples_have_their_reason_and_unknown_ones_are_refused(tmp_pat
     for unknown in (3, 10**30):
         with pytest.raises(UsageError, match=f"has no sample {unknown}: ids are in the column sample_id"):
             exclude(run, [1, unknown], "x", nobody_waits)
-    assert exclude(run, [1, 2], None, nobody_waits) == (2, 0)
+    assert include(run, [1, 2], nobody_waits) == (2, 0)
     assert statuses(run) == {1: "ok", 2: "ok"}
     assert read_own(run.folder, "exclude")[0].num_rows == 0
 
@@ -227,5 +227,5 @@ def test_an_exclusion_that_somebody_wrote_is_taken_back(tmp_path: Path) -> None:
     table = {"sample_id": [1, 2], "status": ["rejected"] * 2, "reason": ["ugly"] * 2}
     pq.write_table(pa.table(table), tmp_path / "run" / "decisions" / "exclude.parquet")
     assert statuses(run) == {1: "rejected", 2: "rejected"}
-    assert exclude(run, [1, 2], None, nobody_waits) == (2, 0)
+    assert include(run, [1, 2], nobody_waits) == (2, 0)
     assert statuses(run) == {1: "ok", 2: "ok"}

@@ -19,7 +19,7 @@ from test_decisions import nobody_waits, statuses
 from test_publish import publish_quietly, published_ids
 
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.exclude import exclude
+from segdatagen.exclude import exclude, include
 from segdatagen.filters import Filters
 from segdatagen.labels import load_label_set
 from segdatagen.lease import Lease, LeaseError
@@ -166,7 +166,7 @@ def test_an_exclusion_outlives_a_refilter(tmp_path: Path) -> None:
     exclude(run, [1, 2], "ugly", nobody_waits)
     move(run, adherence_min=0.1)
     assert statuses(run) == {1: "rejected", 2: "rejected"}
-    exclude(run, [1, 2], None, nobody_waits)
+    include(run, [1, 2], nobody_waits)
     assert statuses(run) == {1: "ok", 2: "ok"}
 
 
