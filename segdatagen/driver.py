@@ -38,7 +38,7 @@ from segdatagen.run_folder import SUCCESS_NAME, Attempt, Run, put_attempt, recip
 from segdatagen.samples import STATUSES, Ledger, put_samples, read_ledger, reasons_of, set_aside, split_parts
 from segdatagen.sources import SourceStore
 from segdatagen.storage import Folder
-from segdatagen.verify import verify_ledger, write_manifest
+from segdatagen.verify import stray_decisions, verify_ledger, write_manifest
 
 PASSES_OF_ONE = 3
 """After the flow, lost rows are run this often in blocks of one row before they are written as failed."""
@@ -60,6 +60,9 @@ class Events(Protocol):
     def planned(self, summary: RoundSummary) -> None:
         """A round was added to the plan."""
 
+    def hashing(self, num_done: int, num_after: int) -> None:
+        """So many parts of the sources are hashed, of so many."""
+
     def working(self, num_done: int, num_after: int) -> None:
         """A flow begins: so many rows are done, and so many will be after it."""
 
@@ -77,6 +80,9 @@ class SilentEvents:
         """Tell nobody."""
 
     def planned(self, summary: RoundSummary) -> None:
+        """Tell nobody."""
+
+    def hashing(self, num_done: int, num_after: int) -> None:
         """Tell nobody."""
 
     def working(self, num_done: int, num_after: int) -> None:
@@ -190,6 +196,7 @@ class Driver:
             retry = False
             planned = self.session.next_round(folder, ledger, rounds)
             if planned.summary.num_rows and self.session.may_plan(rounds):
+                self.lease.check()
                 put_round(folder, planned)
                 self.events.planned(planned.summary)
                 continue
@@ -263,10 +270,14 @@ class Driver:
             self.events.note(f"no usable source shows {', '.join(missing.unreachable)}: these goals cannot be met")
         elif not next_round.goals_met:
             self.events.note("some sources only ever failed and are not asked again: these goals cannot be met")
-        verdict = verify_ledger(self.run_, ledger)
-        if verdict.problems:
-            raise SegdatagenError(f"{self.run_.folder.uri}: {'; '.join(verdict.problems)}")
-        write_manifest(self.run_, ledger, rounds, next_round.goals_met)
+        verdict, strays = verify_ledger(self.run_, ledger), stray_decisions(self.run_.folder, ledger.decisions)
+        for sentence in strays:  # put there while it ran: nothing that was made depends on them
+            self.events.note(sentence)
+        problems = [problem for problem in verdict.problems if problem not in strays]
+        if problems:
+            raise SegdatagenError(f"{self.run_.folder.uri}: {'; '.join(problems)}")
+        self.lease.check()
+        write_manifest(self.run_, ledger, rounds, next_round)
         return Outcome(verdict.counts, verdict.planned, next_round.goals_met, complete=True)
 
     def _way_on(self, missing: RoundSummary) -> str:

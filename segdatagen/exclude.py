@@ -16,15 +16,32 @@ from segdatagen.run_folder import Run
 from segdatagen.samples import read_ledger
 
 
-def exclude(
-    run: Run, sample_ids: Sequence[int], reason: str | None, waiting: Callable[[Holder], None]
-) -> tuple[int, int]:
-    """Reject samples by hand, whatever their scores are; with `reason` None take that back.
+def exclude(run: Run, sample_ids: Sequence[int], reason: str, waiting: Callable[[Holder], None]) -> tuple[int, int]:
+    """Reject samples by hand, whatever their scores are; a second reason replaces the first.
 
-    Returns how many decisions are new or gone, and how many stand then. Holds the lease. Raises UsageError for ids that
-    the run does not have.
+    Returns how many exclusions are new, and how many stand then. Holds the lease. Raises UsageError for ids that the
+    run does not have.
     """
-    with Lease(run.folder, waiting):
+    decision = {"status": "rejected", "reason": f"excluded: {reason}"}
+    before, after = _replace(run, sample_ids, [decision], waiting)
+    return after - before, after
+
+
+def include(run: Run, sample_ids: Sequence[int], waiting: Callable[[Holder], None]) -> tuple[int, int]:
+    """Take the exclusion of samples back: their scores count again, and what others decided.
+
+    Returns how many exclusions are gone, and how many stand then. Holds the lease. Raises UsageError for ids that the
+    run does not have.
+    """
+    before, after = _replace(run, sample_ids, [], waiting)
+    return before - after, after
+
+
+def _replace(
+    run: Run, sample_ids: Sequence[int], decisions: Sequence[dict[str, str]], waiting: Callable[[Holder], None]
+) -> tuple[int, int]:
+    """Put these decisions on each sample in place of earlier ones; returns on how many there were and are some."""
+    with Lease(run.folder, waiting) as lease:
         known = set(read_ledger(run.folder).sample_ids.tolist())
         unknown = [id_ for id_ in sample_ids if id_ not in known]
         if unknown:
@@ -33,11 +50,11 @@ def exclude(
                 "of data/ and samples/"
             )
         ids = np.unique(np.array(sample_ids, np.int64))
-        before, note = read_own(run.folder, EXCLUDE)
+        before, _ = read_own(run.folder, EXCLUDE)
         left = before.filter(pa.array(~np.isin(before["sample_id"].to_numpy(), ids)))
-        if reason is not None:
-            rows = {"sample_id": ids, "status": ["rejected"] * len(ids), "reason": [f"excluded: {reason}"] * len(ids)}
-            left = pa.concat_tables([left, pa.table(rows, schema=DECISION_SCHEMA)])
-        if left.num_rows or note is not None:
+        rows = [{"sample_id": id_, **decision} for id_ in ids.tolist() for decision in decisions]
+        left = pa.concat_tables([left, pa.Table.from_pylist(rows, schema=DECISION_SCHEMA)])
+        if left.num_rows or before.num_rows:
+            lease.check()
             put_decisions(run.folder, EXCLUDE, left, {})
-    return abs(left.num_rows - before.num_rows), left.num_rows
+    return len(before["sample_id"].unique()), len(left["sample_id"].unique())

@@ -74,7 +74,7 @@ def filter_recipe(filters: Filters) -> dict[str, Any]:
     """What of the filters decides a sample: nothing that only scores it, and no limit."""
     recipe: dict[str, Any] = {}
     content = filters.content()
-    if content.blank:
+    if content.blank and content.blank.redraws:
         recipe["blank"] = {"redraws": content.blank.redraws, "redraw_below": content.blank.redraw_below}
     if content.ignore_noisy:
         pinned = fingerprint_of(content.ignore_noisy.segmenter)

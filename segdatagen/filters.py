@@ -79,9 +79,11 @@ class Filters(_Filter):
         return {name: options.segmenter for name, options in named.items() if options is not None}
 
     def content(self) -> "Filters":
-        """The filters that change a sample, without those that only score it."""
-        redraws = self.blank is not None and self.blank.redraws > 0
-        return self.model_copy(update={"adherence": None, "duplicates": None} | ({} if redraws else {"blank": None}))
+        """The filters that make a sample again, without those that only score it.
+
+        `blank` stays even without redraws: it alone makes an image with NaN one that was made, and refused.
+        """
+        return self.model_copy(update={"adherence": None, "duplicates": None})
 
 
 @dataclass(frozen=True)

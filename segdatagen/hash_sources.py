@@ -4,15 +4,14 @@ Knows how parts are spread over a cluster; what a hash is, and where the index l
 `source_hashes`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
-import ray
 
-from segdatagen.errors import SegdatagenError
+from segdatagen.cluster import spread
+from segdatagen.driver import Events
 from segdatagen.geometry import Geometry
+from segdatagen.lease import Lease
 from segdatagen.source_hashes import has_index, hash_part, put_index
 from segdatagen.sources import SourceStore
 from segdatagen.storage import Folder
@@ -27,27 +26,29 @@ class HashedPart:
     table: pa.Table
 
 
-def hash_sources(run: Folder, store: SourceStore, geometry: Geometry, note: Callable[[str], None]) -> None:
-    """Make the index of a run unless it has one; `note` hears of sources that cannot be compared with.
+def hash_sources(run: Folder, store: SourceStore, geometry: Geometry, lease: Lease, events: Events) -> None:
+    """Make the index of a run unless it has one; `events` hears of sources that cannot be compared with.
 
-    For who holds the lease, with Ray connected. Raises SegdatagenError where a part of the store cannot be read.
+    With Ray connected. Raises SegdatagenError where a part of the store cannot be read, and where the lease is lost.
     """
     if has_index(run, store):
         return
-    names = [part.name for part in store.info.parts]
+    uri, names = store.folder.uri, [part.name for part in store.info.parts]
 
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        return {"number": row["item"], "result": HashedPart(hash_part(store, geometry, names[row["item"]]))}
+    def work(name: str) -> HashedPart:
+        return HashedPart(hash_part(Folder(uri), geometry, name))
 
-    numbers = ray.data.from_items(list(range(len(names))), override_num_blocks=len(names))
-    try:
-        found = {int(row["number"]): row["result"].table for row in numbers.map(work, num_cpus=HASH_CPUS).iter_rows()}
-    except ray.exceptions.RayTaskError as error:
-        raise SegdatagenError(
-            f"{store.folder.uri}: the images of the sources cannot be hashed ({error.cause})"
-        ) from error
-    parts: list[pa.Table] = [found[number] for number in range(len(names))]
+    found: dict[int, pa.Table] = {}
+    events.hashing(0, len(names))
+    for number, part in spread(f"{uri}: the images of the sources cannot be hashed", names, work, HASH_CPUS):
+        found[number] = part.table
+        events.hashing(len(found), len(names))
+        lease.check()
+    parts = [found[number] for number in range(len(names))]
     without = sum(part["hash"].null_count for part in parts)
     if without:
-        note(f"{without} of {store.info.num_sources} sources have no readable image: their duplicates are not found")
+        events.note(
+            f"{without} of {store.info.num_sources} sources have no readable image: their duplicates are not found"
+        )
+    lease.check()
     put_index(run, parts)

@@ -168,9 +168,14 @@ class Job(_Part):
             name: options.model_copy(update={"weights": absolute_weights(options.weights)})
             for name, options in self.methods.named().items()
         }
+        judges = {
+            name: getattr(self.filters, name).model_copy(update={"segmenter": absolute_weights(uri)})
+            for name, uri in self.filters.segmenters().items()
+        }
         changes = {
             "sources": Folder(self.sources).absolute_uri,
             "methods": self.methods.model_copy(update=options),
+            "filters": self.filters.model_copy(update=judges),
             "output": self.output.model_copy(update={"root": Folder(self.output.root).absolute_uri}),
         }
         return self.model_copy(update=changes)

@@ -61,11 +61,14 @@ class Lease:
         self._holder = Holder(host_name(), os.getpid(), process_start(os.getpid()), uuid.uuid4().hex)
         self._stopped = threading.Event()
         self._lost_to: str | None = None
+        self._renewed = 0.0
+        self._renewing = threading.Lock()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         while not self._put(self._holder, self.await_free()):
             continue
+        self._renewed = time.monotonic()
         self._thread.start()
         return self
 
@@ -74,6 +77,7 @@ class Lease:
     ) -> None:
         self._stopped.set()
         self._thread.join()
+        self._look_if_late()
         if self._lost_to is None:
             self._folder.delete([LEASE_NAME])
 
@@ -86,7 +90,8 @@ class Lease:
         return found[1]
 
     def check(self) -> None:
-        """Raise LeaseError if another process took the lease over."""
+        """Raise LeaseError if another process took the lease over, also while this one was suspended."""
+        self._look_if_late()
         if self._lost_to is not None:
             raise LeaseError(f"{self._folder.uri}: the lease was taken over by {self._lost_to}; this process stops")
 
@@ -109,10 +114,19 @@ class Lease:
     def _put(self, holder: Holder, version: str | None) -> bool:
         return self._folder.put_if_unchanged(LEASE_NAME, json.dumps(asdict(holder)).encode(), version)
 
+    def _look_if_late(self) -> None:
+        """Renew now if that was due long ago: after a suspension the thread has not had its turn yet."""
+        if self._lost_to is None and time.monotonic() - self._renewed > self._duration:
+            self._renew_once()
+
     def _renew(self) -> None:
-        """Renew until stopped. A storage that does not answer is asked again for as long as the lease is ours."""
-        last_renewal = time.monotonic()
-        while not self._stopped.wait(self._duration * RENEWAL / DURATION):
+        """Renew until stopped or lost."""
+        while self._lost_to is None and not self._stopped.wait(self._duration * RENEWAL / DURATION):
+            self._renew_once()
+
+    def _renew_once(self) -> None:
+        """Renew, or find out that the lease is lost. A storage that does not answer is asked again while it is ours."""
+        with self._renewing:
             problem = "the lease could not be renewed"
             try:
                 found = self._folder.read_versioned(LEASE_NAME)
@@ -121,12 +135,11 @@ class Lease:
                     self._lost_to = str(current) if current else "somebody who removed it"
                     return
                 if self._put(replace(current, renewals=current.renewals + 1), found[1]):
-                    last_renewal = time.monotonic()
+                    self._renewed = time.monotonic()
             except (OSError, SegdatagenError) as error:
                 problem = f"storage has not answered ({error})"
-            if time.monotonic() - last_renewal > self._duration:
+            if time.monotonic() - self._renewed > self._duration:
                 self._lost_to = f"nobody, but {problem} for {self._duration:g} s"
-                return
 
 
 def parse_holder(data: bytes) -> Holder | None:

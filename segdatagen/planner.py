@@ -225,16 +225,21 @@ class PerClass:
 
 
 def state_of(presence: Presence, plan: pa.Table, ledger: Ledger, accepted: PerClass) -> State:
-    """What exists: accepted samples per source and class, sources that only ever fail, and how far each cycle went."""
+    """What exists: accepted samples per source and class, sources that only ever fail, and how far each cycle went.
+
+    A source that made any sample, good or not, does not only fail, whatever was decided on the sample.
+    """
     sources = pc.index_in(plan["source_id"], pa.array(presence.source_ids)).to_numpy().astype(np.int64)
     methods = plan["method"].to_numpy(zero_copy_only=False)
-    status = ledger.status_of(plan["sample_id"].to_numpy())
-    ok = status == STATUSES.index("ok")
-    failed = status == STATUSES.index("failed")
+    sample_ids = plan["sample_id"].to_numpy()
+    ok = ledger.status_of(sample_ids) == STATUSES.index("ok")
+    own_status = ledger.own_status_of(sample_ids)
+    failed = own_status == STATUSES.index("failed")
+    made = (own_status >= 0) & ~failed
     num_sources = presence.num_sources
     of_method = {method: methods == method for method in np.unique(methods)}
     ever_failed = np.bincount(sources[failed], minlength=num_sources) > 0
-    never_ok = np.bincount(sources[ok], minlength=num_sources) == 0
+    never_made = np.bincount(sources[made], minlength=num_sources) == 0
     targets = pc.index_in(plan["target_class"], pa.array(presence.class_names)).drop_null().to_numpy()
     return State(
         presence=presence,
@@ -244,7 +249,7 @@ def state_of(presence: Presence, plan: pa.Table, ledger: Ledger, accepted: PerCl
         planned_per_source={m: np.bincount(sources[rows], minlength=num_sources) for m, rows in of_method.items()},
         accepted_class_counts=np.where(presence.counted, accepted.images, 0),
         accepted_class_pixels=np.where(presence.counted, accepted.pixels, 0),
-        available=~(ever_failed & never_ok),
+        available=~(ever_failed & never_made),
         planned_for_class=np.bincount(targets, minlength=presence.num_classes).astype(np.int64),
     )
 

@@ -73,8 +73,8 @@ def is_judged(run: Folder, limits: Mapping[str, float]) -> bool:
 
 
 def filters_of(run: Run) -> Filters:
-    """The filters of the job that this run was last planned or run with."""
-    return Filters.model_validate(run.info.job.get("filters", {}))
+    """The filters of the job that this run was last planned or run with. Raises UsageError where they are damaged."""
+    return run.job_as(Filters, "filters")
 
 
 def judge(run: Folder, ledger: Ledger, limits: Mapping[str, float]) -> Judgement:
@@ -103,15 +103,15 @@ def judge(run: Folder, ledger: Ledger, limits: Mapping[str, float]) -> Judgement
     return Judgement(decisions, int(judged.sum()), without_score)
 
 
-def bring_in_line(run: Folder, limits: Limits, overrides: Limits) -> str:
-    """Judge every row by these limits and store what changes, for who holds the lease; returns a sentence about it.
+def bring_in_line(run: Folder, limits: Limits, overrides: Limits, lease: Lease) -> str:
+    """Judge every row by these limits and store what changes, under the lease; returns a sentence about it.
 
     Where parts are unreadable, their rows are judged with the others the next time.
     """
     before = read_ledger(run)
     found = judge(run, before, limits)
-    _put(run, found, None if before.unreadable else limits, overrides)
-    rejected, accepted = _moved(before, read_ledger(run))
+    _put(run, found, None if before.unreadable else limits, overrides, lease)
+    rejected, accepted = _moved(before, decided(before, read_decisions(run, found.decisions)))
     lacking = [f"; {count} have no {column} and pass" for column, count in found.without_score.items() if count]
     return f"limits have moved: {rejected} samples are rejected now, {accepted} accepted again{''.join(lacking)}"
 
@@ -125,7 +125,7 @@ def refilter(
     and SegdatagenError where parts are unreadable: the decisions on their samples would be lost.
     """
     limits = filters.limits() | overrides
-    with contextlib.nullcontext() if dry_run else Lease(run.folder, waiting):
+    with contextlib.nullcontext() if dry_run else Lease(run.folder, waiting) as lease:
         before = read_ledger(run.folder)
         for sentence in before.unreadable.values():
             raise SegdatagenError(f"{sentence}: make its samples again with `segdatagen run`, then refilter")
@@ -140,7 +140,7 @@ def refilter(
         after = decided(before, read_decisions(run.folder, found.decisions))
         classes = _per_class(run, before, after)
         reasons = reasons_of(run.folder, after, "rejected")
-        stored = not dry_run and _put(run.folder, found, limits, overrides)
+        stored = lease is not None and _put(run.folder, found, limits, overrides, lease)
     rejected, accepted = _moved(before, after)
     return Change(
         limits=limits,
@@ -162,7 +162,7 @@ def _moved(before: Ledger, after: Ledger) -> tuple[int, int]:
     return int((was & ~is_).sum()), int((~was & is_).sum())
 
 
-def _put(run: Folder, found: Judgement, limits: Limits | None, overrides: Limits) -> bool:
+def _put(run: Folder, found: Judgement, limits: Limits | None, overrides: Limits, lease: Lease) -> bool:
     """Store a judgement; nothing where none is stored, nothing changed, and the limits are those of the job."""
     _, note = read_own(run, REFILTER)
     if (
@@ -173,6 +173,7 @@ def _put(run: Folder, found: Judgement, limits: Limits | None, overrides: Limits
         and is_judged(run, limits)
     ):
         return False
+    lease.check()
     return put_decisions(run, REFILTER, found.decisions, {"limits": limits, "overrides": overrides})
 
 

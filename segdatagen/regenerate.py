@@ -41,7 +41,7 @@ def regenerate(run: Run, sample_id: int, out: str) -> Comparison:
     the sample cannot be made now.
     """
     stored = _stored_row(run, sample_id)
-    job = Job.model_validate(run.info.job)
+    job = run.job_as(Job)
     store = open_store(job.sources)
     check_same_content(run.folder.uri, content_recipes(job, store))
     execution = job.execution.model_copy(update={"microbatch": stored["microbatch"] or job.execution.microbatch})

@@ -14,6 +14,7 @@ from segdatagen.decisions import read_decisions
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.filtering import check_filters, judges_of
+from segdatagen.filters import LIMITS
 from segdatagen.goals import AnyGoal, Cover, Quotas
 from segdatagen.hash_sources import hash_sources
 from segdatagen.job import Job
@@ -34,17 +35,19 @@ from segdatagen.planner import (
 from segdatagen.refilter import bring_in_line, is_judged, judge, limits_in_force
 from segdatagen.run_folder import (
     REPORT_NAME,
+    RUN_NAME,
     Run,
     begin_attempt,
     check_same_content,
     end_attempt,
+    open_run,
     read_attempts,
     write_run,
 )
-from segdatagen.samples import decided, read_ledger
+from segdatagen.samples import decided, read_columns, read_ledger
 from segdatagen.sources import open_store
 from segdatagen.storage import Folder
-from segdatagen.verify import Manifest, read_manifest
+from segdatagen.verify import Manifest, read_manifest, stray_decisions
 
 
 def prepare(job: Job) -> Session:
@@ -64,7 +67,9 @@ def prepare(job: Job) -> Session:
     recipes = content_recipes(job, store)
     folder = Folder(job.uri)
     folder.require_writable()
-    check_same_content(job.uri, recipes, judges_of(job.filters))
+    check_same_content(job.uri, recipes, _judges_to_keep(folder, judges_of(job.filters)))
+    for sentence in stray_decisions(folder, read_decisions(folder)):
+        raise UsageError(sentence)
     presence = presence_of(store, job.geometry, job.settings.min_pixels)
     check_goals(job.plan, presence, job.seed)
     return Session(job, store, recipes, presence, limits_in_force(folder, job.filters)[0])
@@ -101,10 +106,11 @@ def plan_job(job: Job, events: Events, *, dry_run: bool) -> PlanOutcome:
     if dry_run:
         _note_overrides(job, events)
         return _plan_next(session, folder)[0]
-    with Lease(folder, events.waiting):
-        session, _ = _begin(session, events)
+    with Lease(folder, events.waiting) as lease:
+        session, _ = _begin(session, events, lease)
         outcome, planned = _plan_next(session, folder)
         if planned is not None and planned.summary.num_rows and outcome.is_allowed:
+            lease.check()
             put_round(folder, planned)
     return outcome
 
@@ -129,10 +135,10 @@ def run_job(
         require_resources(execution.actors, execution.cpus_per_actor, execution.gpus_per_actor, SPLIT_CPUS)
         with Lease(folder, events.waiting) as lease:
             folder.sweep(leave=REPORT_NAME)
-            session, run = _begin(session, events)
+            session, run = _begin(session, events, lease)
             budget = _budget(job, folder)
             if job.filters.duplicates:
-                hash_sources(folder, session.store, job.geometry, events.note)
+                hash_sources(folder, session.store, job.geometry, lease, events)
             attempt = begin_attempt(folder, execution.model_dump(mode="json"))
             chains = factories or chain_factories(session)
             driver = Driver(session, run, lease, attempt, options, events, chains, budget)
@@ -155,17 +161,32 @@ def _budget(job: Job, folder: Folder) -> Budget:
     return Budget(execution.max_hours, execution.max_cost, cost_of(read_attempts(folder), prices), per_hour)
 
 
-def _begin(session: Session, events: Events) -> tuple[Session, Run]:
-    """Bring what is there in line with the limits in force, and `run.json` with the job, for who holds the lease."""
+def _begin(session: Session, events: Events, lease: Lease) -> tuple[Session, Run]:
+    """Bring what is there in line with the limits in force, and `run.json` with the job, under the lease."""
     job = session.job
     folder = Folder(job.uri)
     limits, overrides = limits_in_force(folder, job.filters)
     _note_overrides(job, events)
     if not is_judged(folder, limits):
-        events.note(bring_in_line(folder, limits, overrides))
+        events.note(bring_in_line(folder, limits, overrides, lease))
     labels, judges = session.store.label_set, judges_of(job.filters)
+    lease.check()
     run = write_run(job.uri, job.model_dump(mode="json"), session.recipes, labels, judges)
     return replace(session, limits=limits), run
+
+
+def _judges_to_keep(folder: Folder, judges: dict[str, str]) -> dict[str, str]:
+    """Those of the segmenters that score which may be no others than before: what those scored is stored."""
+    if not folder.exists(RUN_NAME):
+        return {}
+    pinned, kept = open_run(folder.uri).info.judges, dict[str, str]()
+    for name, segmenter in judges.items():
+        if pinned.get(name, segmenter) != segmenter:
+            columns = [limit.column for field, limit in LIMITS.items() if field.startswith(f"{name}.")]
+            scores = read_columns(folder, read_ledger(folder), columns)
+            if any(scores.num_rows > column.null_count for column in scores.columns):
+                kept[name] = segmenter
+    return kept
 
 
 def _note_overrides(job: Job, events: Events) -> None:
@@ -191,10 +212,10 @@ def _with_class_names(job: Job, label_set: LabelSet) -> Job:
 
 
 def _nothing_to_do(session: Session, manifest: Manifest) -> bool:
-    """Whether a run that ended whole met the goals of this job, or may not plan another round for them."""
+    """Whether a run that ended whole met the goals of this job, or cannot or may not plan another round for them."""
     if manifest.settings != session.settings:
         return False
-    return manifest.goals_met or manifest.rounds_of_settings >= session.job.settings.max_rounds
+    return manifest.missing == 0 or manifest.goals_met or manifest.rounds_of_settings >= session.job.settings.max_rounds
 
 
 def _plan_next(session: Session, folder: Folder) -> tuple[PlanOutcome, PlannedRound | None]:

@@ -12,15 +12,17 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segdatagen.config_files import read_stored
+from segdatagen.config_files import describe, read_stored
 from segdatagen.errors import UsageError
 from segdatagen.labels import LabelSet
 from segdatagen.records import FORMAT_VERSION, FormatVersion
 from segdatagen.storage import Folder
+
+Model = TypeVar("Model", bound=BaseModel)
 
 RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
@@ -80,6 +82,20 @@ class Run:
     folder: Folder
     info: RunInfo
     label_set: LabelSet
+
+    def job_as(self, model: type[Model], field: str | None = None) -> Model:
+        """The job that this run was last planned or run with, or one of its fields, of which none is the default.
+
+        Raises UsageError, in one line, where `run.json` says something else there.
+        """
+        stored = self.info.job if field is None else self.info.job.get(field, {})
+        try:
+            return model.model_validate(stored)
+        except ValidationError as error:
+            place = "job" if field is None else f"job.{field}"
+            raise UsageError(
+                f"{self.folder.uri_of(RUN_NAME)}: not as segdatagen writes it ({place}: {describe(error, model)})"
+            ) from error
 
 
 def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:

@@ -63,9 +63,16 @@ class Ledger:
 
     def status_of(self, sample_ids: np.ndarray) -> np.ndarray:
         """Status code of each id, -1 where nothing was committed: int16, shaped as `sample_ids`."""
+        return self._codes(self.status, sample_ids)
+
+    def own_status_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """As `status_of`, but what the rows themselves say, whatever was decided afterwards."""
+        return self._codes(self.own_status, sample_ids)
+
+    def _codes(self, status: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
         place = self.place_of(sample_ids)
         codes = np.full(len(sample_ids), -1, np.int16)
-        codes[place >= 0] = self.status[place[place >= 0]]
+        codes[place >= 0] = status[place[place >= 0]]
         return codes
 
     def finished(self, *, retry_failed: bool) -> np.ndarray:
@@ -130,20 +137,30 @@ def read_columns(run: Folder, ledger: Ledger, columns: Sequence[str]) -> pa.Tabl
     return whole.take(starts[ledger.part] + ledger.row)
 
 
+def reasons_at(ledger: Ledger, place: np.ndarray, own: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Why the samples at these places of the ledger, int64 [N], are what they are: null for `ok`, text for the others.
+
+    What was decided goes before `own`, the reasons in their rows, whatever those say of another status.
+    """
+    decision = pc.index_in(pa.array(ledger.sample_ids[place]), ledger.decisions["sample_id"].combine_chunks())
+    made = pa.array(ledger.own_status[place] != STATUSES.index("failed"))
+    said = ledger.decisions["reason"].combine_chunks().take(decision)
+    reasons = pc.fill_null(pc.if_else(pc.and_(pc.is_valid(decision), made), said, own), NO_REASON)
+    return pc.if_else(pa.array(ledger.status[place] == STATUSES.index("ok")), pa.scalar(None, pa.string()), reasons)
+
+
 def reasons_of(run: Folder, ledger: Ledger, *statuses: str) -> dict[str, int]:
     """Why samples have one of these statuses: samples per reason, most frequent first. Raises UnreadablePart."""
-    ids = ledger.ids_with(*statuses)
-    made = ids[ledger.status_of(ids) != STATUSES.index("failed")]
-    decided = ledger.decisions.filter(pa.array(np.isin(ledger.decisions["sample_id"].to_numpy(), made)))
-    counts = Counter(pc.fill_null(decided["reason"], NO_REASON).to_pylist())
-    own = ledger.place_of(np.setdiff1d(ids, decided["sample_id"].to_numpy()))
-    numbers = np.unique(ledger.part[own])
-    tables, unreadable = read_parts(run, [ledger.parts[number].name for number in numbers], ["reason"])
+    place = np.flatnonzero(np.isin(ledger.status, [STATUSES.index(status) for status in statuses]))
+    place = place[np.argsort(ledger.part[place], kind="stable")]
+    numbers, starts = np.unique(ledger.part[place], return_index=True)
+    names = [ledger.parts[number].name for number in numbers]
+    tables, unreadable = read_parts(run, names, ["reason"])
     for sentence in unreadable.values():
         raise UnreadablePart(sentence)
-    for number in numbers:
-        reasons = tables[ledger.parts[number].name]["reason"].take(ledger.row[own[ledger.part[own] == number]])
-        counts.update(pc.fill_null(reasons, NO_REASON).to_pylist())
+    rows = np.split(ledger.row[place], starts)[1:]
+    found = [tables[name]["reason"].combine_chunks().take(of_part) for name, of_part in zip(names, rows, strict=True)]
+    counts = Counter(reasons_at(ledger, place, pa.chunked_array(found, pa.string())).to_pylist())
     return dict(counts.most_common())
 
 

@@ -12,7 +12,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segdatagen.errors import UsageError
-from segdatagen.weights import TENSORS_NAME, StoreDtype, fill, local_weights, put_weights, read_tensors, read_weights
+from segdatagen.weights import (
+    TENSORS_NAME,
+    StoreDtype,
+    check_tensors,
+    fill,
+    local_weights,
+    put_weights,
+    read_tensors,
+    read_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,7 +156,7 @@ class Segmenter:
 
 
 def check_segmenter(uri: str, label_names: tuple[str, ...]) -> SegmenterWeights:
-    """`config.json` of a segmenter. Raises `UsageError` where it is none, or one of other classes; needs no torch."""
+    """`config.json` of a segmenter. Raises `UsageError` if it is none, damaged or of other classes; needs no torch."""
     folder = local_weights(uri)
     config = read_weights(folder, SegmenterWeights)
     if config.classes != label_names:
@@ -155,8 +164,7 @@ def check_segmenter(uri: str, label_names: tuple[str, ...]) -> SegmenterWeights:
             f"the segmenter {uri} was trained on {config.label_set} ({', '.join(config.classes)}), "
             f"not on {', '.join(label_names)}: use one of the same classes in the same order"
         )
-    if not (folder / TENSORS_NAME).is_file():
-        raise UsageError(f"the weights {folder / TENSORS_NAME} are missing: fetch or train them again")
+    check_tensors(folder / TENSORS_NAME)
     return config
 
 

@@ -20,9 +20,9 @@ from segdatagen.tables import UnreadablePart, put_table, read_part
 INDEX_NAME = "work/source_hashes.parquet"
 
 
-def hash_part(store: SourceStore, geometry: Geometry, name: str) -> pa.Table:
+def hash_part(store: Folder, geometry: Geometry, name: str) -> pa.Table:
     """SOURCE_HASH_SCHEMA for one part of a store; null without an image that can be read. Raises UnreadablePart."""
-    rows = read_part(store.folder, name, ["source_id", "image"])
+    rows = read_part(store, name, ["source_id", "image"])
     hashes = [_hash(data, geometry) for data in rows["image"].to_pylist()]
     return pa.table({"source_id": rows["source_id"], "hash": hashes}, schema=SOURCE_HASH_SCHEMA)
 

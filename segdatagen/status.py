@@ -59,7 +59,7 @@ def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
         unreadable=tuple(ledger.unreadable.values()),
         rounds=tuple(rounds),
         attempts=attempts,
-        cost=cost_of(attempts, Prices.model_validate(run.info.job.get("prices", {}))),
+        cost=cost_of(attempts, run.job_as(Prices, "prices")),
         held_by=held_by,
         published=None if index is None else index.num_rows,
     )

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from segdatagen.config_files import read_stored
 from segdatagen.decisions import DECISIONS
 from segdatagen.errors import SegdatagenError
 from segdatagen.images import DecodeError, decode_image, decode_mask
-from segdatagen.planner import RoundSummary, read_plan, read_rounds
+from segdatagen.planner import PlannedRound, RoundSummary, read_plan, read_rounds
 from segdatagen.records import FORMAT_VERSION, FormatVersion, bytes_hash
 from segdatagen.run_folder import MANIFEST_NAME, SUCCESS_NAME, Run, now
 from segdatagen.samples import SAMPLES, Ledger, read_ledger
@@ -38,8 +39,8 @@ class Verdict:
 class Manifest(BaseModel):
     """`manifest.json`: what a run was that ended whole.
 
-    `settings` are those of the last round, `rounds_of_settings` the rounds that had them; `parts` and `decisions` map
-    names to bytes.
+    `settings` are those of the job that found it whole, `rounds_of_settings` the rounds that had them, and `missing`
+    the samples that another such round would make. `parts` maps names to bytes, `decisions` names to digests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,10 +50,11 @@ class Manifest(BaseModel):
     settings: dict[str, Any]
     rounds_of_settings: int
     goals_met: bool
+    missing: int | None = None
     rounds: int
     counts: dict[str, int]
     parts: dict[str, int]
-    decisions: dict[str, int] = {}
+    decisions: dict[str, str] = {}
 
 
 def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
@@ -69,16 +71,22 @@ def verify_ledger(run: Run, ledger: Ledger | None = None) -> Verdict:
         problems.append(f"{len(missing)} of {len(planned)} planned samples are missing: run the job again")
     if len(unknown):
         problems.append(f"{len(unknown)} samples are in no plan, the first is {unknown[0]}")
-    problems += _stray_decisions(found, planned)
+    problems += stray_decisions(run.folder, found.decisions)
     return Verdict(len(planned), found.counts, found.num_rows - len(found.sample_ids), tuple(problems))
 
 
-def _stray_decisions(ledger: Ledger, planned: np.ndarray) -> list[str]:
+def stray_decisions(run: Folder, decisions: pa.Table) -> list[str]:
     """A sentence per file that decides on samples which no plan has: its ids are mistaken."""
-    decisions = ledger.decisions
-    stray = decisions.filter(pa.array(~np.isin(decisions["sample_id"].to_numpy(), planned)))
-    files = Counter(stray["file"].to_pylist())
-    return [f"{DECISIONS}/{name}: decides on {count} samples that are in no plan" for name, count in files.items()]
+    if not decisions.num_rows:
+        return []
+    planned = read_plan(run, read_rounds(run), ["sample_id"])["sample_id"]
+    stray = decisions.filter(pc.invert(pc.is_in(decisions["sample_id"], planned.combine_chunks())))
+    first = dict(zip(reversed(stray["file"].to_pylist()), reversed(stray["sample_id"].to_pylist()), strict=True))
+    return [
+        f"{run.uri_of(f'{DECISIONS}/{name}')}: decides on {count} samples that are in no plan, the first is "
+        f"{first[name]}: correct or delete it"
+        for name, count in sorted(Counter(stray["file"].to_pylist()).items())
+    ]
 
 
 def check_part(run: Folder, name: str) -> list[str]:
@@ -97,19 +105,20 @@ def check_part(run: Folder, name: str) -> list[str]:
     ]
 
 
-def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], goals_met: bool) -> None:
-    """`manifest.json`, then `_SUCCESS`: the run is whole."""
-    settings = rounds[-1].settings if rounds else {}
+def write_manifest(run: Run, ledger: Ledger, rounds: Sequence[RoundSummary], next_round: PlannedRound) -> None:
+    """`manifest.json`, then `_SUCCESS`: the run is whole. `next_round` is what its job would still plan, if it may."""
+    settings = next_round.summary.settings
     manifest = Manifest(
         written=now(),
         fingerprints=run.info.fingerprints,
         settings=settings,
         rounds_of_settings=sum(summary.settings == settings for summary in rounds),
-        goals_met=goals_met,
+        goals_met=next_round.goals_met,
+        missing=next_round.summary.num_rows,
         rounds=len(rounds),
         counts=ledger.counts,
         parts={part.name: part.size for part in ledger.parts},
-        decisions=_sizes(run.folder.child(DECISIONS)),
+        decisions=_digests(run.folder.child(DECISIONS)),
     )
     run.folder.put(MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     run.folder.put(SUCCESS_NAME, b"")
@@ -128,7 +137,7 @@ def read_manifest(run: Folder) -> Manifest | None:
         return None
     parts = {entry.name: entry.size for entry in part_entries(run)}
     unchanged = manifest.parts == parts and manifest.rounds == len(read_rounds(run))
-    return manifest if unchanged and manifest.decisions == _sizes(run.child(DECISIONS)) else None
+    return manifest if unchanged and manifest.decisions == _digests(run.child(DECISIONS)) else None
 
 
 def part_entries(run: Folder) -> list[Entry]:
@@ -136,8 +145,8 @@ def part_entries(run: Folder) -> list[Entry]:
     return [Entry(f"{SAMPLES}/{entry.name}", entry.size) for entry in run.child(SAMPLES).entries(".parquet")]
 
 
-def _sizes(folder: Folder) -> dict[str, int]:
-    return {entry.name: entry.size for entry in folder.entries(".parquet")}
+def _digests(folder: Folder) -> dict[str, str]:
+    return {entry.name: bytes_hash(folder.read(entry.name)) for entry in folder.entries(".parquet")}
 
 
 def _row_problems(row: dict[str, Any]) -> list[str]:

@@ -132,23 +132,27 @@ def read_weights(folder: Path, config_type: type[Config]) -> Config:
         raise UsageError(f"{folder} is no weights folder: it holds no readable {CONFIG_NAME} ({error})") from error
 
 
+def check_tensors(path: Path) -> None:
+    """Raise `UsageError` where a safetensors file is missing, truncated or has a broken header; needs no torch."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
 def check_mask_ddpm(uri: str, num_classes: int) -> MaskDDPMWeights:
     """`config.json` of weights; `UsageError` where `load_mask_ddpm` would raise it for what shows without tensors.
 
     Missing weights, a broken header, a truncated file and another number of classes are found in milliseconds and
     without torch.
     """
-    from safetensors import SafetensorError, safe_open
-
     folder = local_weights(uri)
     config = read_weights(folder, MaskDDPMWeights)
     _require_classes(config, num_classes, uri)
-    path = folder / TENSORS_NAME
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+    check_tensors(folder / TENSORS_NAME)
     return config
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from segdatagen.images import encode_image, encode_mask
 from segdatagen.labels import load_label_set
-from segdatagen.planner import ClassSummary, PlannedRound, RoundSummary, put_round
+from segdatagen.planner import ClassSummary, PlannedRound, RoundSummary, put_round, read_rounds
 from segdatagen.records import PLAN_SCHEMA, SAMPLE_SCHEMA, bytes_hash
 from segdatagen.run_folder import Run, write_run
 from segdatagen.samples import put_samples
@@ -51,6 +51,13 @@ def plan(run: Run, ids: Sequence[int], number: int = 0, method: str = METHOD) ->
         estimated_bytes=0,
     )
     put_round(run.folder, PlannedRound(pa.table(columns, schema=PLAN_SCHEMA), summary, goals_met=False))
+
+
+def nothing_more(run: Run) -> PlannedRound:
+    """The round that would follow where the goals of the last one are met."""
+    last = read_rounds(run.folder)[-1]
+    summary = last.model_copy(update={"round": last.round + 1, "num_rows": 0})
+    return PlannedRound(PLAN_SCHEMA.empty_table(), summary, goals_met=True)
 
 
 def _summary_of(name: str) -> ClassSummary:

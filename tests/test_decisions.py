@@ -6,17 +6,25 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from committed import commit, make_run, plan
+from committed import commit, make_run, nothing_more, plan
+from conftest import JobFactory, Refused
+from test_faults import Events
 from test_publish import publish_quietly, published_ids
 
+from segdatagen.budget import Budget
 from segdatagen.decisions import put_decisions, read_decisions, read_own
+from segdatagen.driver import Driver, RunOptions, SilentEvents
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.exclude import exclude
-from segdatagen.planner import read_rounds
+from segdatagen.exclude import exclude, include
+from segdatagen.job import load_job
+from segdatagen.lease import Lease
+from segdatagen.planner import read_plan, read_rounds
 from segdatagen.records import DECISION_SCHEMA
-from segdatagen.run_folder import Run
+from segdatagen.run import plan_job, prepare
+from segdatagen.run_folder import Run, begin_attempt, open_run
 from segdatagen.samples import read_ledger, reasons_of
 from segdatagen.status import status_of
+from segdatagen.tables import put_table
 from segdatagen.verify import read_manifest, verify_ledger, write_manifest
 
 
@@ -104,7 +112,34 @@ def test_ids_that_no_plan_has_are_reported(tmp_path: Path) -> None:
     plan(run, [1, 2])
     commit(run, [1, 2])
     decide(run, "mine", "rejected", [2, 8, 9])
-    assert verify_ledger(run).problems == ("decisions/mine.parquet: decides on 2 samples that are in no plan",)
+    mine = tmp_path / "run" / "decisions" / "mine.parquet"
+    sentence = f"{mine}: decides on 2 samples that are in no plan, the first is 8: correct or delete it"
+    assert verify_ledger(run).problems == (sentence,)
+
+
+def test_mistaken_ids_are_refused_before_anything_is_made(
+    refused_here: Refused, make_job: JobFactory, tmp_path: Path
+) -> None:
+    job = make_job()
+    plan_job(load_job(str(job)), SilentEvents(), dry_run=False)
+    decide(open_run(str(tmp_path / "runs" / "tiny" / "v1")), "mine", "rejected", [8])
+    for command in ("plan", "run"):
+        line = refused_here(command, job)
+        assert "decisions/mine.parquet: decides on 1 samples that are in no plan, the first is 8: correct or" in line
+
+
+def test_mistaken_ids_that_come_later_do_not_cost_the_run(make_job: JobFactory) -> None:
+    job = load_job(str(make_job()))
+    plan_job(job, SilentEvents(), dry_run=False)
+    session, run = prepare(job), open_run(job.uri)
+    ids = read_plan(run.folder, read_rounds(run.folder), ["sample_id"])["sample_id"].to_pylist()
+    commit(run, ids)
+    decide(run, "mine", "rejected", [8])
+    attempt, budget, events = begin_attempt(run.folder, {}), Budget(None, None, 0.0, 0.0), Events()
+    with Lease(run.folder, nobody_waits) as lease:
+        assert Driver(session, run, lease, attempt, RunOptions(), events, {}, budget).run().complete
+    assert "decides on 1 samples that are in no plan" in events.notes[0]
+    assert read_manifest(run.folder) is not None
 
 
 def test_published_data_follows_decisions(tmp_path: Path) -> None:
@@ -115,7 +150,7 @@ def test_published_data_follows_decisions(tmp_path: Path) -> None:
     exclude(run, [2, 3], "blurred", nobody_waits)
     publish_quietly(run)
     assert published_ids(tmp_path / "run") == [1, 4]
-    exclude(run, [3], None, nobody_waits)
+    include(run, [3], nobody_waits)
     index = publish_quietly(run)
     assert published_ids(tmp_path / "run") == [1, 3, 4]
     assert index.num_rows == 3
@@ -143,15 +178,29 @@ def test_a_decision_makes_a_run_incomplete_and_the_same_one_changes_nothing(tmp_
     run = make_run(tmp_path / "run")
     plan(run, [1, 2])
     commit(run, [1, 2])
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     assert exclude(run, [1], "ugly", nobody_waits) == (1, 1)
     assert read_manifest(run.folder) is None
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     assert exclude(run, [1], "ugly", nobody_waits) == (0, 1)
-    assert exclude(run, [2], None, nobody_waits) == (0, 1), "it was not excluded"
+    assert include(run, [2], nobody_waits) == (0, 1), "it was not excluded"
     assert read_manifest(run.folder) is not None
     (tmp_path / "run" / "decisions" / "mine.parquet").write_bytes(b"by hand")
     assert read_manifest(run.folder) is None, "also where somebody put a file there"
+
+
+def test_an_id_exchanged_for_another_makes_a_run_incomplete(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1, 2])
+    commit(run, [1, 2])
+    decide(run, "mine", "rejected", [1])
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
+    assert read_manifest(run.folder) is not None
+    mine = tmp_path / "run" / "decisions" / "mine.parquet"
+    size, table = mine.stat().st_size, pq.read_table(mine)
+    put_table(run.folder, "decisions/mine.parquet", table.set_column(0, table.schema.field(0), pa.array([2])))
+    assert mine.stat().st_size == size
+    assert read_manifest(run.folder) is None
 
 
 def test_excluded_samples_have_their_reason_and_unknown_ones_are_refused(tmp_path: Path) -> None:
@@ -165,6 +214,18 @@ def test_excluded_samples_have_their_reason_and_unknown_ones_are_refused(tmp_pat
     for unknown in (3, 10**30):
         with pytest.raises(UsageError, match=f"has no sample {unknown}: ids are in the column sample_id"):
             exclude(run, [1, unknown], "x", nobody_waits)
-    assert exclude(run, [1, 2], None, nobody_waits) == (2, 0)
+    assert include(run, [1, 2], nobody_waits) == (2, 0)
     assert statuses(run) == {1: "ok", 2: "ok"}
     assert read_own(run.folder, "exclude")[0].num_rows == 0
+
+
+def test_an_exclusion_that_somebody_wrote_is_taken_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1, 2])
+    commit(run, [1, 2])
+    (tmp_path / "run" / "decisions").mkdir()
+    table = {"sample_id": [1, 2], "status": ["rejected"] * 2, "reason": ["ugly"] * 2}
+    pq.write_table(pa.table(table), tmp_path / "run" / "decisions" / "exclude.parquet")
+    assert statuses(run) == {1: "rejected", 2: "rejected"}
+    assert include(run, [1, 2], nobody_waits) == (2, 0)
+    assert statuses(run) == {1: "ok", 2: "ok"}

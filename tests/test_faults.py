@@ -42,6 +42,7 @@ class Events:
         self.parts: list[PartDone] = []
         self.notes: list[str] = []
         self.rounds: list[RoundSummary] = []
+        self.hashed: list[tuple[int, int]] = []
         self.flows: list[tuple[int, int]] = []
         self._at_part = at_part
 
@@ -50,6 +51,9 @@ class Events:
 
     def planned(self, summary: RoundSummary) -> None:
         self.rounds.append(summary)
+
+    def hashing(self, num_done: int, num_after: int) -> None:
+        self.hashed.append((num_done, num_after))
 
     def working(self, num_done: int, num_after: int) -> None:
         self.flows.append((num_done, num_after))
@@ -202,6 +206,7 @@ def test_unreadable_and_wrong_masks_fail_alone(ray_session: None, make_job: JobF
     assert outcome.counts["ok"] == 8
     assert not outcome.goals_met
     assert len(events.rounds) == 1, "sources that only fail are not asked again"
+    assert run(job).already_complete, "nor looked for"
 
 
 def test_an_image_with_nan_fails_alone(ray_session: None, make_job: JobFactory, tmp_path: Path) -> None:
@@ -309,6 +314,9 @@ def test_raised_quota_adds_a_round_and_remakes_nothing(ray_session: None, make_j
     assert outcome.counts["ok"] == 18
     assert all(after[row["sample_id"]] == row for row in before)
     assert run(again).already_complete
+    fewer = load_job(str(make_job(plan=[uniform(2)])))
+    assert not run(fewer).already_complete, "goals that no round had are looked at once"
+    assert run(fewer).already_complete
 
 
 def test_more_rounds_are_planned_only_as_max_rounds_allows(

@@ -259,7 +259,7 @@ def test_copies_of_a_source_are_nearer_than_other_scenes(store: Path) -> None:
 
 def test_distances_to_the_own_and_to_the_nearest_source(store: Path, tmp_path: Path, batch: Batch) -> None:
     opened, run = open_store(str(store)), Folder(str(tmp_path / "run"))
-    put_index(run, [hash_part(opened, GEOMETRY, part.name) for part in opened.info.parts])
+    put_index(run, [hash_part(opened.folder, GEOMETRY, part.name) for part in opened.info.parts])
     assert has_index(run, opened)
     stage = DuplicatesStage(*read_index(run))
     images, _, _ = read_arrays(str(store), GEOMETRY)

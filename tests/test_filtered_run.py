@@ -132,6 +132,7 @@ def test_a_moved_limit_is_no_other_run_and_what_it_rejects_is_replaced(
     assert run(moved).already_complete
     back = load_job(str(make_job(plan=[uniform(1), {"max_rounds": 1}], filters=all_filters(segmenter))))
     assert run(back).counts == {"ok": 9, "rejected": 0, "failed": 0}
+    assert run(back).already_complete, "though its limits were those of no round that was planned last"
 
 
 def test_run_replaces_what_refilter_and_a_person_rejected(
@@ -215,13 +216,18 @@ def test_black_images_are_drawn_again_and_then_rejected(
         assert decode_image(row["image"]).max() <= 2, "what was refused is kept"
 
 
-def test_nan_is_rejected_where_it_is_drawn_again(ray_session: None, make_job: JobFactory, tmp_path: Path) -> None:
-    weights = make_weights(tmp_path / "nan")
+def nan_weights(folder: Path) -> str:
+    """A network that makes NaN of every image."""
+    weights = make_weights(folder)
     tensors = load_file(weights / "model.safetensors")
     tensors["outc.bias"][0] = float("nan")
     save_file(tensors, weights / "model.safetensors")
+    return str(weights)
+
+
+def test_nan_is_rejected_where_it_is_drawn_again(ray_session: None, make_job: JobFactory, tmp_path: Path) -> None:
     fields = {
-        "methods": {"mask_ddpm": {"weights": str(weights), "steps": 2}},
+        "methods": {"mask_ddpm": {"weights": nan_weights(tmp_path / "nan"), "steps": 2}},
         "plan": [uniform(1), {"max_rounds": 1}],
         "filters": {"blank": {"redraws": 1}},
     }
@@ -232,6 +238,18 @@ def test_nan_is_rejected_where_it_is_drawn_again(ray_session: None, make_job: Jo
         assert [entry["value"] for entry in row["candidates"]] == [None]
     change = refilter(open_run(job.uri), Filters(), {}, nobody_waits, dry_run=False)
     assert change.accepted == 0, "no limit made it bad, and none makes it good"
+
+
+def test_a_rejected_image_with_nan_is_made_again(ray_session: None, make_job: JobFactory, tmp_path: Path) -> None:
+    fields = {
+        "methods": {"mask_ddpm": {"weights": nan_weights(tmp_path / "nan"), "steps": 2}},
+        "plan": [uniform(1), {"max_rounds": 1}],
+        "filters": {"blank": {"redraws": 0}},
+    }
+    job = load_job(str(make_job(**fields)))
+    assert run(job, limit=1).counts["rejected"] == 1
+    (sample,) = table_of(job)["sample_id"].to_pylist()
+    assert regenerate(open_run(job.uri), sample, str(tmp_path / "again")).identical
 
 
 class SometimesBlack:

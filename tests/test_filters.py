@@ -6,19 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from committed import sample_rows
 from conftest import JobFactory, Refused, make_scenes_store
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_segmenter import make_segmenter
 
+from segdatagen.driver import SilentEvents
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.filtering import filter_context, filter_recipe, filter_stages, judges_of
 from segdatagen.filters import LIMITS, Filters, columns_of, parse_limits, refusals
 from segdatagen.job import load_job
 from segdatagen.labels import load_label_set
 from segdatagen.methods import content_recipes
+from segdatagen.planner import read_plan, read_rounds
+from segdatagen.run import plan_job
+from segdatagen.run_folder import Run, open_run
+from segdatagen.samples import put_samples
 from segdatagen.sources import open_store
+from segdatagen.weights import fingerprint_of
 
 SCORES = st.one_of(st.none(), st.floats(0, 1, width=32))
 ROWS = st.lists(st.fixed_dictionaries({limit.column: SCORES for limit in LIMITS.values()}), min_size=1, max_size=8)
@@ -145,7 +153,9 @@ def test_content_keeps_what_makes_a_sample_and_nothing_else() -> None:
         }
     )
     assert filters.content() == filters.model_copy(update={"adherence": None, "duplicates": None})
-    assert Filters.model_validate({"blank": {"redraws": 0}}).content() == Filters()
+    without_redraws = Filters.model_validate({"blank": {"redraws": 0}})
+    assert without_redraws.content() == without_redraws, "it alone keeps an image with NaN"
+    assert filter_recipe(without_redraws) == {}
     assert (filter_recipe(Filters()), judges_of(Filters())) == ({}, {})
 
 
@@ -165,7 +175,15 @@ def test_content_keeps_what_makes_a_sample_and_nothing_else() -> None:
         ("weights of another kind as a segmenter", {"ignore_noisy": {"segmenter": "builtin:scenes-mask-ddpm"}}),
     ],
 )
-def test_mistakes_cost_a_line(refused_here: Refused, make_job: JobFactory, row: str, filters: dict[str, Any]) -> None:
+def test_mistakes_cost_a_line(
+    refused_here: Refused,
+    make_job: JobFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row: str,
+    filters: dict[str, Any],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     refused_here("run", make_job(filters=filters), row=row)
 
 
@@ -189,6 +207,29 @@ def test_ignoring_needs_losses(refused_here: Refused, make_job: JobFactory, tmp_
     segmenter = make_segmenter(tmp_path / "segmenter", class_losses=none)
     job = make_job(filters={"ignore_noisy": {"segmenter": str(segmenter)}})
     refused_here("run", job, row="`ignore_noisy` with a segmenter that was never validated")
+
+
+def test_a_judge_may_be_replaced_until_it_has_scored_a_sample(make_job: JobFactory, tmp_path: Path) -> None:
+    one, other = (make_segmenter(tmp_path / name, seed=n) for n, name in enumerate(("one", "other")))
+
+    def planned(segmenter: Path) -> Run:
+        job = load_job(str(make_job(filters={"adherence": {"segmenter": str(segmenter)}})))
+        plan_job(job, SilentEvents(), dry_run=False)
+        return open_run(job.uri)
+
+    planned(one)
+    run = planned(other)
+    assert run.info.judges == {"adherence": fingerprint_of(str(other))}
+    ids = read_plan(run.folder, read_rounds(run.folder), ["sample_id"])["sample_id"].to_pylist()
+    put_samples(run.folder, sample_rows(ids[:2], "ok", 1, 0))
+    for segmenter in (one, other):
+        planned(segmenter)  # what was made before the filter has no score
+    rows = sample_rows(ids[2:4], "ok", 1, 0)
+    place = rows.column_names.index("score_adherence")
+    put_samples(run.folder, rows.set_column(place, rows.schema.field(place), pa.array([None, 0.5], pa.float32())))
+    planned(other)
+    with pytest.raises(UsageError, match=r"made by another recipe \(filters.adherence.segmenter: "):
+        planned(one)
 
 
 # The stages

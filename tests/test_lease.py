@@ -1,6 +1,8 @@
 """One live driver per run: renewed leases are respected, dead ones are taken over, lost ones are noticed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +92,37 @@ def test_a_lease_that_was_taken_over_stops_its_first_holder(tmp_path: Path) -> N
     holder = read_holder(folder)
     assert holder is not None
     assert holder.host == "elsewhere", "what another one holds is not removed"
+
+
+SUSPENDED = """
+import os, signal, sys
+from segdatagen.lease import Lease
+from segdatagen.storage import Folder
+
+with Lease(Folder(sys.argv[1]), print, 1.0) as lease:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    if sys.argv[2] == "check":
+        lease.check()
+"""
+
+
+@pytest.mark.parametrize("then", ["check", "exit"])
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_who_was_suspended_looks_before_it_goes_on(tmp_path: Path, then: str, is_taken: bool) -> None:
+    folder = Folder(str(tmp_path))
+    words = [sys.executable, "-c", SUSPENDED, str(tmp_path), then]
+    child = subprocess.Popen(words, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    _, status = os.waitpid(child.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    if is_taken:
+        put_holder(folder, Holder("elsewhere", 7, "1", "token"))
+    time.sleep(1.5)
+    child.send_signal(signal.SIGCONT)
+    _, err = child.communicate(timeout=30)
+    holder = read_holder(folder)
+    assert (holder is not None and holder.host == "elsewhere") == is_taken, "only one's own lease is given back"
+    assert ("taken over by process 7 on elsewhere" in err) == (is_taken and then == "check"), err
+    assert child.returncode == (1 if is_taken and then == "check" else 0)
 
 
 def test_an_unreadable_lease_is_free(tmp_path: Path) -> None:

@@ -5,14 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from committed import commit, make_run, plan
 from conftest import JobFactory
+from test_decisions import nobody_waits
 
+from segdatagen.balance import Presence
 from segdatagen.cli import main
+from segdatagen.exclude import exclude
 from segdatagen.geometry import Geometry
 from segdatagen.job import load_job
-from segdatagen.planner import RoundSummary, accepted_per_class, picture_of, read_plan, read_rounds
+from segdatagen.planner import (
+    PerClass,
+    RoundSummary,
+    accepted_per_class,
+    picture_of,
+    read_plan,
+    read_rounds,
+    state_of,
+)
 from segdatagen.samples import read_ledger
 from segdatagen.sources import open_store, transformed_counts
 from segdatagen.storage import Folder
@@ -113,3 +125,21 @@ def test_accepted_pixels_are_those_of_good_samples(tmp_path: Path) -> None:
     none = accepted_per_class(run.folder, ledger, run.label_set, min_pixels=257)
     assert not none.images.any()
     assert not none.pixels.any()
+
+
+@pytest.mark.parametrize("others", ["ok", "rejected", "excluded", "failed"])
+def test_a_source_that_made_any_sample_does_not_only_fail(tmp_path: Path, others: str) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1, 2, 3])
+    rows = read_plan(run.folder, read_rounds(run.folder))
+    same_source = pa.array(["a", "a", "b"])
+    rows = rows.set_column(rows.column_names.index("source_id"), "source_id", same_source)
+    commit(run, [1, 3], "failed")
+    commit(run, [2], "ok" if others == "excluded" else others)
+    if others == "excluded":
+        exclude(run, [2], "ugly", nobody_waits)
+    names, none = run.label_set.names, np.zeros(0, np.int64)
+    presence = Presence.from_pairs(["a", "b", "c"], names, none, none, [])
+    counts = np.zeros(len(names), np.int64)
+    state = state_of(presence, rows, read_ledger(run.folder), PerClass(counts, counts))
+    assert state.available.tolist() == [others != "failed", False, True]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +13,23 @@ import ray
 from committed import commit, make_run, plan
 from conftest import JobFactory, child_environment, the_line, visible
 from ray import cloudpickle
-from test_faults import run
+from test_faults import Events, run
+from test_lease import put_holder
 
 import segdatagen.deep_verify
+import segdatagen.hash_sources
 from segdatagen.cluster import spread
 from segdatagen.deep_verify import verify_parts
 from segdatagen.errors import SegdatagenError
+from segdatagen.geometry import Geometry
+from segdatagen.hash_sources import hash_sources
 from segdatagen.job import load_job
-from segdatagen.storage import StorageError
+from segdatagen.lease import Holder, Lease, LeaseError
+from segdatagen.source_hashes import read_index
+from segdatagen.sources import SourceStore, open_store
+from segdatagen.storage import Folder, StorageError
 
+GEOMETRY = Geometry(size=(32, 32))
 Fault = Callable[[int], int]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -88,6 +97,49 @@ def test_a_deep_look_that_fails_is_no_verdict(
     with pytest.raises(SegdatagenError, match="the check itself failed"):
         verify_parts(looked_at, 1.0, None, lambda done, total: None)
     assert ray.data.DataContext.get_current().max_errored_blocks == 0
+
+
+def travels(store: SourceStore, protocol: int) -> str:
+    raise AssertionError(f"{store.folder.uri} travels with its table of all sources")
+
+
+def test_sources_are_hashed_part_by_part(
+    ray_session: None, tmp_path: Path, scenes_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run, events = open_store(str(scenes_store)), Folder(str(tmp_path)), Events()
+    monkeypatch.setattr(SourceStore, "__reduce_ex__", travels)
+    with Lease(run, lambda holder: None) as lease:
+        hash_sources(run, store, GEOMETRY, lease, events)
+    assert read_index(run)[0] == store.index["source_id"].to_pylist()
+    assert events.hashed == [(0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+def test_sources_that_cannot_be_hashed_are_said_in_one_line(
+    ray_session: None,
+    tmp_path: Path,
+    scenes_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    reason: str,
+) -> None:
+    store, run = open_store(str(scenes_store)), Folder(str(tmp_path))
+    monkeypatch.setattr(segdatagen.hash_sources, "hash_part", lambda folder, geometry, name: fault(0))
+    with Lease(run, lambda holder: None) as lease, pytest.raises(SegdatagenError) as caught:
+        hash_sources(run, store, GEOMETRY, lease, Events())
+    assert str(caught.value) == f"{scenes_store}: the images of the sources cannot be hashed ({reason})"
+
+
+def test_hashes_are_not_stored_over_those_of_another_process(
+    ray_session: None, tmp_path: Path, scenes_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, events = Folder(str(tmp_path)), Events()
+    with Lease(run, lambda holder: None, 0.5) as lease:
+        put_holder(run, Holder("elsewhere", 7, "1", "token"))
+        time.sleep(1)
+        with pytest.raises(LeaseError, match="taken over by process 7 on elsewhere"):
+            hash_sources(run, open_store(str(scenes_store)), GEOMETRY, lease, events)
+    assert list(visible(tmp_path)) == ["lease.json"]
 
 
 PROGRAM = """

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from committed import METHOD, commit, make_run, plan, sample_rows
+from committed import METHOD, commit, make_run, nothing_more, plan, sample_rows
 from conftest import Command, Refused, child_environment, visible
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,16 +19,17 @@ from test_decisions import nobody_waits, statuses
 from test_publish import publish_quietly, published_ids
 
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.exclude import exclude
+from segdatagen.exclude import exclude, include
 from segdatagen.filters import Filters
 from segdatagen.labels import load_label_set
 from segdatagen.lease import Lease, LeaseError
 from segdatagen.planner import read_rounds
 from segdatagen.records import SAMPLE_SCHEMA
-from segdatagen.refilter import Change, is_judged, limits_in_force, refilter
+from segdatagen.refilter import Change, bring_in_line, is_judged, limits_in_force, refilter
 from segdatagen.run_folder import Run, open_run, write_run
 from segdatagen.samples import put_samples, read_ledger
 from segdatagen.status import status_of
+from segdatagen.storage import Folder
 from segdatagen.verify import read_manifest, verify_ledger, write_manifest
 
 ADHERENCE = {"adherence": {"segmenter": "builtin:any", "min": 0.5}}
@@ -90,7 +91,7 @@ def test_counts_per_class_are_those_of_the_accepted_masks(tmp_path: Path) -> Non
 def test_twice_is_once(tmp_path: Path) -> None:
     run = make_scored(tmp_path / "run", {1: 0.2, 2: 0.55})
     first = move(run, adherence_min=0.6)
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     before = visible(tmp_path / "run")
     second = move(run, adherence_min=0.6)
     assert (second.stored, second.rejected, second.accepted) == (False, 0, 0)
@@ -165,7 +166,7 @@ def test_an_exclusion_outlives_a_refilter(tmp_path: Path) -> None:
     exclude(run, [1, 2], "ugly", nobody_waits)
     move(run, adherence_min=0.1)
     assert statuses(run) == {1: "rejected", 2: "rejected"}
-    exclude(run, [1, 2], None, nobody_waits)
+    include(run, [1, 2], nobody_waits)
     assert statuses(run) == {1: "ok", 2: "ok"}
 
 
@@ -189,6 +190,18 @@ def test_an_override_holds_until_the_next_refilter(tmp_path: Path) -> None:
     move(run)
     assert limits_in_force(run.folder, filters) == ({"adherence.min": 0.5}, {})
     assert is_judged(run.folder, {"adherence.min": 0.5})
+
+
+def test_limits_are_brought_in_line_in_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_scored(tmp_path / "run", {1: 0.2, 2: 0.4, 3: 0.55, 4: 0.9})
+    exclude(run, [3, 4], "ugly", nobody_waits)
+    readings: list[Folder] = []
+    monkeypatch.setattr("segdatagen.refilter.read_ledger", lambda run: readings.append(run) or read_ledger(run))
+    with Lease(run.folder, nobody_waits) as lease:
+        said = [bring_in_line(run.folder, {"adherence.min": limit}, {}, lease) for limit in (0.3, 0.6)]
+    assert "0 samples are rejected now, 1 accepted again" in said[0]
+    assert "1 samples are rejected now, 0 accepted again" in said[1], "what a person refused does not move"
+    assert len(readings) == 2
 
 
 def test_nothing_is_decided_while_a_part_is_unreadable(tmp_path: Path) -> None:

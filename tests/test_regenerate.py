@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import JobFactory, make_scenes_store, make_weights
 from test_faults import damage, rows_of, run
+from tiny_segmenter import make_segmenter
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image, decode_mask, encode_mask
@@ -32,8 +33,10 @@ def test_a_run_of_relative_paths_is_usable_from_any_folder(
 ) -> None:
     make_scenes_store(tmp_path / "sources")
     make_weights(tmp_path / "weights")
+    make_segmenter(tmp_path / "segmenter")
     methods = {"mask_ddpm": {"weights": "weights", "steps": 2}}
-    make_job(sources="sources", methods=methods, output={"root": "runs"})
+    filters = {"ignore_noisy": {"segmenter": "segmenter"}}
+    make_job(sources="sources", methods=methods, filters=filters, output={"root": "runs"})
     monkeypatch.chdir(tmp_path)
     job = load_job("job.yaml")
     run(job)

@@ -21,14 +21,18 @@ from reported import (
     mask_of,
     report,
 )
+from test_decisions import decide, nobody_waits
+from test_refilter import make_scored, move
 
 from segdatagen.colours import encode
+from segdatagen.exclude import exclude
 from segdatagen.images import encode_image, encode_mask
 from segdatagen.labels import LabelClass, LabelSet, load_label_set
 from segdatagen.report.charts import ClassBalance, columns_of, count_chart, share_chart
 from segdatagen.report.outcomes import Outcomes, Reason, choose, group_reasons
 from segdatagen.report.pictures import MaskPainter, layers
 from segdatagen.samples import STATUSES
+from segdatagen.status import status_of
 
 
 @st.composite
@@ -46,7 +50,8 @@ def outcomes(draw: st.DrawFn) -> Outcomes:
     empty = np.zeros(count, np.int32)
     texts = tuple(Reason(f"reason {n}", "failed", 1, "") for n in range(4))
     pairs = shows.reshape(-1, 2).astype(np.int64)
-    return Outcomes(ids, status.astype(np.uint8), empty, empty, empty, numbers(1), ("a", "b"), reason, texts, pairs, ())
+    places = (status.astype(np.uint8), empty, empty, empty, numbers(1), ("a", "b"))
+    return Outcomes(ids, *places, pa.chunked_array([], pa.string()), reason, texts, pairs, ())
 
 
 @settings(max_examples=150, deadline=None)
@@ -68,14 +73,14 @@ def test_every_stratum_has_its_part_of_the_choice(found: Outcomes, limit: int) -
 
 
 def test_reasons_that_differ_in_numbers_are_one() -> None:
-    texts = ["load: 7 of 12.5 mask2img", None, "load: 81 of 3 mask2img", "clip: x1", "load: 7 of 12.5 mask2img", None]
+    texts = ["load: 7 of 12.5 mask2img", None, "load: 81 of 3 mask2img", "clip: x1", "load: 7 of 12.5 mask2img", "no"]
     status = np.array([STATUSES.index(name) for name in ("failed", "ok", "failed", "rejected", "rejected", "failed")])
     codes, groups = group_reasons(pa.chunked_array([texts], pa.string()), status.astype(np.uint8))
     assert [(one.text, one.status, one.count) for one in groups] == [
         ("load: # of # mask2img", "failed", 2),
         ("clip: x1", "rejected", 1),
         ("load: # of # mask2img", "rejected", 1),
-        ("no reason was recorded", "failed", 1),
+        ("no", "failed", 1),
     ]
     assert groups[0].example == "load: 7 of 12.5 mask2img"
     assert codes.tolist() == [0, -1, 0, 1, 2, 3]
@@ -217,6 +222,36 @@ def test_the_data_are_those_of_the_samples(tmp_path: Path) -> None:
     assert len(data["scores"]) == 1, "a column without a figure is none"
     assert name == "score_clip"
     assert values == [by_id[id_].score for id_ in columns["id"]]
+
+
+def test_reasons_are_those_that_were_decided_last(tmp_path: Path) -> None:
+    run = make_scored(tmp_path / "run", {1: 0.2, 2: 0.4, 3: 0.55, 4: 0.7, 5: 0.8, 6: 0.9})
+    plan(run, [7, 8], number=1)
+    commit(run, [7, 8], "failed", number=1)
+    move(run, adherence_min=0.6)
+    decide(run, "mine", "ok", [1])
+    decide(run, "theirs", "rejected", [6, 7])
+    exclude(run, [2, 5], "the car floats", nobody_waits)
+    data = data_of(report(run))
+    columns, statuses = data["columns"], data["statuses"]
+    shown = zip(columns["id"], columns["status"], columns["why"], strict=True)
+    expected = {
+        "1": ("ok", None),
+        "2": ("rejected", "excluded: the car floats"),
+        "3": ("rejected", "filter: adherence below 0.6"),
+        "4": ("ok", None),
+        "5": ("rejected", "excluded: the car floats"),
+        "6": ("rejected", "no reason was recorded"),
+        "7": ("failed", "failed for a reason"),
+        "8": ("failed", "failed for a reason"),
+    }
+    assert {id_: (statuses[code], why) for id_, code, why in shown} == expected
+    found = {text: count for text, _, count in data["reasons"]}
+    assert found == {
+        "filter: adherence below #" if "below" in why else why: n for why, n in status_of(run).reasons.items()
+    }
+    groups = [None if code < 0 else data["reasons"][code][0] for code in columns["reason"]]
+    assert [group is None for group in groups] == [why is None for why in columns["why"]]
 
 
 def test_a_page_without_samples(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
-from committed import commit, make_run, plan, sample_rows
+from committed import commit, make_run, nothing_more, plan, sample_rows
 from conftest import NUM_SCENES, REPOSITORY, Refused, child_environment, make_scenes_store, visible
 from reported import (
     Made,
@@ -115,7 +115,7 @@ def test_a_report_is_no_part_of_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     plan(run, [1, 2, 3])
     commit(run, [1, 2, 3])
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     published = publish(run, lambda holder: None, lambda done, total: None)
     report(run)
     assert verify_ledger(run).problems == ()

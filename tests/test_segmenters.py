@@ -20,6 +20,7 @@ from segdatagen.segmenters import (
     SegmenterConfig,
     SegmenterWeights,
     build_segmenter,
+    check_segmenter,
     pixel_losses,
     save_segmenter,
     scores,
@@ -147,8 +148,14 @@ def test_wrong_segmenters_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match=r"do not fit their config.json"):
         Segmenter(uri, ("a", "b"))
-    (tmp_path / "weights" / TENSORS_NAME).unlink()
-    with pytest.raises(UsageError, match="are missing"):
+    tensors = tmp_path / "weights" / TENSORS_NAME
+    whole = tensors.read_bytes()
+    for broken in (b"", b"garbage" * 20, whole[: len(whole) // 2], whole[:-1]):
+        tensors.write_bytes(broken)
+        with pytest.raises(UsageError, match=r"cannot be read .*: fetch or train them again"):
+            check_segmenter(uri, ("a", "b"))
+    tensors.unlink()
+    with pytest.raises(UsageError, match="cannot be read"):
         Segmenter(uri, ("a", "b"))
     with pytest.raises(ValueError, match="8 channels cannot be shared by 3 heads"):
         SegmenterConfig(num_classes=2, hidden=(8, 8, 8, 8), heads=(3, 1, 1, 1))

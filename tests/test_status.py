@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from committed import commit, make_run, plan, sample_rows
+from committed import commit, make_run, nothing_more, plan, sample_rows
 
 from segdatagen.deep_verify import choose_parts, verify_parts
 from segdatagen.errors import UsageError
@@ -46,7 +46,7 @@ def test_status_is_complete_only_with_the_parts_of_the_manifest(tmp_path: Path) 
     run = make_run(tmp_path / "run")
     plan(run, [1, 2])
     name = commit(run, [1, 2])
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     assert status_of(run).complete
     run.folder.delete([name])
     assert not status_of(run).complete

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from committed import commit, make_run, plan
+from committed import commit, make_run, nothing_more, plan
 from conftest import make_scenes_store, make_weights
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.planner import read_rounds
 from segdatagen.publish import publish, read_index
-from segdatagen.run_folder import begin_attempt, open_run, read_attempts
+from segdatagen.refilter import filters_of
+from segdatagen.regenerate import regenerate
+from segdatagen.run_folder import Run, begin_attempt, open_run, read_attempts
 from segdatagen.samples import read_ledger
 from segdatagen.sources import open_store
+from segdatagen.status import status_of
 from segdatagen.storage import Folder
 from segdatagen.verify import read_manifest, write_manifest
 from segdatagen.weights import MaskDDPMWeights, read_weights
@@ -40,7 +43,7 @@ def stored(tmp_path: Path) -> Path:
     plan(run, [1, 2])
     commit(run, [1, 2])
     publish(run, lambda holder: None, lambda done, total: None)
-    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), goals_met=True)
+    write_manifest(run, read_ledger(run.folder), read_rounds(run.folder), nothing_more(run))
     make_scenes_store(tmp_path / "store", num_scenes=1)
     make_weights(tmp_path / "weights")
     return tmp_path
@@ -113,3 +116,31 @@ def test_labels_of_a_store_that_are_gone_or_no_text(stored: Path) -> None:
     labels.unlink()
     with pytest.raises(UsageError, match=f"{labels}: missing: delete source.json there and ingest again"):
         open_store(str(stored / "store"))
+
+
+@pytest.mark.parametrize(
+    ("job", "reader", "problem"),
+    [
+        ({"filters": {"blurry": {}}}, filters_of, "(job.filters: blurry: unknown key; allowed are blank, "),
+        ({"filters": []}, filters_of, "(job.filters: must be a mapping of fields, not []"),
+        ({"prices": {"per_cpu_hour": "much"}}, status_of, "(job.prices: per_cpu_hour: must be a number, not 'much'"),
+        ({"plan": 7}, lambda run: regenerate(run, 1, "nowhere"), "; plan: must be a list, not 7; "),
+        (
+            {"plan": [7]},
+            lambda run: regenerate(run, 1, "nowhere"),
+            "(job: plan: each entry has a method and a strategy",
+        ),
+    ],
+)
+def test_a_job_in_a_run_that_somebody_changed(
+    stored: Path, job: dict[str, Any], reader: Callable[[Run], object], problem: str
+) -> None:
+    path = stored / "run" / "run.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"job": info["job"] | job}))
+    with pytest.raises(UsageError) as caught:
+        reader(open_run(str(stored / "run")))
+    line = str(caught.value)
+    assert line.startswith(f"{path}: not as segdatagen writes it (job")
+    assert problem in line
+    assert not [words for words in WORDS_OF_PYDANTIC if words in line]

@@ -87,12 +87,17 @@ def exclude(
     """
     from segdatagen.cli import screen
     from segdatagen.exclude import exclude as exclude_samples
+    from segdatagen.exclude import include
     from segdatagen.run_folder import open_run
 
     chosen = [*(ids or []), *(_read_ids(file) if file else [])]
     if not chosen:
         raise UsageError("which samples? give their ids, or --file with one id in a line")
-    changed, excluded = exclude_samples(open_run(run), chosen, None if undo else reason, screen.waiting)
+    opened = open_run(run)
+    if undo:
+        changed, excluded = include(opened, chosen, screen.waiting)
+    else:
+        changed, excluded = exclude_samples(opened, chosen, reason, screen.waiting)
     if as_json:
         screen.print_json({"uri": run, "changed": changed, "excluded": excluded})
         return

@@ -34,6 +34,12 @@ class RunScreen:
             self.close()
             print_round(summary)
 
+    def hashing(self, num_done: int, num_after: int) -> None:
+        """Parts of the sources are hashed."""
+        if self._meter is None:
+            self._meter = screen.Meter("sources", self._silent)
+        self._meter.update(num_done, num_after)
+
     def working(self, num_done: int, num_after: int) -> None:
         """A flow begins."""
         self.close()

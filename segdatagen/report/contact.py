@@ -164,7 +164,7 @@ class ContactReader:
             "method": self.outcomes.method[indices].tolist(),
             "status": self.outcomes.status[indices].tolist(),
             "reason": self.outcomes.reason[indices].tolist(),
-            "why": [one.row["reason"] for one in shown],
+            "why": self.outcomes.why.take(pa.array(indices)).to_pylist(),
             "classes": classes,
             "seconds": [_finite(one.row["seconds"]) for one in shown],
             "page": [one.page for one in shown],

@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segdatagen.run_folder import Run
-from segdatagen.samples import STATUSES, Ledger
+from segdatagen.samples import STATUSES, Ledger, reasons_at
 from segdatagen.tables import read_parts
 
 NUMBER = r"\b\d+(\.\d+)?\b"
 """What differs between two reasons that say the same. The 2 of `mask2img` is no number."""
-NO_REASON = "no reason was recorded"
 COLUMNS = ["method", "reason", "class_ids", "class_pixels"]
 
 
@@ -45,6 +44,7 @@ class Outcomes:
     row: np.ndarray  # int32 [N], row in that part
     method: np.ndarray  # int32 [N], index into `methods`
     methods: tuple[str, ...]
+    why: pa.ChunkedArray  # string [N]: the reason as it was recorded, null for what is ok
     reason: np.ndarray  # int32 [N], index into `reasons`, -1 for what is ok
     reasons: tuple[Reason, ...]  # most frequent first
     shows: np.ndarray  # int64 [P, 2]: sample, channel
@@ -73,7 +73,8 @@ def read_outcomes(run: Run, ledger: Ledger, min_pixels: int) -> Outcomes:
     table = pa.concat_tables(chosen) if chosen else _empty()
     methods = sorted(pc.unique(table["method"]).to_pylist())
     status = ledger.status[order]
-    reason, reasons = group_reasons(table["reason"], status)
+    why = reasons_at(ledger, order, table["reason"])
+    reason, reasons = group_reasons(why, status)
     return Outcomes(
         sample_ids=ledger.sample_ids[order],
         status=status,
@@ -82,6 +83,7 @@ def read_outcomes(run: Run, ledger: Ledger, min_pixels: int) -> Outcomes:
         row=row,
         method=pc.index_in(table["method"], pa.array(methods, pa.string())).to_numpy(),
         methods=tuple(methods),
+        why=why,
         reason=reason,
         reasons=reasons,
         shows=_pairs(table, run.label_set.channel_table(), min_pixels),
@@ -95,7 +97,7 @@ def group_reasons(reasons: pa.ChunkedArray, status: np.ndarray) -> tuple[np.ndar
     Returns the group of each sample, int32 [N] with -1 for what is ok, and the groups, most frequent first.
     """
     bad = np.flatnonzero(status != STATUSES.index("ok"))
-    texts = pc.fill_null(reasons.take(bad), NO_REASON).combine_chunks()
+    texts = reasons.take(bad).combine_chunks()
     outcome = pa.array(STATUSES, pa.string()).take(pa.array(status[bad], pa.int32()))
     table = pa.table({"text": pc.replace_substring_regex(texts, NUMBER, "#"), "status": outcome, "example": texts})
     groups = table.group_by(["text", "status"], use_threads=False).aggregate([("example", "min"), ("text", "count")])
