@@ -18,10 +18,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
 demo: $(SETUP)
 	$(BIN)/segdatagen demo
 
-# Tests that start Ray mostly wait, and only one Ray at a time may start: the others run beside them, and give way.
+# Tests that start Ray mostly wait, and only one Ray at a time may start: the others run beside them, and give way, also to
+# the workers of Ray, which are nice to 15.
 test: $(SETUP)
 	@log=$$(mktemp); \
-	nice -n 10 $(BIN)/python -m pytest -m "not ray" >$$log 2>&1 & others=$$!; \
+	nice -n 19 $(BIN)/python -m pytest -m "not ray" >$$log 2>&1 & others=$$!; \
 	$(BIN)/python -m pytest -m ray; status=$$?; \
 	wait $$others || status=1; cat $$log; rm -f $$log; exit $$status
 

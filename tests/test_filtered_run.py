@@ -210,7 +210,9 @@ def test_black_images_are_drawn_again_and_then_rejected(
     ray_session: None, make_job: JobFactory, tmp_path: Path
 ) -> None:
     fields = {
-        "methods": {"mask_ddpm": {"weights": str(blank_weights(tmp_path / "black")), "steps": 2}},
+        "methods": {
+            "mask_ddpm": {"weights": str(blank_weights(tmp_path / "black")), "steps": 2, "thresholding": "static"}
+        },
         "plan": [uniform(1), {"max_rounds": 1}],
     }
     job = load_job(str(make_job(filters={"blank": {"redraws": 2}}, **fields)))
