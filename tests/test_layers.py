@@ -37,6 +37,7 @@ LAYERS = {
     "class_bars": 1,
     "filters": 1,
     "image_hash": 1,
+    "latent_folders": 1,
     "weights": 1,
     "inert_pickle": 1,
     "torch_files": 1,

@@ -14,6 +14,18 @@ SchedulerName = Literal["euler", "dpm++2m", "unipc"]
 """
 
 
+class Numerics(BaseModel):
+    """How networks compute. All of it is content: none of it gives the same bits as another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    vae: str | None = Field(default=None, description="a VAE in place of the base's, as SDXL's with the fp16 fix")
+    channels_last: bool = False
+    compile: bool = Field(default=False, description="torch.compile of UNet and ControlNet")
+    fuse_qkv: bool = False
+
+
 class LatentSamplerOptions(BaseModel):
     """Solver, steps and guidance of a latent diffusion model."""
 
