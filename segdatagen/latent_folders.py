@@ -105,8 +105,9 @@ def check_controlnet(uri: str, shape: Shape) -> None:
 def check_adapter(uri: str, shape: Shape) -> None:
     """Raise UsageError unless this T2I-Adapter was made for a UNet of this shape."""
     config = _network_config(uri, "T2IAdapter")
-    if tuple(config["channels"]) != shape.blocks:
-        found = ", ".join(map(str, config["channels"]))
+    channels, deepest = tuple(config["channels"]), shape.blocks[-1]
+    if channels not in (shape.blocks, (*shape.blocks, deepest)):  # SDXL's have one more, for the middle block
+        found = ", ".join(map(str, channels))
         raise UsageError(
             f"the T2I-Adapter {uri} is for another base: its features have {found} channels, and the blocks of the "
             f"base {', '.join(map(str, shape.blocks))}"

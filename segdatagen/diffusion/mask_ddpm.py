@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
-from segdatagen.diffusion.microbatch import Generated, draw_noise, in_microbatches
+from segdatagen.diffusion.microbatch import Generated, draw_noise, microbatches, together
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
 
@@ -195,15 +195,15 @@ def threshold_dynamic(image: Tensor) -> Tensor:
 def generate_microbatched(
     model: MaskUNet, masks: np.ndarray, seeds: Sequence[int], options: SamplerOptions, microbatch: int
 ) -> Generated:
-    """`generate` for any number of masks `[N, H, W]`, in batches of exactly `microbatch`: see `in_microbatches`, also
-    for what it raises.
+    """`generate` for any number of masks `[N, H, W]`, in batches of exactly `microbatch`: see `microbatches`, also for
+    what it raises.
     """
 
     def make(rows: np.ndarray, generators: list[torch.Generator]) -> tuple[np.ndarray, np.ndarray]:
         return generate(model, masks[rows], generators, options)
 
     height, width = masks.shape[1:]
-    return in_microbatches(make, seeds, (height, width), microbatch)
+    return together(microbatches(make, seeds, microbatch), (height, width))
 
 
 def from_pixels(images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ A result is bitwise the same only at the same batch shape, so that a sample must
 This module does not know what is made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,33 +23,48 @@ class Generated:
     microbatch: np.ndarray
 
 
-def in_microbatches(make: Make, seeds: Sequence[int], size: tuple[int, int], microbatch: int) -> Generated:
-    """One image of `size` (height, width) for every seed, in batches of exactly `microbatch`.
+@dataclass(frozen=True)
+class Made:
+    """The samples from `start` on: images uint8 `[n, H, W, 3]`, whether each is finite `[n]`, and the batch shape."""
+
+    start: int
+    images: np.ndarray
+    finite: np.ndarray
+    microbatch: int
+
+
+def microbatches(make: Make, seeds: Sequence[int], microbatch: int) -> Iterator[Made]:
+    """One image for every seed, in batches of exactly `microbatch`, as they are made.
 
     The last batch is padded with copies of its last row. When memory runs out the batch is halved, the seeds stay, and
-    `Generated.microbatch` tells it per sample. Raises `torch.OutOfMemoryError` when a batch of one does not fit.
+    `Made.microbatch` tells it. Raises `torch.OutOfMemoryError` when a batch of one does not fit.
     """
-    num_samples = len(seeds)
-    images = np.zeros((num_samples, *size, 3), dtype=np.uint8)
-    finite = np.zeros(num_samples, dtype=bool)
-    used = np.zeros(num_samples, dtype=np.int32)
     start = 0
-    while start < num_samples:
-        stop = min(start + microbatch, num_samples)
+    while start < len(seeds):
+        stop = min(start + microbatch, len(seeds))
         rows = np.minimum(np.arange(start, start + microbatch), stop - 1)
         generators = [torch.Generator().manual_seed(int(seeds[row])) for row in rows]
         try:
-            batch_images, batch_finite = make(rows, generators)
+            images, finite = make(rows, generators)
         except torch.OutOfMemoryError:
             if microbatch == 1:
                 raise
             microbatch //= 2
             continue
-        images[start:stop] = batch_images[: stop - start]
-        finite[start:stop] = batch_finite[: stop - start]
-        used[start:stop] = microbatch
+        yield Made(start, images[: stop - start], finite[: stop - start], microbatch)
         start = stop
-    return Generated(images, finite, used)
+
+
+def together(batches: Iterable[Made], size: tuple[int, int]) -> Generated:
+    """All samples of `batches` as one, of images of `size` (height, width)."""
+    made = list(batches)
+    if not made:
+        return Generated(np.zeros((0, *size, 3), np.uint8), np.zeros(0, bool), np.zeros(0, np.int32))
+    return Generated(
+        images=np.concatenate([batch.images for batch in made]),
+        finite=np.concatenate([batch.finite for batch in made]),
+        microbatch=np.repeat([batch.microbatch for batch in made], [len(b.images) for b in made]).astype(np.int32),
+    )
 
 
 def draw_noise(generators: Sequence[torch.Generator], shape: torch.Size, device: torch.device) -> torch.Tensor:

@@ -6,7 +6,7 @@ nor what becomes of images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from segdatagen.diffusion.conditions import Conditions, InpaintCondition
 from segdatagen.diffusion.denoise import denoise
 from segdatagen.diffusion.latent_models import LatentModels
 from segdatagen.diffusion.latent_options import LatentSamplerOptions
-from segdatagen.diffusion.microbatch import Generated, in_microbatches
+from segdatagen.diffusion.microbatch import Generated, Made, microbatches, together
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,26 @@ def inpainting(models: LatentModels, images: np.ndarray, redrawn: np.ndarray) ->
 def render(
     models: LatentModels, conditions: Conditions, wanted: Wanted, options: LatentSamplerOptions, microbatch: int
 ) -> Generated:
-    """An image per wanted sample, in batches of exactly `microbatch`. Raises what `in_microbatches` raises."""
+    """All images of `render_batches` together."""
+    factor = models.shape.vae_factor
+    height, width = (side * factor for side in conditions.size)
+    return together(render_batches(models, conditions, wanted, options, microbatch), (height, width))
+
+
+def render_batches(
+    models: LatentModels, conditions: Conditions, wanted: Wanted, options: LatentSamplerOptions, microbatch: int
+) -> Iterator[Made]:
+    """An image per wanted sample, in batches of exactly `microbatch`, as they are made: see `microbatches`.
+
+    Whoever encodes a batch on another thread does so while the device makes the next one.
+    """
     places = np.asarray(wanted.rows, dtype=np.int64)
 
     def make(rows: np.ndarray, generators: list[torch.Generator]) -> tuple[np.ndarray, np.ndarray]:
         picked = torch.from_numpy(places[rows]).to(models.network.unet.device)
         return vae.decode(models.vae, denoise(models.network, conditions, picked, generators, options))
 
-    factor = models.shape.vae_factor
-    height, width = (side * factor for side in conditions.size)
-    return in_microbatches(make, wanted.seeds, (height, width), microbatch)
+    return microbatches(make, wanted.seeds, microbatch)
 
 
 def to_pixels(images: np.ndarray) -> Tensor:
