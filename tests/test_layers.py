@@ -45,6 +45,8 @@ LAYERS = {
     "diffusion": 1,
     "metrics": 1,
     "segmenters": 1,
+    "prompts": 1,
+    "captioners": 1,
     "stages": 2,
     "sources": 3,
     "source_report": 3,
