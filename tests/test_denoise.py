@@ -25,7 +25,7 @@ from segdatagen.diffusion.conditions import (
     ControlEncoder,
     InpaintCondition,
     TextCondition,
-    encode_adapters,
+    encode_adapter,
 )
 from segdatagen.diffusion.denoise import SCHEDULERS, LatentNetwork, denoise
 from segdatagen.diffusion.latent_options import LatentSamplerOptions, SchedulerName
@@ -219,8 +219,8 @@ def test_one_adapter_is_that_of_diffusers(
         adapter_conditioning_factor=0.5,
         **CALL,
     ).images
-    condition_ = encode_adapters([(adapter, 0.9)], [picture], until=0.5)
-    found = ours(pipeline, condition(text, PROMPTS[:1], adapter=condition_), options_of(name), [0], [7])
+    condition_ = encode_adapter(adapter, picture, 0.9, until=0.5)
+    found = ours(pipeline, condition(text, PROMPTS[:1], adapters=[condition_]), options_of(name), [0], [7])
     np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
     plain = ours(pipeline, condition(text, PROMPTS[:1]), options_of(name), [0], [7])
     assert np.abs(plain - found).max() > 100 * CLOSE, "the adapter changes something"
@@ -238,8 +238,8 @@ def test_several_adapters_are_those_of_diffusers(pipeline: StableDiffusionXLPipe
         adapter_conditioning_scale=[0.7, 0.4],
         **CALL,
     ).images
-    condition_ = encode_adapters(list(zip(adapters, (0.7, 0.4), strict=True)), seen)
-    found = ours(pipeline, condition(text, PROMPTS[:1], adapter=condition_), options_of("euler"), [0], [7])
+    conditions = [encode_adapter(*one) for one in zip(adapters, seen, (0.7, 0.4), strict=True)]
+    found = ours(pipeline, condition(text, PROMPTS[:1], adapters=conditions), options_of("euler"), [0], [7])
     np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
 
 
@@ -297,7 +297,7 @@ def test_several_variants_of_two_sources_are_never_crossed(
             text,
             [PROMPTS[source] for source in sources],
             controls=[encoder.encode(pictures(3)[sources], 0.8)],
-            adapter=encode_adapters([(adapter, 0.9)], [pictures(4)[sources]]),
+            adapters=[encode_adapter(adapter, pictures(4)[sources], 0.9)],
             inpaint=InpaintCondition(known[sources], redrawn[sources]),
         )
 

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segdatagen.benchmark.architectures import SCHEDULE, Architecture, Size, build
 from segdatagen.benchmark.measure import Benchmark, Figures
 from segdatagen.diffusion import vae
-from segdatagen.diffusion.conditions import Conditions, ControlEncoder, TextCondition, encode_adapters
+from segdatagen.diffusion.conditions import Conditions, ControlEncoder, TextCondition, encode_adapter
 from segdatagen.diffusion.denoise import LatentNetwork, denoise
 from segdatagen.diffusion.latent_options import LatentSamplerOptions
 from segdatagen.diffusion.microbatch import Made, microbatches
@@ -213,7 +213,7 @@ def _ours(architecture: Architecture, scene: Scene, microbatch: int) -> Callable
             negative=scene.negative,
             time_ids=ids.to(architecture.unet.device),
             controls=[encoder.encode(scene.pictures)] if encoder is not None else [],
-            adapter=encode_adapters([(architecture.adapter, 1.0)], [scene.pictures]) if architecture.adapter else None,
+            adapters=[encode_adapter(architecture.adapter, scene.pictures)] if architecture.adapter else [],
         )
 
         def make(rows: np.ndarray, generators: list[torch.Generator]) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,7 @@ class ControlCondition:
 
 @dataclass(frozen=True)
 class AdapterCondition:
-    """Features of T2I-Adapters, weighted and summed, a `[S, c, h, w]` per scale, at work for a share of the steps."""
+    """Weighted features of a T2I-Adapter, a `[S, c, h, w]` per scale, at work for the first `until` of the steps."""
 
     features: Sequence[Tensor]
     until: float = 1.0
@@ -75,7 +75,7 @@ class Conditions:
     time_ids: Tensor | None
     """SDXL's size conditioning `[S, 6]`: original height and width, top, left, target height and width."""
     controls: Sequence[ControlCondition] = ()
-    adapter: AdapterCondition | None = None
+    adapters: Sequence[AdapterCondition] = ()
     inpaint: InpaintCondition | None = None
 
 
@@ -99,15 +99,10 @@ class ControlEncoder:
 
 
 @torch.inference_mode()
-def encode_adapters(
-    adapters: Sequence[tuple[T2IAdapter, float]], pictures: Sequence[Tensor], until: float = 1.0
-) -> AdapterCondition:
-    """The condition of one or several T2I-Adapters with their weights, each with its pictures `[S, C, H, W]` in [0, 1].
+def encode_adapter(adapter: T2IAdapter, pictures: Tensor, weight: float = 1.0, until: float = 1.0) -> AdapterCondition:
+    """The condition of a T2I-Adapter for its pictures `[S, C, H, W]` in [0, 1], of the size of the images.
 
-    Features of several add up: Mou et al. (2023), "T2I-Adapter", section 3.4.
+    Features of several adapters add up: Mou et al. (2023), "T2I-Adapter", section 3.4.
     """
-    summed: list[Tensor] = []
-    for (adapter, weight), seen in zip(adapters, pictures, strict=True):
-        found = [weight * feature for feature in adapter(seen.to(adapter.device, adapter.dtype))]
-        summed = [a + b for a, b in zip(summed, found, strict=True)] if summed else found
-    return AdapterCondition(summed, until)
+    features = adapter(pictures.to(adapter.device, adapter.dtype))
+    return AdapterCondition([weight * feature for feature in features], until)

@@ -53,7 +53,7 @@ class Branch:
     hidden: Tensor
     added: dict[str, Tensor]
     controls: list[tuple[ControlCondition, Tensor]]
-    adapter: AdapterCondition | None
+    adapters: list[AdapterCondition]
     inpainted: Tensor | None
 
 
@@ -96,7 +96,7 @@ def make_branch(conditions: Conditions, rows: Tensor, guided: bool, unet: UNet2D
         picked = tensor[rows].to(unet.dtype)
         return torch.cat([picked, picked]) if guided else picked
 
-    text, adapter = conditions.text.at(rows), conditions.adapter
+    text = conditions.text.at(rows)
     hidden, pooled = text.hidden, text.pooled
     if guided:
         negative = conditions.negative.at(rows)
@@ -114,7 +114,7 @@ def make_branch(conditions: Conditions, rows: Tensor, guided: bool, unet: UNet2D
         hidden=hidden.to(unet.dtype),
         added=added,
         controls=[(control, of_rows(control.embedded)) for control in conditions.controls],
-        adapter=adapter and replace(adapter, features=[of_rows(feature) for feature in adapter.features]),
+        adapters=[replace(one, features=[of_rows(feature) for feature in one.features]) for one in conditions.adapters],
         inpainted=inpainted,
     )
 
@@ -136,9 +136,7 @@ def predict(unet: UNet2DConditionModel, branch: Branch, scaled: Tensor, t: Tenso
         added_cond_kwargs=branch.added,
         down_block_additional_residuals=residuals[:-1] or None,
         mid_block_additional_residual=residuals[-1] if residuals else None,
-        down_intrablock_additional_residuals=list(branch.adapter.features)
-        if branch.adapter and branch.adapter.is_at_work(*at)
-        else None,
+        down_intrablock_additional_residuals=adapter_features(branch, at),
         return_dict=False,
     )[0]
     return predicted.float()
@@ -165,6 +163,16 @@ def control_residuals(branch: Branch, x: Tensor, t: Tensor, at: tuple[int, int])
         found = [*down, middle]
         summed = [a + b for a, b in zip(summed, found, strict=True)] if summed else found
     return summed
+
+
+def adapter_features(branch: Branch, at: tuple[int, int]) -> list[Tensor] | None:
+    """What the T2I-Adapters at work add, summed, per scale; None: none is. The network takes entries off the list."""
+    summed: list[Tensor] = []
+    for adapter in branch.adapters:
+        if adapter.is_at_work(*at):
+            features = adapter.features
+            summed = [a + b for a, b in zip(summed, features, strict=True)] if summed else list(features)
+    return summed or None
 
 
 def guide(predicted: Tensor, options: LatentSamplerOptions) -> Tensor:

@@ -26,6 +26,29 @@ class Numerics(BaseModel):
     fuse_qkv: bool = False
 
 
+class ControlOptions(BaseModel):
+    """A ControlNet or T2I-Adapter that draws after a picture, and how much of the image is its own.
+
+    A ControlNet works from `start` to `end` of the steps; an adapter from the first one to `end`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["controlnet", "t2i_adapter"]
+    weights: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
+    scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    start: float = Field(default=0.0, ge=0, le=1)
+    end: float = Field(default=1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _require_steps(self) -> "ControlOptions":
+        if self.start >= self.end:
+            raise ValueError(f"it works from {self.start:g} to {self.end:g}: start must be less than end")
+        if self.kind == "t2i_adapter" and self.start > 0:
+            raise ValueError("a t2i_adapter starts with the first step: leave start out")
+        return self
+
+
 class LatentSamplerOptions(BaseModel):
     """Solver, steps and guidance of a latent diffusion model."""
 
