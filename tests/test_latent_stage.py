@@ -35,7 +35,7 @@ def controls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ControlOptions, 
         make_adapter().save_pretrained(folder / "adapter")
     return (
         ControlOptions(kind="t2i_adapter", weights=str(folder / "adapter"), scale=0.9),
-        ControlOptions(kind="controlnet", weights=str(folder / "controlnet"), end=0.5),
+        ControlOptions(kind="controlnet", weights=str(folder / "controlnet"), scale=5.0, end=0.5),
     )
 
 

@@ -43,6 +43,7 @@ LAYERS = {
     "torch_files": 1,
     "mask_ddpm_checkpoints": 1,
     "diffusion": 1,
+    "priors": 1,
     "metrics": 1,
     "segmenters": 1,
     "prompts": 1,
