@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segdatagen.errors import UsageError
 from segdatagen.labels import Text
-from segdatagen.weights import CONFIG_NAME, local_weights
+from segdatagen.weights import CONFIG_NAME, OptionalWeightsUri, local_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ class CaptionerOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: CaptionerKind = "classes"
-    weights: str | None = Field(default=None, min_length=1, description="a local folder in from_pretrained's layout")
+    weights: OptionalWeightsUri = None
     question: Text | None = Field(default=None, description=_A_QUESTION)
     max_new_tokens: int = Field(default=40, ge=1, le=1000, strict=True, description="of a caption, at most")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -53,8 +53,9 @@ class CaptionerOptions(BaseModel):
     def _weights_belong_to_models(self) -> CaptionerOptions:
         if self.kind in MODEL_KINDS and self.weights is None:
             raise ValueError(f"weights: missing; {self.kind} needs a local folder of a model")
-        unused = sorted(self.model_fields_set - {"kind"}) if self.kind not in MODEL_KINDS else []
-        if unused:
+        fields = type(self).model_fields.items()
+        unused = sorted(name for name, field in fields if name != "kind" and getattr(self, name) != field.default)
+        if unused and self.kind not in MODEL_KINDS:
             raise ValueError(f"{', '.join(unused)}: {self.kind} has no model; only {', '.join(MODEL_KINDS)} have")
         return self
 

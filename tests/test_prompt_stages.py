@@ -61,7 +61,7 @@ def pictures(count: int) -> list[Image]:
 def batch_of(sources: list[str], images: dict[str, bytes | None], captions: Any = None) -> Batch:
     return {
         "source_id": objects(sources),
-        "image_source": objects([images[source] for source in sources]),
+        "source_image": objects([images[source] for source in sources]),
         "class_ids": objects([[0, CAR, DOG]] * len(sources)),
         "caption": objects(captions or [None] * len(sources)),
     }

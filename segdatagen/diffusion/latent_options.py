@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from segdatagen.weights import OptionalWeightsUri, WeightsUri
+
 SchedulerName = Literal["euler", "dpm++2m", "unipc"]
 """Solvers of the ordinary differential equation: a sample's noise is all drawn at the start, from its own generator.
 
@@ -20,7 +22,8 @@ class Numerics(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    vae: str | None = Field(default=None, description="a VAE in place of the base's, as SDXL's with the fp16 fix")
+    vae: OptionalWeightsUri = None
+    """A VAE in place of the base's, as SDXL's with the fp16 fix."""
     channels_last: bool = False
     compile: bool = Field(default=False, description="torch.compile of UNet and ControlNet")
     fuse_qkv: bool = False
@@ -35,7 +38,7 @@ class ControlOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["controlnet", "t2i_adapter"]
-    weights: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
+    weights: WeightsUri
     scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     start: float = Field(default=0.0, ge=0, le=1)
     end: float = Field(default=1.0, ge=0, le=1)

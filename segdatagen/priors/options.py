@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segdatagen.priors.blend import SGA_BLEND
+from segdatagen.weights import OptionalWeightsUri
 
 Of = Literal["image", "mask", "both"]
 
@@ -18,7 +19,7 @@ class PriorOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, description="a name in PRIORS")
-    weights: str | None = Field(default=None, min_length=1, description="a path; the networks need one")
+    weights: OptionalWeightsUri = None
     of: Of = Field(default="both", description="drawn of the image, of the mask's colour map, or of both, blended")
     w1: float = Field(default=SGA_BLEND.w1, ge=0, allow_inf_nan=False, description="scale of the image's prior")
     w2: float = Field(default=SGA_BLEND.w2, ge=0, allow_inf_nan=False, description="scale of the mask's prior")

@@ -32,7 +32,7 @@ class CaptionerStage:
         """Load the model, if `options` name one. Raises UsageError as `Captioner` does."""
         self._kind, self._label_set = options.kind, label_set
         self._captioner = Captioner(options, device, batch_size) if options.kind in MODEL_KINDS else None
-        own = ("source_id", "image_source") if self._captioner else ("caption",) if options.kind == "data_set" else ()
+        own = ("source_id", "source_image") if self._captioner else ("caption",) if options.kind == "data_set" else ()
         self.reads = (*own, "class_ids")
 
     def __call__(self, batch: Batch) -> Batch:
@@ -53,7 +53,7 @@ class CaptionerStage:
 
     def _of_model(self, captioner: Captioner, batch: Batch) -> tuple[list[str], Any]:
         """Captions of all rows, and why a row has none though it has an image."""
-        encoded = dict(zip(batch["source_id"], batch["image_source"], strict=True))
+        encoded = dict(zip(batch["source_id"], batch["source_image"], strict=True))
         images: dict[str, Image] = {}
         problems: dict[str, str] = {}
         for source_id, data in encoded.items():

@@ -20,19 +20,20 @@ class PriorStageOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     prior: PriorOptions
     label_set: LabelSet
+    column: str = "prior"
     torch_threads: int = 1
     device: str = "cpu"
 
 
 class PriorStage:
-    """`prior`: a PNG of H x W x 3, of the size of image and mask. A row that lacks what it is drawn of gets a reason.
+    """`prior`, or the column that the options name: a PNG of H x W x 3, of the size of image and mask.
+
+    A row that lacks what it is drawn of gets a reason.
 
     Images belong to sources; a mask may be a variant's own.
     """
 
     name = "prior"
-    reads = ("source_image", "mask", "source_id")
-    writes = ("prior", "reason")
     verdict: Literal["failed"] = "failed"
 
     def __init__(self, options: PriorStageOptions) -> None:
@@ -40,6 +41,9 @@ class PriorStage:
         import torch
 
         torch.set_num_threads(options.torch_threads)
+        pictures = {"image": ("source_image",), "mask": ("mask",), "both": ("source_image", "mask")}
+        self.reads = ("source_id", *pictures[options.prior.of])
+        self.writes = (options.column, "reason")
         self._options = options.prior
         self._prior = Prior(options.prior, options.label_set, options.device)
 
@@ -63,8 +67,10 @@ class PriorStage:
             picture = drawn[0] if len(drawn) == 1 else blend(drawn[0], drawn[1], options.w1, options.w2)
             return encode_image(picture, "png"), None
 
-        rows = list(map(row, batch["source_id"], batch["source_image"], batch["mask"]))
-        return {"prior": objects([prior for prior, _ in rows]), "reason": objects([reason for _, reason in rows])}
+        absent = [None] * len(batch["source_id"])
+        rows = list(map(row, batch["source_id"], batch.get("source_image", absent), batch.get("mask", absent)))
+        drawn, reasons = (objects(list(column)) for column in zip(*rows, strict=True))
+        return {self.writes[0]: drawn, "reason": reasons}
 
 
 def _size(picture: Image) -> str:
