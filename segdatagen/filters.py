@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segdatagen.config_files import describe
 from segdatagen.errors import UsageError
+from segdatagen.weights import WeightsUri
 
 FILTER_STAGE = "filter"
 """The stage that compares scores with limits: reasons that begin with it can be taken back without a GPU."""
@@ -37,7 +38,7 @@ class Blank(_Filter):
 class Adherence(_Filter):
     """Images that a segmenter does not find its mask in: the mean IoU of the mask's classes."""
 
-    segmenter: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
+    segmenter: WeightsUri
     min: float = Field(default=0.5, ge=0, le=1, description="limit of the mean IoU")
 
 
@@ -50,7 +51,7 @@ class Duplicates(_Filter):
 class IgnoreNoisy(_Filter):
     """FreeMask's rule (Yang et al., 2023, arXiv 2310.15160): pixels with too high a loss become ignored."""
 
-    segmenter: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
+    segmenter: WeightsUri
     factor: float = Field(default=1.25, gt=0, allow_inf_nan=False, description="of the mean loss of the pixel's class")
     max_ignored: float = Field(default=1.0, ge=0, le=1, description="limit of the share of ignored pixels")
 

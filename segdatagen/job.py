@@ -10,15 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from segdatagen.config_files import describe, read_config
 from segdatagen.costs import Prices
-from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
 from segdatagen.goals import AnyGoal, Balance, BalancePixels, Cover, Quotas, RandomSamples, Uniform
 from segdatagen.images import ImageFormat
+from segdatagen.method_options import Methods
 from segdatagen.storage import Folder
-from segdatagen.weights import absolute_weights
+from segdatagen.weights import absolute_weights, map_weights
 
-DType = Literal["float32", "bfloat16", "float16"]
 STRATEGIES: dict[str, type[AnyGoal]] = {
     "uniform": Uniform,
     "random": RandomSamples,
@@ -34,23 +33,6 @@ _A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MaskDDPMOptions(SamplerOptions):
-    """The mask-guided DDPM of paper 001."""
-
-    weights: str = Field(min_length=1, description="builtin:NAME, a path or a URI")
-    dtype: DType = "float32"
-
-
-class Methods(_Part):
-    """The methods of a job and their content options, by name."""
-
-    mask_ddpm: MaskDDPMOptions | None = None
-
-    def named(self) -> dict[str, MaskDDPMOptions]:
-        """The methods that the job asks for."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
 
 
 class PlanSettings(_Part):
@@ -164,18 +146,10 @@ class Job(_Part):
 
         Paths are no content: the recipe, and with it every id, is as before.
         """
-        options = {
-            name: options.model_copy(update={"weights": absolute_weights(options.weights)})
-            for name, options in self.methods.named().items()
-        }
-        judges = {
-            name: getattr(self.filters, name).model_copy(update={"segmenter": absolute_weights(uri)})
-            for name, uri in self.filters.segmenters().items()
-        }
         changes = {
             "sources": Folder(self.sources).absolute_uri,
-            "methods": self.methods.model_copy(update=options),
-            "filters": self.filters.model_copy(update=judges),
+            "methods": map_weights(self.methods, absolute_weights),
+            "filters": map_weights(self.filters, absolute_weights),
             "output": self.output.model_copy(update={"root": Folder(self.output.root).absolute_uri}),
         }
         return self.model_copy(update=changes)

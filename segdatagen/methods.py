@@ -6,102 +6,24 @@ Knows sources and stages; it does not know how rows are distributed or stored.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from segdatagen.errors import UsageError
-from segdatagen.filtering import FilterContext, filter_context, filter_recipe, filter_stages
-from segdatagen.geometry import Geometry
-from segdatagen.images import DecodeError, class_pixels, decode_mask, encode_mask
-from segdatagen.job import Execution, Job, MaskDDPMOptions
-from segdatagen.labels import UNKNOWN_CHANNEL, LabelSet
+from segdatagen.filtering import filter_recipe, filter_stages
+from segdatagen.job import Job
+from segdatagen.load_source import LoadSource
+from segdatagen.method_context import MethodContext
+from segdatagen.method_options import LatentOptions, MaskDDPMOptions
 from segdatagen.records import SAMPLE_SCHEMA, bytes_hash
-from segdatagen.sources import SourceStore, ignore_id_of, open_store
-from segdatagen.stages.redraw import Redraws
+from segdatagen.sources import SourceStore, open_store
 from segdatagen.stages.stage import Batch, Stage, objects
-from segdatagen.tables import UnreadablePart
-from segdatagen.weights import check_mask_ddpm, fingerprint_of
+from segdatagen.weights import check_mask_ddpm, fingerprint_of, map_weights
 
 MAX_REASON = 300
 """Characters of a reason that a row keeps."""
-
-
-class LoadSource:
-    """The first stage of every method that starts from a mask: the source's mask at the size of the samples.
-
-    A mask that cannot be read, that is not there (the source is a caption alone), or that holds ids which the label set
-    does not have, gives its rows a reason.
-    """
-
-    name = "load"
-    reads = ("source_file", "source_row")
-    writes = ("mask", "caption", "class_ids", "class_pixels", "height", "width", "reason")
-    verdict: Literal["failed"] = "failed"
-
-    def __init__(self, store: SourceStore, geometry: Geometry) -> None:
-        self._store = store
-        self._geometry = geometry
-        self._channels = store.label_set.channel_table()
-
-    def __call__(self, batch: Batch) -> Batch:
-        """Read each source once, whatever number of its variants the batch holds."""
-        keys = list(zip(batch["source_file"].tolist(), batch["source_row"].tolist(), strict=True))
-        loaded: dict[tuple[str, int], dict[str, Any]] = {}
-        for file_name in dict.fromkeys(file for file, _ in keys):
-            rows = sorted({row for file, row in keys if file == file_name})
-            loaded |= {(file_name, row): found for row, found in zip(rows, self._read(file_name, rows), strict=True)}
-        return {name: objects([loaded[key].get(name) for key in keys]) for name in self.writes}
-
-    def _read(self, file_name: str, rows: list[int]) -> list[dict[str, Any]]:
-        try:
-            table = self._store.read_rows(file_name, rows, ["mask", "caption"])
-        except UnreadablePart as error:
-            return [{"reason": str(error)} for _ in rows]
-        return [self._transform(row["mask"], row["caption"]) for row in table.to_pylist()]
-
-    def _transform(self, data: bytes | None, caption: str | None) -> dict[str, Any]:
-        if data is None:
-            return {"reason": "the source is a caption without a mask"}
-        try:
-            stored = decode_mask(data)
-        except DecodeError as error:
-            return {"reason": f"unreadable source: {error}"}
-        mask = self._geometry.apply_mask(stored, ignore_id_of(self._store.label_set))
-        ids, pixels = class_pixels(mask)
-        channels = self._channels[ids]
-        if (channels == UNKNOWN_CHANNEL).any():
-            unknown = ", ".join(map(str, ids[channels == UNKNOWN_CHANNEL]))
-            return {"reason": f"the source holds ids that the label set does not have: {unknown}"}
-        return {
-            "mask": encode_mask(mask),
-            "caption": caption,
-            "class_ids": ids[channels >= 0].tolist(),
-            "class_pixels": pixels[channels >= 0].tolist(),
-            "height": mask.shape[0],
-            "width": mask.shape[1],
-        }
-
-
-@dataclass(frozen=True)
-class MethodContext:
-    """What the stages of a method are built from, small enough to travel to every actor."""
-
-    sources: str
-    geometry: Geometry
-    label_set: LabelSet
-    image_format: Literal["jpeg95", "png"]
-    execution: Execution
-    options: MaskDDPMOptions
-    filtering: FilterContext
-
-    @property
-    def redraws(self) -> Redraws | None:
-        """When a stage that makes images draws one again."""
-        blank = self.filtering.filters.blank
-        return None if blank is None else Redraws(blank.redraw_below, blank.redraws)
 
 
 def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
@@ -109,6 +31,7 @@ def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
     from segdatagen.stages.mask_ddpm import MaskDDPMStage, MaskDDPMStageOptions
 
     options, execution = context.options, context.execution
+    assert isinstance(options, MaskDDPMOptions)
     stage = MaskDDPMStageOptions(
         weights=options.weights,
         label_set=context.label_set,
@@ -118,21 +41,24 @@ def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
         redraws=context.redraws,
         microbatch=execution.microbatch,
         torch_threads=execution.torch_threads,
-        device="cuda" if execution.gpus_per_actor > 0 else "cpu",
+        device=context.device,
     )
     return [LoadSource(open_store(context.sources), context.geometry), MaskDDPMStage(stage)]
 
 
-METHODS: dict[str, Callable[[MethodContext], list[Stage]]] = {"mask_ddpm": mask_ddpm_stages}
+def latent_stages(context: MethodContext) -> list[Stage]:
+    """SegGen's ImgSyn, SGA, inpainting: source, caption, priors, prompt, and an image by latent diffusion."""
+    from segdatagen.latent_methods import stages_of
+
+    return stages_of(context)
 
 
-def method_contexts(job: Job, label_set: LabelSet) -> dict[str, MethodContext]:
-    """The context of every method of a job."""
-    filtering, image_format = filter_context(job, label_set), job.output.image_format
-    return {
-        name: MethodContext(job.sources, job.geometry, label_set, image_format, job.execution, options, filtering)
-        for name, options in job.methods.named().items()
-    }
+METHODS: dict[str, Callable[[MethodContext], list[Stage]]] = {
+    "mask_ddpm": mask_ddpm_stages,
+    "imgsyn": latent_stages,
+    "guided": latent_stages,
+    "inpaint": latent_stages,
+}
 
 
 def build_chain(method: str, context: MethodContext) -> "Chain":
@@ -142,8 +68,16 @@ def build_chain(method: str, context: MethodContext) -> "Chain":
 
 
 def check_weights(context: MethodContext) -> None:
-    """Raise UsageError unless weights exist, have the classes of the sources, and can do the steps of the job."""
-    options = context.options
+    """Raise UsageError unless weights exist, fit each other and the classes of the sources, and can do the steps."""
+    if isinstance(context.options, LatentOptions):
+        from segdatagen.latent_methods import check_latent
+
+        check_latent(context)
+    else:
+        _check_mask_ddpm(context, context.options)
+
+
+def _check_mask_ddpm(context: MethodContext, options: MaskDDPMOptions) -> None:
     config = check_mask_ddpm(options.weights, context.label_set.num_classes)
     for channel, (known, name) in enumerate(zip(config.classes, context.label_set.names, strict=True)):
         if known != name:
@@ -168,7 +102,7 @@ def content_recipes(job: Job, store: SourceStore) -> dict[str, dict[str, Any]]:
     if filters := filter_recipe(job.filters):
         shared["filters"] = filters
     return {
-        name: shared | {"options": options.model_dump(mode="json") | {"weights": fingerprint_of(options.weights)}}
+        name: shared | {"options": map_weights(options, fingerprint_of).model_dump(mode="json")}
         for name, options in job.methods.named().items()
     }
 

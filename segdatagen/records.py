@@ -87,7 +87,10 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("class_ids", pa.list_(pa.int32())),
         pa.field("class_pixels", pa.list_(pa.int64())),
         pa.field("caption", pa.string()),
+        pa.field("caption_from", pa.string()),  # `model`, `data set`, or `classes`: a sentence of their names
         pa.field("prompt", pa.string()),
+        pa.field("negative_prompt", pa.string()),
+        pa.field("prompt_notes", pa.string()),  # what had no room among the tokens; null: nothing
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("microbatch", pa.int32()),  # batch shape that the network really saw
         pa.field("image_hash", pa.string()),  # xxh3-128 of the stored bytes

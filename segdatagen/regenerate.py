@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image, decode_mask
 from segdatagen.job import Job
-from segdatagen.methods import build_chain, check_weights, content_recipes, method_contexts
+from segdatagen.method_context import method_contexts
+from segdatagen.methods import build_chain, check_weights, content_recipes
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run_folder import Run, check_same_content
 from segdatagen.samples import read_ledger

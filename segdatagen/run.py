@@ -20,7 +20,8 @@ from segdatagen.hash_sources import hash_sources
 from segdatagen.job import Job
 from segdatagen.labels import LabelSet
 from segdatagen.lease import Lease
-from segdatagen.methods import build_chain, check_weights, content_recipes, method_contexts
+from segdatagen.method_context import method_contexts
+from segdatagen.methods import build_chain, check_weights, content_recipes
 from segdatagen.missing import check_goals
 from segdatagen.planner import (
     PlannedRound,

@@ -10,9 +10,9 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from segdatagen.config_files import read_stored
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
@@ -20,7 +20,7 @@ from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.storage import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
@@ -33,6 +33,12 @@ CARD_NAME = "README.md"
 WEIGHTS_NAME = "weights"
 """The folder of finished weights below the `out` of a training."""
 BUILTIN_PATH = Path(__file__).parent / "builtin"
+
+NAMES_WEIGHTS = "names weights"
+"""In the metadata of an option: its value says where weights lie. `map_weights` finds it by that."""
+_A_PLACE = "builtin:NAME, a path or a URI"
+WeightsUri = Annotated[str, Field(min_length=1, description=_A_PLACE), NAMES_WEIGHTS]
+OptionalWeightsUri = Annotated[str | None, Field(min_length=1, description=_A_PLACE), NAMES_WEIGHTS]
 
 StoreDtype = Literal["float32", "float16"]
 Config = TypeVar("Config", bound=BaseModel)
@@ -87,6 +93,20 @@ def absolute_weights(uri: str) -> str:
     """The same weights named so that every working folder finds them; builtin:NAME and other hosts stay."""
     is_path = not uri.startswith("builtin:") and ("://" not in uri or uri.startswith("file://"))
     return Folder(uri).absolute_uri if is_path else uri
+
+
+def map_weights(options: Config, change: Callable[[str], str]) -> Config:
+    """The same options with every URI of weights in them changed, however deep it lies. Nothing is validated again."""
+    updates: dict[str, Any] = {}
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if NAMES_WEIGHTS in field.metadata and value is not None:
+            updates[name] = change(value)
+        elif isinstance(value, BaseModel):
+            updates[name] = map_weights(value, change)
+        elif isinstance(value, tuple) and any(isinstance(entry, BaseModel) for entry in value):
+            updates[name] = tuple(map_weights(e, change) if isinstance(e, BaseModel) else e for e in value)
+    return options.model_copy(update=updates)
 
 
 def fingerprint_of(uri: str) -> str:

@@ -10,7 +10,8 @@ from test_faults import Events, run
 
 from segdatagen.dataflow import ChainFactory
 from segdatagen.job import Job, load_job
-from segdatagen.methods import METHODS, Chain, method_contexts
+from segdatagen.method_context import method_contexts
+from segdatagen.methods import METHODS, Chain
 from segdatagen.records import SAMPLE_SCHEMA
 from segdatagen.run_folder import open_run, read_attempts
 from segdatagen.samples import read_ledger

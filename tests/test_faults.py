@@ -21,7 +21,8 @@ from segdatagen.errors import SegdatagenError
 from segdatagen.images import decode_image, encode_mask
 from segdatagen.job import Job, load_job
 from segdatagen.lease import Holder
-from segdatagen.methods import METHODS, Chain, method_contexts
+from segdatagen.method_context import method_contexts
+from segdatagen.methods import METHODS, Chain
 from segdatagen.planner import RoundSummary, read_plan, read_rounds
 from segdatagen.run import plan_job, run_job
 from segdatagen.run_folder import SUCCESS_NAME, open_run

@@ -23,7 +23,8 @@ from segdatagen.exclude import exclude
 from segdatagen.filters import FILTER_STAGE, Filters
 from segdatagen.images import class_pixels, decode_image, decode_mask, encode_image
 from segdatagen.job import Job, load_job
-from segdatagen.methods import Chain, build_chain, method_contexts
+from segdatagen.method_context import method_contexts
+from segdatagen.methods import Chain, build_chain
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.records import SAMPLE_SCHEMA
 from segdatagen.refilter import refilter

@@ -23,7 +23,6 @@ from segdatagen.diffusion.mask_ddpm import (
     alpha_bars,
     bounded_noise,
     cosine_betas,
-    draw_noise,
     from_pixels,
     generate,
     generate_microbatched,
@@ -37,6 +36,7 @@ from segdatagen.diffusion.mask_ddpm import (
 )
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
+from segdatagen.diffusion.microbatch import draw_noise
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
 from segdatagen.weights import load_mask_ddpm

@@ -21,7 +21,8 @@ from segdatagen.dataflow import ChainFactory, PartDone
 from segdatagen.driver import RunOptions
 from segdatagen.images import decode_mask, encode_image
 from segdatagen.labels import LabelSet
-from segdatagen.methods import METHODS, Chain, method_contexts
+from segdatagen.method_context import method_contexts
+from segdatagen.methods import METHODS, Chain
 from segdatagen.run import run_job
 from segdatagen.sources import open_store
 from segdatagen.stages.stage import Batch, objects

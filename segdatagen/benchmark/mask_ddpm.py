@@ -17,11 +17,11 @@ from segdatagen.datasets.scenes import make_scene, scene_seed
 from segdatagen.diffusion.mask_ddpm import (
     alpha_bars,
     cosine_betas,
-    draw_noise,
     generate_microbatched,
     to_pixels,
 )
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
+from segdatagen.diffusion.microbatch import draw_noise
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.labels import LabelSet, load_label_set
 from segdatagen.metrics.segmentation import confusion, mean_iou

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from segdatagen.driver import RunOptions, SilentEvents
 from segdatagen.job import load_job
-from segdatagen.methods import Chain, MethodContext, build_chain, method_contexts
+from segdatagen.method_context import MethodContext, method_contexts
+from segdatagen.methods import Chain, build_chain
 from segdatagen.run import run_job
 from segdatagen.sources import open_store
 from segdatagen.stages.stage import Stage

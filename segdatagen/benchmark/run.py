@@ -19,7 +19,8 @@ from segdatagen.datasets import Options, open_reader
 from segdatagen.driver import RunOptions, SilentEvents
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import Job
-from segdatagen.methods import Chain, build_chain, method_contexts
+from segdatagen.method_context import method_contexts
+from segdatagen.methods import Chain, build_chain
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run import run_job
 from segdatagen.run_folder import open_run

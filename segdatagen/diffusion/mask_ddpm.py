@@ -6,13 +6,13 @@ network is float32. This module does not know where weights or masks come from, 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
+from segdatagen.diffusion.microbatch import Generated, draw_noise, microbatches, together
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
 
@@ -22,15 +22,6 @@ Noise = Callable[[Tensor, int], Tensor]
 
 DYNAMIC_RATIO = 0.98
 """Share of a predicted image's values that dynamic thresholding keeps in range as they are."""
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Images uint8 `[N, H, W, 3]`; whether each was free of NaN and infinity `[N]`; the batch it was made in `[N]`."""
-
-    images: np.ndarray
-    finite: np.ndarray
-    microbatch: np.ndarray
 
 
 def cosine_betas(num_steps: int = 1000) -> Tensor:
@@ -204,38 +195,15 @@ def threshold_dynamic(image: Tensor) -> Tensor:
 def generate_microbatched(
     model: MaskUNet, masks: np.ndarray, seeds: Sequence[int], options: SamplerOptions, microbatch: int
 ) -> Generated:
-    """`generate` for any number of masks `[N, H, W]`, in batches of exactly `microbatch`.
-
-    The last batch is padded with copies of its last row, because a result is bitwise the same only at the same batch
-    shape. When memory runs out the batch is halved, the seeds stay, and `Generated.microbatch` tells it per sample.
-    Raises `torch.OutOfMemoryError` when a batch of one does not fit.
+    """`generate` for any number of masks `[N, H, W]`, in batches of exactly `microbatch`: see `microbatches`, also for
+    what it raises.
     """
-    num_samples = len(masks)
-    images = np.zeros((*masks.shape, 3), dtype=np.uint8)
-    finite = np.zeros(num_samples, dtype=bool)
-    used = np.zeros(num_samples, dtype=np.int32)
-    start = 0
-    while start < num_samples:
-        stop = min(start + microbatch, num_samples)
-        rows = np.minimum(np.arange(start, start + microbatch), stop - 1)
-        generators = [torch.Generator().manual_seed(int(seeds[row])) for row in rows]
-        try:
-            batch_images, batch_finite = generate(model, masks[rows], generators, options)
-        except torch.OutOfMemoryError:
-            if microbatch == 1:
-                raise
-            microbatch //= 2
-            continue
-        images[start:stop] = batch_images[: stop - start]
-        finite[start:stop] = batch_finite[: stop - start]
-        used[start:stop] = microbatch
-        start = stop
-    return Generated(images, finite, used)
 
+    def make(rows: np.ndarray, generators: list[torch.Generator]) -> tuple[np.ndarray, np.ndarray]:
+        return generate(model, masks[rows], generators, options)
 
-def draw_noise(generators: Sequence[torch.Generator], shape: torch.Size, device: torch.device) -> Tensor:
-    """Standard normal noise float32 `[len(generators), *shape]`, one row from each CPU generator."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    height, width = masks.shape[1:]
+    return together(microbatches(make, seeds, microbatch), (height, width))
 
 
 def from_pixels(images: Tensor) -> Tensor:

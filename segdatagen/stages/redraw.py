@@ -34,6 +34,7 @@ class Drawn:
     microbatch: np.ndarray  # int32 [N]: batch shape that the network really saw
     deviations: list[float | None]  # None where an image is not finite
     candidates: list[list[dict[str, Any]] | None]  # as in SAMPLE_SCHEMA
+    seeds: list[int]  # that the images were drawn with
 
 
 def deviation(image: Image) -> float:
@@ -41,21 +42,21 @@ def deviation(image: Image) -> float:
     return float(np.float32(np.sqrt(image.reshape(-1, image.shape[-1]).var(axis=0, dtype=np.float64).mean())))
 
 
-def draw_with_retries(draw: Draw, seeds: Sequence[int], stage: str, redraws: Redraws | None) -> Drawn:
-    """Draw an image for each of the parents `seeds`, and again where it came out blank, NaN or infinite.
+def draw_with_retries(draw: Draw, parents: Sequence[int], stage: str, redraws: Redraws | None) -> Drawn:
+    """Draw an image for each of the seeds `parents`, and again where it came out blank, NaN or infinite.
 
     The first image that is neither is taken; where none is, the one with the greatest deviation. The seed of attempt 0
     follows from the parent and the name of the stage, of attempt n from n too: neighbours change nothing.
     """
-    first = [derive_seed(seed, stage) for seed in seeds]
-    images, finite, microbatch = draw(np.arange(len(seeds)), first)
+    first = [derive_seed(seed, stage) for seed in parents]
+    images, finite, microbatch = draw(np.arange(len(parents)), first)
     taken = list(zip(first, _scores(images, finite), strict=True))
-    losers: list[list[tuple[int, float | None]]] = [[] for _ in seeds]
+    losers: list[list[tuple[int, float | None]]] = [[] for _ in parents]
     for attempt in range(1, 1 + (redraws.times if redraws else 0)):
         rows = [row for row, (_, score) in enumerate(taken) if _is_blank(score, redraws)]
         if not rows:
             break
-        again = [derive_seed(seeds[row], stage, attempt) for row in rows]
+        again = [derive_seed(parents[row], stage, attempt) for row in rows]
         new_images, new_finite, new_microbatch = draw(np.array(rows), again)
         scored = zip(again, _scores(new_images, new_finite), strict=True)
         for place, (row, found) in enumerate(zip(rows, scored, strict=True)):
@@ -64,7 +65,8 @@ def draw_with_retries(draw: Draw, seeds: Sequence[int], stage: str, redraws: Red
             if better:
                 taken[row] = found
                 images[row], finite[row], microbatch[row] = new_images[place], new_finite[place], new_microbatch[place]
-    return Drawn(images, finite, microbatch, [score for _, score in taken], [_candidates(lost) for lost in losers])
+    seeds, scores = [seed for seed, _ in taken], [score for _, score in taken]
+    return Drawn(images, finite, microbatch, scores, [_candidates(lost) for lost in losers], seeds)
 
 
 def _scores(images: np.ndarray, finite: np.ndarray) -> list[float | None]:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from segdatagen.diffusion.mask_ddpm import (
     alpha_bars,
     cosine_betas,
-    draw_noise,
     from_pixels,
     generate_microbatched,
     require_steps,
 )
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
+from segdatagen.diffusion.microbatch import draw_noise
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.records import derive_seed
 from segdatagen.storage import Folder

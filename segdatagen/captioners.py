@@ -1,0 +1,223 @@
+"""Captioners: vision-language models of the transformers library, images in, a caption each out.
+
+BLIP-2 as in SegGen (section 3, "Captioner Model"), or any other `image-text-to-text` model. torch and transformers are
+imported when a model is loaded. Knows neither sources nor what becomes of a caption.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from segdatagen.errors import UsageError
+from segdatagen.labels import Text
+from segdatagen.weights import CONFIG_NAME, OptionalWeightsUri, local_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from segdatagen.images import Image
+
+CaptionerKind = Literal["blip2", "model", "data_set", "classes"]
+MODEL_KINDS = ("blip2", "model")
+BLIP2_TYPE = "blip-2"
+QUESTIONS = {
+    "blip2": "Question: What are shown in the photo? Answer:",
+    "model": "Describe the photo in one short sentence.",
+}
+"""What a model is asked if the options do not say; of BLIP-2 in SegGen's words."""
+_A_QUESTION = "text on one line without spaces at its ends"
+_CODE_KEY = "auto_map"
+_JSON_NAMES = (CONFIG_NAME, "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+class CaptionerOptions(BaseModel):
+    """Where captions come from; all of it is content.
+
+    `blip2`, `model`: from a model below `weights`; `data_set`: those of the sources; `classes`: their class names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: CaptionerKind = "classes"
+    weights: OptionalWeightsUri = None
+    question: Text | None = Field(default=None, description=_A_QUESTION)
+    max_new_tokens: int = Field(default=40, ge=1, le=1000, strict=True, description="of a caption, at most")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _weights_belong_to_models(self) -> CaptionerOptions:
+        if self.kind in MODEL_KINDS and self.weights is None:
+            raise ValueError(f"weights: missing; {self.kind} needs a local folder of a model")
+        fields = type(self).model_fields.items()
+        unused = sorted(name for name, field in fields if name != "kind" and getattr(self, name) != field.default)
+        if unused and self.kind not in MODEL_KINDS:
+            raise ValueError(f"{', '.join(unused)}: {self.kind} has no model; only {', '.join(MODEL_KINDS)} have")
+        return self
+
+    @property
+    def asked(self) -> str:
+        """What the model is asked; empty where there is none."""
+        return self.question or QUESTIONS.get(self.kind, "")
+
+
+def check_captioner(uri: str, kind: CaptionerKind = "model") -> Path:
+    """The local folder of a captioner's weights, in milliseconds and without torch.
+
+    Raises UsageError where it is no `from_pretrained` folder with safetensors and a processor, where a tensor file is
+    missing or broken, where it asks for code of its own to be run, or where `kind` is blip2 and the model is not.
+    """
+    folder = local_weights(uri)
+    if not (folder / CONFIG_NAME).is_file():
+        raise UsageError(f"{uri} is no folder of a captioner: it holds no {CONFIG_NAME}")
+    configs = {name: _read_json(folder / name) for name in _JSON_NAMES if (folder / name).is_file()}
+    for name, config in configs.items():
+        if _CODE_KEY in config:
+            problem = f"asks to run code that comes with the weights ({_CODE_KEY})"
+            raise UsageError(f"{folder / name} {problem}: use a model that transformers has itself")
+    found = configs[CONFIG_NAME].get("model_type")
+    if kind == "blip2" and found != BLIP2_TYPE:
+        raise UsageError(f"the captioner {uri} is of type {found}, not {BLIP2_TYPE}: use kind model")
+    if not configs.keys() & {"processor_config.json", "preprocessor_config.json"}:
+        raise UsageError(f"{uri} holds no processor_config.json: save the model's processor beside it")
+    _check_tensors(folder)
+    return folder
+
+
+class Captioner:
+    """A model, ready to describe images, greedily and a few at a time.
+
+    A batch is always full: its neighbours change no more of a caption than floats do of other sums.
+    """
+
+    def __init__(self, options: CaptionerOptions, device: str = "cpu", batch_size: int = 8) -> None:
+        """Load. Raises UsageError where `check_captioner` does, or transformers cannot load it as such a model."""
+        import torch
+
+        if options.weights is None:
+            raise UsageError(f"captioner: {options.kind} has no model to load")
+        folder = check_captioner(options.weights, options.kind)
+        self._model, self._processor = _load(folder, options.weights, getattr(torch, options.dtype))
+        self._model = self._model.to(device).eval()
+        self._options, self._device, self._batch_size = options, device, batch_size
+
+    def captions(self, images: Sequence[Image]) -> list[str]:
+        """What the model says of each image, uint8 H x W x 3 RGB of any size; "" where it says nothing."""
+        found: list[str] = []
+        for start in range(0, len(images), self._batch_size):
+            batch = list(images[start : start + self._batch_size])
+            full = batch + [batch[-1]] * (self._batch_size - len(batch))
+            found += self._answers(full, [self._options.asked] * len(full))[: len(batch)]
+        return found
+
+    def _answers(self, images: Sequence[Image], questions: Sequence[str]) -> list[str]:
+        """Answers to a question each, which may have other lengths."""
+        import torch
+
+        inputs = self._inputs(images, questions).to(self._device, self._model.dtype)
+        limits = {"max_new_tokens": self._options.max_new_tokens, "max_length": None}
+        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        with torch.inference_mode():
+            found = self._model.generate(**inputs, **limits, **greedy)
+        asked = inputs["input_ids"]
+        length = asked.shape[1]
+        # Decoders repeat what they were asked, unless they got it as embeddings; encoder-decoders never do.
+        if found.shape[1] >= length and torch.equal(found[:, :length], asked):
+            found = found[:, length:]
+        texts = self._processor.tokenizer.batch_decode(found, skip_special_tokens=True)
+        return [clean_answer(text, question) for text, question in zip(texts, questions, strict=True)]
+
+    def _inputs(self, images: Sequence[Image], questions: Sequence[str]) -> Any:
+        """Tensors of the model's processor, padded where it does not change an answer."""
+        import PIL.Image
+
+        processor, padded = self._processor, {"padding": True, "return_tensors": "pt"}
+        pictures = [PIL.Image.fromarray(image) for image in images]
+        if getattr(processor, "chat_template", None):
+            turns = [
+                [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+                for image, question in zip(pictures, questions, strict=True)
+            ]
+            return processor.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=padded
+            )
+        # A processor with query tokens puts the image's place before the question itself.
+        place = "" if hasattr(processor, "num_query_tokens") else str(getattr(processor, "image_token", ""))
+        texts = [question if place in question else f"{place}\n{question}" for question in questions]
+        return processor(images=pictures, text=texts, **padded)
+
+
+def clean_answer(text: str, question: str) -> str:
+    """An answer on one line, without the question before it, and without what follows where it is asked again."""
+    answer = " ".join(text.split())
+    again = re.escape(" ".join(question.split()))
+    answer = re.sub(rf"^{again}\s*", "", answer, flags=re.IGNORECASE)
+    return re.split(again, answer, maxsplit=1, flags=re.IGNORECASE)[0].strip()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}): fetch it again") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no mapping: fetch it again")
+    return found
+
+
+def _check_tensors(folder: Path) -> None:
+    """Every tensor file that the folder should hold has a whole header and all its bytes."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UsageError(f"{index} names no files of tensors: fetch it again")
+        names = sorted({str(name) for name in shards.values()})
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="numpy"):
+                pass
+        except FileNotFoundError:
+            raise UsageError(f"{folder} holds no {name}: only safetensors are loaded; fetch or convert them") from None
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"the weights {folder / name} cannot be read ({error}): fetch them again") from error
+
+
+def _load(folder: Path, uri: str, dtype: Any) -> tuple[Any, Any]:
+    """Model and processor of a folder. Raises UsageError where transformers cannot make one of it."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of one worker among many, across the display of the whole
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor = AutoProcessor.from_pretrained(folder, **local)
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
+        )
+    except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the captioner {uri} cannot be loaded as an image-text-to-text model of transformers: {problem}"
+        ) from error
+    if absent := sorted(found["missing_keys"]):
+        raise UsageError(f"the weights of the captioner {uri} lack {len(absent)} tensors, {absent[0]} first")
+    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
+        raise UsageError(f"{uri} has no processor of images and text: save the model's processor beside it")
+    if getattr(processor, "num_query_tokens", 1) is None or getattr(model.config, "image_token_id", 1) is None:
+        raise UsageError(f"{uri} was saved by an old transformers: its processor and config lack the image token")
+    # A decoder goes on where its last token stands. An encoder's distances from image to question grow with what is
+    # between them, so its padding comes last.
+    has_encoder = model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder
+    processor.tokenizer.padding_side = "right" if has_encoder else "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return model, processor

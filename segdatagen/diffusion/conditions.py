@@ -1,0 +1,108 @@
+"""What a latent diffusion model is told of each source, computed once and shared by all samples of that source.
+
+Every tensor's first dimension is the source; `at` picks a row per sample, for all of them in the same way. Nothing here
+knows how conditions are computed from pictures or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import ControlNetModel, T2IAdapter
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """Embeddings of prompts: `hidden` `[S, L, D]` of every token, `pooled` `[S, P]` of the whole (SDXL)."""
+
+    hidden: Tensor
+    pooled: Tensor | None
+
+    def at(self, rows: Tensor) -> TextCondition:
+        """The embeddings of `rows`, int64 `[B]`."""
+        return TextCondition(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
+
+
+@dataclass(frozen=True)
+class ControlCondition:
+    """A ControlNet with its embedded pictures `[S, C, h, w]`, at work from `start` to `end` of the steps, in [0, 1]."""
+
+    network: ControlNetModel
+    embedded: Tensor
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def is_at_work(self, step: int, num_steps: int) -> bool:
+        """Whether step number `step` of `num_steps` lies in the interval as a whole."""
+        return self.scale != 0 and step / num_steps >= self.start and (step + 1) / num_steps <= self.end
+
+
+@dataclass(frozen=True)
+class AdapterCondition:
+    """Weighted features of a T2I-Adapter, a `[S, c, h, w]` per scale, at work for the first `until` of the steps."""
+
+    features: Sequence[Tensor]
+    until: float = 1.0
+
+    def is_at_work(self, step: int, num_steps: int) -> bool:
+        """Whether the features are added at step number `step` of `num_steps`."""
+        return step < int(num_steps * self.until)
+
+
+@dataclass(frozen=True)
+class InpaintCondition:
+    """Latents of the real images `[S, 4, h, w]`, and where they are drawn anew: 1 in `redrawn` `[S, 1, h, w]`, else 0.
+
+    `masked` are the latents of the images without what is drawn anew, for networks that were trained to inpaint.
+    """
+
+    latents: Tensor
+    redrawn: Tensor
+    masked: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that is told of S sources. `size` is that of the latents, height and width."""
+
+    size: tuple[int, int]
+    text: TextCondition
+    negative: TextCondition
+    time_ids: Tensor | None
+    """SDXL's size conditioning `[S, 6]`: original height and width, top, left, target height and width."""
+    controls: Sequence[ControlCondition] = ()
+    adapters: Sequence[AdapterCondition] = ()
+    inpaint: InpaintCondition | None = None
+
+
+class ControlEncoder:
+    """A ControlNet taken apart: the layers that see the picture run once per source, the others at every step."""
+
+    def __init__(self, network: ControlNetModel) -> None:
+        """Takes the first layers off `network`, which is of no use without this object from then on."""
+        self.network = network
+        self._embedding: nn.Module = network.controlnet_cond_embedding
+        self._is_bgr = network.config.controlnet_conditioning_channel_order == "bgr"
+        network.controlnet_cond_embedding = nn.Identity()
+        network.register_to_config(controlnet_conditioning_channel_order="rgb")
+
+    @torch.inference_mode()
+    def encode(self, pictures: Tensor, scale: float = 1.0, start: float = 0.0, end: float = 1.0) -> ControlCondition:
+        """The condition of RGB pictures `[S, 3, H, W]` in [0, 1], of the size of the images."""
+        pictures = pictures.to(self.network.device, self.network.dtype)
+        embedded = self._embedding(pictures.flip(1) if self._is_bgr else pictures)
+        return ControlCondition(self.network, embedded, scale, start, end)
+
+
+@torch.inference_mode()
+def encode_adapter(adapter: T2IAdapter, pictures: Tensor, weight: float = 1.0, until: float = 1.0) -> AdapterCondition:
+    """The condition of a T2I-Adapter for its pictures `[S, C, H, W]` in [0, 1], of the size of the images.
+
+    Features of several adapters add up: Mou et al. (2023), "T2I-Adapter", section 3.4.
+    """
+    features = adapter(pictures.to(adapter.device, adapter.dtype))
+    return AdapterCondition([weight * feature for feature in features], until)

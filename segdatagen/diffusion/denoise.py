@@ -1,0 +1,186 @@
+"""The denoising loop of latent diffusion: one for text-to-image, ControlNet, T2I-Adapter and inpainting, in batches.
+
+Written because diffusers' pipelines, given a batch with several images per prompt, cross adapter features and prompts,
+and run a ControlNet where its weight is 0. Each sample has a CPU generator, and conditions are picked by row, so that
+it depends on its own source and seed alone. Networks and solvers are diffusers'; this module knows no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from segdatagen.diffusion.conditions import AdapterCondition, Conditions, ControlCondition
+from segdatagen.diffusion.latent_options import LatentSamplerOptions, SchedulerName
+from segdatagen.diffusion.microbatch import draw_noise
+
+SCHEDULERS: dict[SchedulerName, Any] = {
+    "euler": EulerDiscreteScheduler,
+    "dpm++2m": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+@dataclass(frozen=True)
+class LatentNetwork:
+    """A UNet with the configuration of the noise schedule that it was trained with, as diffusers stores it."""
+
+    unet: UNet2DConditionModel
+    schedule: Mapping[str, Any]
+
+    def scheduler(self, options: LatentSamplerOptions) -> Any:
+        """A solver ready for its first step. It counts its steps: every batch needs a new one."""
+        scheduler = SCHEDULERS[options.scheduler].from_config(dict(self.schedule))
+        scheduler.set_timesteps(options.steps, device=self.unet.device)
+        scheduler.set_begin_index(0)
+        return scheduler
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What the networks see of the conditions at every step: of B rows, or of 2B where the first half has no prompt."""
+
+    hidden: Tensor
+    added: dict[str, Tensor]
+    controls: list[tuple[ControlCondition, Tensor]]
+    adapters: list[AdapterCondition]
+    inpainted: Tensor | None
+
+
+@torch.inference_mode()
+def denoise(
+    network: LatentNetwork,
+    conditions: Conditions,
+    rows: Tensor,
+    generators: Sequence[torch.Generator],
+    options: LatentSamplerOptions,
+) -> Tensor:
+    """Latents float32 `[B, 4, h, w]` of B samples, of the sources `rows` int64 `[B]`, on the device of the network.
+
+    All that lies between two forward passes is float32.
+    """
+    unet, inpaint, scheduler = network.unet, conditions.inpaint, network.scheduler(options)
+    channels = unet.config.out_channels
+    noise = draw_noise(generators, torch.Size((channels, *conditions.size)), unet.device)
+    x = noise * float(scheduler.init_noise_sigma)
+    branches: dict[bool, Branch] = {}
+    num_steps = len(scheduler.timesteps)
+    for step, t in enumerate(scheduler.timesteps):
+        guided = options.is_guided(float(scheduler.sigmas[step]))
+        if guided not in branches:
+            branches[guided] = make_branch(conditions, rows, guided, unet)
+        predicted = predict(unet, branches[guided], scheduler.scale_model_input(x, t), t, (step, num_steps))
+        x = scheduler.step(guide(predicted, options) if guided else predicted, t, x, return_dict=False)[0]
+        if inpaint is not None and inpaint.masked is None:
+            known, redrawn = inpaint.latents[rows].float(), inpaint.redrawn[rows].float()
+            if step + 1 < num_steps:  # with the noise of the next step: Lugmayr et al. (2022), "RePaint"
+                known = scheduler.add_noise(known, noise, scheduler.timesteps[step + 1].reshape(1))
+            x = (1 - redrawn) * known + redrawn * x
+    return x
+
+
+def make_branch(conditions: Conditions, rows: Tensor, guided: bool, unet: UNet2DConditionModel) -> Branch:
+    """Gather the conditions of `rows`; where guided, those without prompt stand before those with it."""
+
+    def of_rows(tensor: Tensor) -> Tensor:
+        picked = tensor[rows].to(unet.dtype)
+        return torch.cat([picked, picked]) if guided else picked
+
+    text = conditions.text.at(rows)
+    hidden, pooled = text.hidden, text.pooled
+    if guided:
+        negative = conditions.negative.at(rows)
+        hidden = torch.cat([negative.hidden, hidden])
+        if pooled is not None and negative.pooled is not None:
+            pooled = torch.cat([negative.pooled, pooled])
+    added = {}
+    if pooled is not None and conditions.time_ids is not None:
+        added = {"text_embeds": pooled.to(unet.dtype), "time_ids": of_rows(conditions.time_ids)}
+    inpaint = conditions.inpaint
+    inpainted = None
+    if inpaint is not None and inpaint.masked is not None:
+        inpainted = of_rows(torch.cat([inpaint.redrawn, inpaint.masked], dim=1))
+    return Branch(
+        hidden=hidden.to(unet.dtype),
+        added=added,
+        controls=[(control, of_rows(control.embedded)) for control in conditions.controls],
+        adapters=[replace(one, features=[of_rows(feature) for feature in one.features]) for one in conditions.adapters],
+        inpainted=inpainted,
+    )
+
+
+def predict(unet: UNet2DConditionModel, branch: Branch, scaled: Tensor, t: Tensor, at: tuple[int, int]) -> Tensor:
+    """The network's prediction float32 for latents `[B, 4, h, w]`: `[B, ...]`, or `[2B, ...]` of a guided branch.
+
+    `at` is the number of the step and how many there are.
+    """
+    x = scaled.to(unet.dtype)
+    x = x.repeat(len(branch.hidden) // len(x), 1, 1, 1)
+    residuals = control_residuals(branch, x, t, at)
+    if branch.inpainted is not None:
+        x = torch.cat([x, branch.inpainted], dim=1)
+    predicted: Tensor = unet(
+        x,
+        t,
+        encoder_hidden_states=branch.hidden,
+        added_cond_kwargs=branch.added,
+        down_block_additional_residuals=residuals[:-1] or None,
+        mid_block_additional_residual=residuals[-1] if residuals else None,
+        down_intrablock_additional_residuals=adapter_features(branch, at),
+        return_dict=False,
+    )[0]
+    return predicted.float()
+
+
+def control_residuals(branch: Branch, x: Tensor, t: Tensor, at: tuple[int, int]) -> list[Tensor]:
+    """What the ControlNets at work add to the network, summed: one per block of the way down, then the middle's.
+
+    A ControlNet that is not at work does not run.
+    """
+    summed: list[Tensor] = []
+    for control, embedded in branch.controls:
+        if not control.is_at_work(*at):
+            continue
+        down, middle = control.network(
+            x,
+            t,
+            encoder_hidden_states=branch.hidden,
+            controlnet_cond=embedded,
+            conditioning_scale=control.scale,
+            added_cond_kwargs=branch.added,
+            return_dict=False,
+        )
+        found = [*down, middle]
+        summed = [a + b for a, b in zip(summed, found, strict=True)] if summed else found
+    return summed
+
+
+def adapter_features(branch: Branch, at: tuple[int, int]) -> list[Tensor] | None:
+    """What the T2I-Adapters at work add, summed, per scale; None: none is. The network takes entries off the list."""
+    summed: list[Tensor] = []
+    for adapter in branch.adapters:
+        if adapter.is_at_work(*at):
+            features = adapter.features
+            summed = [a + b for a, b in zip(summed, features, strict=True)] if summed else list(features)
+    return summed or None
+
+
+def guide(predicted: Tensor, options: LatentSamplerOptions) -> Tensor:
+    """Classifier-free guidance of `[2B, ...]`, without prompt before with it; rescaled as Lin et al. (2023), 3.4."""
+    without, with_prompt = predicted.chunk(2)
+    guided = without + options.guidance * (with_prompt - without)
+    if options.guidance_rescale == 0:
+        return guided
+    dims = tuple(range(1, guided.ndim))
+    rescaled = guided * (with_prompt.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
+    return options.guidance_rescale * rescaled + (1 - options.guidance_rescale) * guided

@@ -1,0 +1,103 @@
+"""Latent diffusion models from their folders onto a device, ready to draw images.
+
+Networks, tokenizers and file formats are those of diffusers and transformers; a folder's own code is never run, nothing
+is fetched. Whether folders fit together is checked elsewhere, before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from segdatagen.diffusion.conditions import ControlEncoder
+from segdatagen.diffusion.denoise import LatentNetwork
+from segdatagen.diffusion.text import TextEncoder
+from segdatagen.latent_folders import Shape, check_base, read_json, tensors_variant
+from segdatagen.weights import local_weights
+
+if TYPE_CHECKING:
+    from segdatagen.diffusion.latent_options import Numerics
+
+
+@dataclass(frozen=True)
+class LatentModels:
+    """What every image needs: UNet with its noise schedule, VAE, text encoders."""
+
+    network: LatentNetwork
+    vae: AutoencoderKL
+    text: TextEncoder
+    shape: Shape
+
+
+def load_base(uri: str, numerics: Numerics, device: str) -> LatentModels:
+    """A text-to-image model. Raises UsageError where `check_base` does."""
+    shape, folder = check_base(uri), local_weights(uri)
+    index = read_json(folder / "model_index.json", uri)
+    double = shape.family == "sdxl"
+    encoders = [(CLIPTextModel, "text_encoder")] + [(CLIPTextModelWithProjection, "text_encoder_2")] * double
+    tokenizers = ["tokenizer", "tokenizer_2"] if double else ["tokenizer"]
+    unet = _load(UNet2DConditionModel, folder / "unet", numerics, device)
+    return LatentModels(
+        network=LatentNetwork(
+            _prepared(unet, numerics), read_json(folder / "scheduler" / "scheduler_config.json", uri)
+        ),
+        vae=load_vae(numerics.vae, numerics, device) if numerics.vae else _vae(folder / "vae", numerics, device),
+        text=TextEncoder(
+            [CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in tokenizers],
+            [_load(kind, folder / name, numerics, device) for kind, name in encoders],
+            bool(index.get("force_zeros_for_empty_prompt", False)),
+        ),
+        shape=shape,
+    )
+
+
+def load_vae(uri: str, numerics: Numerics, device: str) -> AutoencoderKL:
+    """A VAE in place of the base's own."""
+    return _vae(local_weights(uri), numerics, device)
+
+
+def load_controlnet(uri: str, numerics: Numerics, device: str) -> ControlEncoder:
+    """A ControlNet, taken apart."""
+    network = _load(ControlNetModel, local_weights(uri), numerics, device)
+    return ControlEncoder(_prepared(network, numerics))
+
+
+def load_adapter(uri: str, numerics: Numerics, device: str) -> T2IAdapter:
+    """A T2I-Adapter."""
+    return _load(T2IAdapter, local_weights(uri), numerics, device)
+
+
+def _vae(folder: Path, numerics: Numerics, device: str) -> AutoencoderKL:
+    """In float32 where half precision would overflow: SDXL's own says so in its configuration."""
+    vae = _load(AutoencoderKL, folder, numerics, device)
+    return vae.float() if numerics.dtype == "float16" and vae.config.force_upcast else vae
+
+
+def _load(kind: Any, folder: Path, numerics: Numerics, device: str) -> Any:
+    more: dict[str, Any] = {"low_cpu_mem_usage": False} if kind.__module__.startswith("diffusers") else {}
+    name = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
+    network = kind.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        variant=tensors_variant(folder),
+        **{name: getattr(torch, numerics.dtype)},
+        **more,
+    )
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _prepared(network: Any, numerics: Numerics) -> Any:
+    """The network with what makes it faster: see `Numerics`."""
+    if numerics.fuse_qkv:
+        network.fuse_qkv_projections()
+    if numerics.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if numerics.compile:
+        network.compile(mode=None, fullgraph=False, dynamic=False)
+    return network

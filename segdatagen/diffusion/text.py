@@ -1,0 +1,59 @@
+"""Prompts as the embeddings that latent diffusion models are conditioned on: of one CLIP (SD 1.5) or of two (SDXL).
+
+It does not know what prompts say, nor how they are kept short enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segdatagen.diffusion.conditions import TextCondition
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Tokenizers and text encoders of transformers, in the order of the model; two of them: SDXL.
+
+    `zeros_for_no_prompt`: a negative prompt that is absent is not that of the empty string, but all zeros.
+    """
+
+    tokenizers: Sequence[Any]
+    encoders: Sequence[Any]
+    zeros_for_no_prompt: bool
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Embeddings of prompts, once for those that are equal; what is past a tokenizer's length is cut off."""
+        unique = sorted(set(prompts))
+        place = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.encoders[0].device)
+        hidden, pooled = [], None
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            ids = tokenizer(
+                unique,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids.to(encoder.device)
+            if len(self.encoders) == 1:
+                hidden.append(encoder(ids)[0])
+                continue
+            found = encoder(ids, output_hidden_states=True)
+            hidden.append(found.hidden_states[-2])
+            pooled = found[0] if found[0].ndim == 2 else pooled
+        return TextCondition(torch.cat(hidden, dim=-1), pooled).at(place)
+
+    def encode_negative(self, prompts: Sequence[str | None], like: TextCondition) -> TextCondition:
+        """Embeddings of negative prompts, of the shape of `like`; None: of no prompt."""
+        found = self.encode([prompt or "" for prompt in prompts])
+        if not self.zeros_for_no_prompt:
+            return found
+        absent = torch.tensor([prompt is None for prompt in prompts], device=like.hidden.device)
+        hidden = found.hidden.masked_fill(absent[:, None, None], 0.0)
+        pooled: Tensor | None = None if found.pooled is None else found.pooled.masked_fill(absent[:, None], 0.0)
+        return TextCondition(hidden, pooled)

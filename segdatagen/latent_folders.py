@@ -1,0 +1,178 @@
+"""Folders of diffusers models, looked at without torch: which networks they hold, and whether those fit together.
+
+A folder has the layout of `from_pretrained`: `model_index.json` and a folder per component, or one network with its
+`config.json`. What is wrong is found before any process starts that would load it. Nothing is loaded here.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from segdatagen.errors import UsageError
+from segdatagen.weights import local_weights
+
+Family = Literal["sdxl", "sd15"]
+
+LIBRARIES = ("diffusers", "transformers")
+COMPONENTS: dict[Family, dict[str, str]] = {
+    "sdxl": {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "tokenizer": "CLIPTokenizer",
+        "tokenizer_2": "CLIPTokenizer",
+    },
+    "sd15": {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+    },
+}
+"""What a model of each family is made of, by folder."""
+WITHOUT_TENSORS = ("tokenizer", "tokenizer_2")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a UNet others have to fit: its family, channels of its blocks, of its latents and of its text."""
+
+    family: Family
+    blocks: tuple[int, ...]
+    in_channels: int
+    latent_channels: int
+    text_channels: int
+    vae_factor: int
+    """Pixels per latent, along each side."""
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether it was trained to inpaint: it also takes a mask and the latents of what is known."""
+        return self.in_channels == 2 * self.latent_channels + 1
+
+
+def check_base(uri: str) -> Shape:
+    """The shape of a text-to-image model. Raises UsageError, in one line, where it cannot be used."""
+    folder = local_weights(uri)
+    if folder.is_file():
+        raise UsageError(f"{uri} is a single file: give the folder of a diffusers model, or its `config` beside it")
+    index = read_json(folder / "model_index.json", f"{uri} is no diffusers model")
+    family: Family = "sdxl" if "text_encoder_2" in index else "sd15"
+    for name, wanted in COMPONENTS[family].items():
+        _require_component(uri, folder, name, index.get(name), wanted)
+    unet = read_json(folder / "unet" / "config.json", f"{uri} has no unet")
+    vae = read_json(folder / "vae" / "config.json", f"{uri} has no vae")
+    if (unet.get("addition_embed_type") == "text_time") != (family == "sdxl"):
+        raise UsageError(f"{uri}: its unet is not that of {family}: use a model of SDXL or of SD 1.5")
+    latent_channels = int(vae["latent_channels"])
+    if int(unet["out_channels"]) != latent_channels:
+        raise UsageError(f"{uri}: its unet has {unet['out_channels']} latent channels, its vae {latent_channels}")
+    shape = Shape(
+        family=family,
+        blocks=tuple(unet["block_out_channels"]),
+        in_channels=int(unet["in_channels"]),
+        latent_channels=latent_channels,
+        text_channels=int(unet["cross_attention_dim"]),
+        vae_factor=2 ** (len(vae["block_out_channels"]) - 1),
+    )
+    if shape.in_channels != latent_channels and not shape.inpaints:
+        raise UsageError(f"{uri}: a unet of {shape.in_channels} input channels is neither for text nor for inpainting")
+    return shape
+
+
+def check_vae(uri: str, shape: Shape) -> None:
+    """Raise UsageError unless this VAE can stand in for that of a model, like SDXL's with the fp16 fix."""
+    config = _network_config(uri, "AutoencoderKL")
+    found = int(config["latent_channels"]), 2 ** (len(config["block_out_channels"]) - 1)
+    if found != (shape.latent_channels, shape.vae_factor):
+        raise UsageError(
+            f"the vae {uri} makes {found[0]} latent channels at 1/{found[1]} of the size, and the base wants "
+            f"{shape.latent_channels} at 1/{shape.vae_factor}"
+        )
+
+
+def check_controlnet(uri: str, shape: Shape) -> None:
+    """Raise UsageError unless this ControlNet was made for a UNet of this shape."""
+    config = _network_config(uri, "ControlNetModel")
+    found = tuple(config["block_out_channels"]), int(config["cross_attention_dim"])
+    if found != (shape.blocks, shape.text_channels):
+        raise UsageError(f"the ControlNet {uri} is for another base: {_differ(found, shape)}")
+
+
+def check_adapter(uri: str, shape: Shape) -> None:
+    """Raise UsageError unless this T2I-Adapter was made for a UNet of this shape."""
+    config = _network_config(uri, "T2IAdapter")
+    channels, deepest = tuple(config["channels"]), shape.blocks[-1]
+    if channels not in (shape.blocks, (*shape.blocks, deepest)):  # SDXL's have one more, for the middle block
+        found = ", ".join(map(str, channels))
+        raise UsageError(
+            f"the T2I-Adapter {uri} is for another base: its features have {found} channels, and the blocks of the "
+            f"base {', '.join(map(str, shape.blocks))}"
+        )
+
+
+def tensors_variant(folder: Path) -> str | None:
+    """`fp16` where a folder holds half-precision weights alone, None where it has whole ones. Raises UsageError."""
+    names = {path.name for path in folder.glob("*.safetensors*")}
+    if any(name.startswith(("diffusion_pytorch_model.safetensors", "model.safetensors")) for name in names):
+        return None
+    if any(".fp16." in name for name in names):
+        return "fp16"
+    others = sorted(path.name for path in folder.glob("*.bin")) or sorted(names)
+    found = f"only {', '.join(others)}" if others else "none"
+    raise UsageError(f"{folder} needs weights as safetensors, and holds {found}: fetch or convert them")
+
+
+def read_json(path: Path, problem: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises UsageError that begins with `problem`."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{problem}: {path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{problem}: {path} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{problem}: {path} holds no JSON object")
+    return found
+
+
+def _network_config(uri: str, wanted: str) -> dict[str, Any]:
+    folder = local_weights(uri)
+    config = read_json(folder / "config.json", f"{uri} is no {wanted}")
+    _require_no_code(uri, config)
+    if config.get("_class_name") != wanted:
+        raise UsageError(f"{uri} holds a {config.get('_class_name', 'network without a name')}, and needs a {wanted}")
+    tensors_variant(folder)
+    return config
+
+
+def _require_component(uri: str, folder: Path, name: str, entry: Any, wanted: str) -> None:
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise UsageError(f"{uri} has no {name}: a model of this kind has {', '.join(COMPONENTS['sdxl'])}")
+    library, found = entry
+    if library not in LIBRARIES:
+        raise UsageError(f"{uri}: its {name} is {library}.{found}, code of its own, which is never run")
+    if found is None or str(found).removesuffix("Fast") != wanted:
+        raise UsageError(f"{uri}: its {name} is a {found}, and a {wanted} is needed")
+    if name in WITHOUT_TENSORS:
+        if not (folder / name).is_dir():
+            raise UsageError(f"{uri} has no {name}: {folder / name} is missing")
+        return
+    _require_no_code(uri, read_json(folder / name / "config.json", f"{uri} has no {name}"))
+    tensors_variant(folder / name)
+
+
+def _require_no_code(uri: str, config: Mapping[str, Any]) -> None:
+    if "auto_map" in config:
+        raise UsageError(f"{uri} asks for code of its own (auto_map in its config), which is never run")
+
+
+def _differ(found: tuple[tuple[int, ...], int], shape: Shape) -> str:
+    blocks, text = found
+    return (
+        f"its blocks have {', '.join(map(str, blocks))} channels and its text {text}, those of the base "
+        f"{', '.join(map(str, shape.blocks))} and {shape.text_channels}"
+    )

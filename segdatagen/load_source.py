@@ -1,0 +1,73 @@
+"""The first stage of methods that start from a real mask: what a source holds, at the size of the samples.
+
+Knows the source store and the geometry; it does not know what is made of a source.
+"""
+
+from typing import Any, Literal
+
+from segdatagen.geometry import Geometry
+from segdatagen.images import DecodeError, class_pixels, decode_image, decode_mask, encode_image, encode_mask
+from segdatagen.labels import UNKNOWN_CHANNEL
+from segdatagen.sources import SourceStore, ignore_id_of
+from segdatagen.stages.stage import Batch, objects
+from segdatagen.tables import UnreadablePart
+
+
+class LoadSource:
+    """The source's mask at the size of the samples, and `with_image` its image too, as PNG, None where there is none.
+
+    A source that cannot be read, that has no mask (it is a caption alone), or that holds ids which the label set does
+    not have, gives its rows a reason.
+    """
+
+    name = "load"
+    reads = ("source_file", "source_row")
+    verdict: Literal["failed"] = "failed"
+
+    def __init__(self, store: SourceStore, geometry: Geometry, *, with_image: bool = False) -> None:
+        written = ("mask", "caption", "class_ids", "class_pixels", "height", "width", "reason")
+        self.writes: tuple[str, ...] = (*written, *["source_image"] * with_image)
+        self._columns = ["mask", "caption", *["image"] * with_image]
+        self._store = store
+        self._geometry = geometry
+        self._channels = store.label_set.channel_table()
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Read each source once, whatever number of its variants the batch holds."""
+        keys = list(zip(batch["source_file"].tolist(), batch["source_row"].tolist(), strict=True))
+        loaded: dict[tuple[str, int], dict[str, Any]] = {}
+        for file_name in dict.fromkeys(file for file, _ in keys):
+            rows = sorted({row for file, row in keys if file == file_name})
+            loaded |= {(file_name, row): found for row, found in zip(rows, self._read(file_name, rows), strict=True)}
+        return {name: objects([loaded[key].get(name) for key in keys]) for name in self.writes}
+
+    def _read(self, file_name: str, rows: list[int]) -> list[dict[str, Any]]:
+        try:
+            table = self._store.read_rows(file_name, rows, self._columns)
+        except UnreadablePart as error:
+            return [{"reason": str(error)} for _ in rows]
+        return [self._transform(**row) for row in table.to_pylist()]
+
+    def _transform(self, mask: bytes | None, caption: str | None, image: bytes | None = None) -> dict[str, Any]:
+        if mask is None:
+            return {"reason": "the source is a caption without a mask"}
+        try:
+            stored = decode_mask(mask)
+            picture = None if image is None else self._geometry.apply_image(decode_image(image))
+        except DecodeError as error:
+            return {"reason": f"unreadable source: {error}"}
+        fitted = self._geometry.apply_mask(stored, ignore_id_of(self._store.label_set))
+        ids, pixels = class_pixels(fitted)
+        channels = self._channels[ids]
+        if (channels == UNKNOWN_CHANNEL).any():
+            unknown = ", ".join(map(str, ids[channels == UNKNOWN_CHANNEL]))
+            return {"reason": f"the source holds ids that the label set does not have: {unknown}"}
+        return {
+            "mask": encode_mask(fitted),
+            "caption": caption,
+            "class_ids": ids[channels >= 0].tolist(),
+            "class_pixels": pixels[channels >= 0].tolist(),
+            "height": fitted.shape[0],
+            "width": fitted.shape[1],
+            "source_image": None if picture is None else encode_image(picture, "png"),
+        }

@@ -1,0 +1,47 @@
+"""What the stages of a method are built from: the part of a job that travels to every actor.
+
+It does not know which stages there are.
+"""
+
+from dataclasses import dataclass
+
+from segdatagen.filtering import FilterContext, filter_context
+from segdatagen.geometry import Geometry
+from segdatagen.images import ImageFormat
+from segdatagen.job import Execution, Job
+from segdatagen.labels import LabelSet
+from segdatagen.method_options import MethodOptions
+from segdatagen.stages.redraw import Redraws
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What the stages of a method are built from, small enough to travel to every actor."""
+
+    sources: str
+    geometry: Geometry
+    label_set: LabelSet
+    image_format: ImageFormat
+    execution: Execution
+    options: MethodOptions
+    filtering: FilterContext
+
+    @property
+    def device(self) -> str:
+        """Where networks run."""
+        return "cuda" if self.execution.gpus_per_actor > 0 else "cpu"
+
+    @property
+    def redraws(self) -> Redraws | None:
+        """When a stage that makes images draws one again."""
+        blank = self.filtering.filters.blank
+        return None if blank is None else Redraws(blank.redraw_below, blank.redraws)
+
+
+def method_contexts(job: Job, label_set: LabelSet) -> dict[str, MethodContext]:
+    """The context of every method of a job."""
+    filtering, image_format = filter_context(job, label_set), job.output.image_format
+    return {
+        name: MethodContext(job.sources, job.geometry, label_set, image_format, job.execution, options, filtering)
+        for name, options in job.methods.named().items()
+    }

@@ -1,0 +1,143 @@
+"""Latent diffusion as a stage: prompt, pictures to draw after and a seed in, an encoded image out.
+
+What is told of a source is computed once, however many of its variants a batch holds; an image depends on its own row
+alone. Images are encoded on a thread while the next ones are made. Knows neither sources nor the plan.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from segdatagen.diffusion.conditions import AdapterCondition, Conditions, ControlCondition, encode_adapter
+from segdatagen.diffusion.latent_models import load_adapter, load_base, load_controlnet
+from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions, Numerics
+from segdatagen.diffusion.render import Wanted, describe, inpainting, render_batches, to_pixels
+from segdatagen.images import Image, ImageFormat, decode_image, decode_mask, encode_image
+from segdatagen.labels import LabelSet
+from segdatagen.stages.redraw import Redraws, draw_with_retries
+from segdatagen.stages.stage import Batch, objects
+
+Columns = Mapping[str, Sequence[Any]]
+"""What the distinct sources of a batch are told, by column."""
+
+
+class LatentStageOptions(BaseModel):
+    """What the stage needs to know: content first, then where it is executed.
+
+    `controls` see the columns `prior`, or `prior_0`, `prior_1`... where there are several. `inpaint`: what the mask
+    labels is drawn anew, every other pixel stays as it is in `source_image`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    base: str
+    size: tuple[int, int]
+    """Width and height."""
+    sampler: LatentSamplerOptions
+    numerics: Numerics = Numerics()
+    controls: tuple[ControlOptions, ...] = ()
+    inpaint: LabelSet | None = None
+    image_format: ImageFormat = "jpeg95"
+    redraws: Redraws | None = None
+    microbatch: int = 8
+    torch_threads: int = 1
+    device: str = "cpu"
+
+
+def prior_columns(count: int) -> list[str]:
+    """Names of the columns that so many controls see."""
+    return ["prior"] if count == 1 else [f"prior_{number}" for number in range(count)]
+
+
+class LatentStage:
+    """Generates one image per row, and again where it is blank and the options say so."""
+
+    name = "mask2img"
+    writes = ("image", "microbatch", "score_deviation", "candidates", "reason")
+
+    def __init__(self, options: LatentStageOptions) -> None:
+        """Load every network. Raises UsageError where one cannot be used."""
+        torch.set_num_threads(options.torch_threads)
+        self.verdict: Literal["failed", "rejected"] = "failed" if options.redraws is None else "rejected"
+        self._options = options
+        self._models = load_base(options.base, options.numerics, options.device)
+        self._controls: list[Any] = [
+            (load_controlnet if control.kind == "controlnet" else load_adapter)(
+                control.weights, options.numerics, options.device
+            )
+            for control in options.controls
+        ]
+        self._told = ("prompt", "negative_prompt", *prior_columns(len(options.controls)) * bool(options.controls))
+        if options.inpaint is not None:
+            self._told += ("source_image", "mask")
+        self.reads = (*self._told, "seed")
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Encoded images with their deviation; a row with NaN or infinity gets a reason too."""
+        told = list(zip(*(batch[name].tolist() for name in self._told), strict=True))
+        distinct = list(dict.fromkeys(told))
+        place = {row: number for number, row in enumerate(distinct)}
+        columns = dict(zip(self._told, zip(*distinct, strict=True), strict=True))
+        known = self._known(columns)
+        conditions = self._conditions(columns, known)
+        sources = [place[row] for row in told]
+        encoded: dict[tuple[int, int], Future[bytes]] = {}
+        options = self._options
+        with ThreadPoolExecutor(1) as encoders:
+
+            def draw(rows: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                wanted = Wanted([sources[row] for row in rows], seeds)
+                images, finite, microbatch = [], [], []
+                for made in render_batches(self._models, conditions, wanted, options.sampler, options.microbatch):
+                    for number, image in enumerate(made.images, start=made.start):
+                        row = int(rows[number])
+                        pasted = image if known is None else _paste(image, *(part[sources[row]] for part in known))
+                        images.append(pasted)
+                        encoded[row, seeds[number]] = encoders.submit(encode_image, pasted, options.image_format)
+                    finite.append(made.finite)
+                    microbatch += [made.microbatch] * len(made.images)
+                return np.stack(images), np.concatenate(finite), np.array(microbatch, np.int32)
+
+            drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws)
+            images = [encoded[row, seed].result() for row, seed in enumerate(drawn.seeds)]
+        return {
+            "image": objects(images),
+            "microbatch": drawn.microbatch.astype(np.int32),
+            "score_deviation": objects(drawn.deviations),
+            "candidates": objects(drawn.candidates),
+            "reason": objects([None if good else "the image holds NaN or infinity" for good in drawn.finite]),
+        }
+
+    def _known(self, columns: Columns) -> tuple[np.ndarray, np.ndarray] | None:
+        """Real images uint8 `[S, H, W, 3]`, and which pixels are drawn anew, bool `[S, H, W]`; None: all are."""
+        label_set = self._options.inpaint
+        if label_set is None:
+            return None
+        masks = np.stack([decode_mask(mask) for mask in columns["mask"]])
+        labelled = (label_set.channel_table()[masks] >= 0) & ~np.isin(masks, label_set.background_ids)
+        return np.stack([decode_image(image) for image in columns["source_image"]]), labelled
+
+    def _conditions(self, columns: Columns, known: tuple[np.ndarray, np.ndarray] | None) -> Conditions:
+        width, height = self._options.size
+        found = describe(self._models, columns["prompt"], columns["negative_prompt"], (height, width))
+        controls: list[ControlCondition] = []
+        adapters: list[AdapterCondition] = []
+        names = prior_columns(len(self._controls))
+        for control, network, name in zip(self._options.controls, self._controls, names, strict=False):
+            pictures = to_pixels(np.stack([decode_image(prior) for prior in columns[name]]))
+            if control.kind == "controlnet":
+                controls.append(network.encode(pictures, control.scale, control.start, control.end))
+            else:
+                adapters.append(encode_adapter(network, pictures, control.scale, control.end))
+        inpaint = None if known is None else inpainting(self._models, *known)
+        return replace(found, controls=controls, adapters=adapters, inpaint=inpaint)
+
+
+def _paste(image: Image, real: Image, redrawn: np.ndarray) -> Image:
+    """`image` where it is drawn anew, the real one everywhere else."""
+    pasted: Image = np.where(redrawn[..., None], image, real)
+    return pasted

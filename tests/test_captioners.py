@@ -1,0 +1,283 @@
+"""Captioners: small real models through the real loader; answers that no neighbour changes; what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny_captioner import save_blip2, save_llava
+
+from segdatagen.captioners import Captioner, CaptionerOptions, check_captioner, clean_answer
+from segdatagen.config_files import read_config
+from segdatagen.errors import UsageError
+
+TOKENS = 12
+SEGGEN = "Question: What are shown in the photo? Answer:"
+MODELS: dict[str, tuple[Any, Callable[[Path], Path]]] = {
+    "blip2-opt": ("blip2", lambda folder: save_blip2(folder, "opt")),
+    "blip2-t5": ("blip2", lambda folder: save_blip2(folder, "t5")),
+    "llava-chat": ("model", save_llava),
+    "llava-plain": ("model", lambda folder: save_llava(folder, chat=False)),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def options(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CaptionerOptions:
+    kind, save = MODELS[request.param]
+    folder = save(tmp_path_factory.mktemp("captioner") / "weights")
+    return CaptionerOptions(kind=kind, weights=str(folder), max_new_tokens=TOKENS)
+
+
+@pytest.fixture
+def blip2(tmp_path: Path) -> Path:
+    return save_blip2(tmp_path / "blip2")
+
+
+def noise(count: int) -> list[np.ndarray]:
+    """Images of several sizes."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (16 + 3 * i, 24 - 2 * i, 3), dtype=np.uint8) for i in range(count)]
+
+
+def test_a_batch_gives_the_captions_of_its_images_one_by_one(options: CaptionerOptions) -> None:
+    images = noise(6)
+    alone = [Captioner(options, batch_size=1).captions([image])[0] for image in images]
+    assert Captioner(options, batch_size=4).captions(images) == alone
+    assert Captioner(options, batch_size=4).captions(images[::-1]) == alone[::-1]
+    assert len(set(alone)) > 1
+
+
+def test_questions_of_other_lengths_beside_it_do_not_change_an_answer(options: CaptionerOptions) -> None:
+    captioner, image = Captioner(options), noise(1)[0]
+    questions = ["Question: a?", "Question: what else is there to be seen? Answer:", "hm", "b"]
+    together = captioner._answers([image] * len(questions), questions)
+    assert together == [captioner._answers([image], [question])[0] for question in questions]
+    assert len(set(together)) > 2
+
+
+def test_padding_on_the_other_side_would_change_answers(blip2: Path) -> None:
+    captioner = Captioner(CaptionerOptions(kind="blip2", weights=str(blip2), max_new_tokens=TOKENS))
+    image, questions = noise(1)[0], ["a", "Question: what else is there to be seen? Answer:"]
+    answers = captioner._answers([image] * 2, questions)
+    captioner._processor.tokenizer.padding_side = "right"
+    assert captioner._answers([image] * 2, questions) != answers
+
+
+def test_an_answer_is_what_transformers_generates_for_one_image(blip2: Path) -> None:
+    """The lines of BLIP-2's own documentation."""
+    from transformers import Blip2ForConditionalGeneration, Blip2Processor
+
+    processor = Blip2Processor.from_pretrained(blip2)
+    model = Blip2ForConditionalGeneration.from_pretrained(blip2)
+    image = noise(1)[0]
+    inputs = processor(images=image, text=SEGGEN, return_tensors="pt")
+    found = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    whole = processor.batch_decode(found, skip_special_tokens=True)[0]
+    captioner = Captioner(CaptionerOptions(kind="blip2", weights=str(blip2), max_new_tokens=TOKENS))
+    assert captioner.captions([image]) == [" ".join(whole.removeprefix(SEGGEN).split())]
+    assert whole.startswith(SEGGEN)
+
+
+def test_a_question_may_place_the_image_itself(tmp_path: Path) -> None:
+    """As LLaVA 1.5 is asked where its processor has no chat template."""
+    plain = CaptionerOptions(
+        kind="model", weights=str(save_llava(tmp_path / "plain", chat=False)), max_new_tokens=TOKENS
+    )
+    chat = plain.model_copy(update={"weights": str(save_llava(tmp_path / "chat"))})
+    asked = plain.model_copy(update={"question": f"USER: <image> {plain.asked} ASSISTANT:"})
+    assert Captioner(asked).captions(noise(2)) == Captioner(chat).captions(noise(2))
+    assert Captioner(plain).captions(noise(2)) != Captioner(chat).captions(noise(2))
+
+
+def test_more_tokens_go_on_with_the_same_answer(blip2: Path) -> None:
+    options = CaptionerOptions(kind="blip2", weights=str(blip2))
+    short, long = (
+        Captioner(options.model_copy(update={"max_new_tokens": tokens})).captions(noise(1))[0] for tokens in (1, 8)
+    )
+    assert long.startswith(short)
+    assert len(long) > len(short)
+
+
+def test_silence_is_an_empty_caption(tmp_path: Path) -> None:
+    options = CaptionerOptions(kind="blip2", weights=str(save_blip2(tmp_path / "weights", silent=True)))
+    assert Captioner(options).captions(noise(3)) == ["", "", ""]
+    assert Captioner(options).captions([]) == []
+
+
+def test_lower_precision_runs(blip2: Path) -> None:
+    captioner = Captioner(CaptionerOptions(kind="blip2", weights=str(blip2), dtype="bfloat16", max_new_tokens=4))
+    assert captioner._model.dtype == torch.bfloat16
+    assert len(captioner.captions(noise(2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  two  dogs\n", "two dogs"),
+        (f"{SEGGEN} two dogs", "two dogs"),
+        ("question: what are shown  in the photo? answer: two dogs", "two dogs"),
+        (f"two dogs {SEGGEN} two dogs {SEGGEN}", "two dogs"),
+        (SEGGEN, ""),
+        ("", ""),
+    ],
+)
+def test_an_answer_holds_no_question(text: str, expected: str) -> None:
+    assert clean_answer(text, SEGGEN) == expected
+
+
+def test_blip2_is_asked_in_the_words_of_the_paper() -> None:
+    assert CaptionerOptions(kind="blip2", weights="x").asked == SEGGEN
+    assert CaptionerOptions(kind="blip2", weights="x", question="What?").asked == "What?"
+
+
+# Wrong input
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def auto_map(folder: Path) -> None:
+    change_json(folder / "config.json", auto_map={"AutoModel": "modeling.Evil"})
+
+
+def auto_map_of_a_processor(folder: Path) -> None:
+    change_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": "evil.Evil"})
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def another_type(folder: Path) -> None:
+    change_json(folder / "config.json", model_type="git")
+
+
+def no_processor(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+
+
+def a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def a_shard_less(folder: Path) -> None:
+    shards = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (auto_map, "config.json asks to run code that comes with the weights (auto_map): use a model that"),
+        (auto_map_of_a_processor, "tokenizer_config.json asks to run code that comes with the weights (auto_map)"),
+        (no_config, "is no folder of a captioner: it holds no config.json"),
+        (broken_config, "config.json cannot be read as JSON"),
+        (another_type, "is of type git, not blip-2: use kind model"),
+        (no_processor, "holds no processor_config.json: save the model's processor beside it"),
+        (a_pickle, "holds no model.safetensors: only safetensors are loaded; fetch or convert them"),
+        (cut_off, "cannot be read (Error while deserializing header"),
+        (a_shard_less, "holds no model-2.safetensors: only safetensors are loaded; fetch or convert them"),
+        (shutil.rmtree, "there are no weights at"),
+    ],
+)
+def test_wrong_weights_cost_one_line(blip2: Path, damage: Callable[[Path], None], expected: str) -> None:
+    check_captioner(str(blip2), "blip2")
+    damage(blip2)
+    for refuse in (
+        lambda: check_captioner(str(blip2), "blip2"),
+        lambda: Captioner(CaptionerOptions(kind="blip2", weights=str(blip2))),
+    ):
+        with pytest.raises(UsageError) as caught:
+            refuse()
+        assert expected in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def lacks_a_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k != "query_tokens"}, folder / "model.safetensors", {"format": "pt"})
+
+
+def no_image_token(folder: Path) -> None:
+    change_json(folder / "config.json", image_token_index=None)
+
+
+def no_vision(folder: Path) -> None:
+    change_json(folder / "config.json", model_type="bert")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lacks_a_tensor, "lack 1 tensors, query_tokens first"),
+        (no_image_token, "was saved by an old transformers: its processor and config lack the image token"),
+        (no_vision, "cannot be loaded as an image-text-to-text model of transformers: "),
+    ],
+)
+def test_what_shows_only_on_loading_costs_one_line_too(
+    blip2: Path, damage: Callable[[Path], None], expected: str
+) -> None:
+    damage(blip2)
+    with pytest.raises(UsageError) as caught:
+        Captioner(CaptionerOptions(kind="model", weights=str(blip2)))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{kind: blip2}", "weights: missing; blip2 needs a local folder of a model"),
+        ("{kind: classes, weights: x}", "weights: classes has no model; only blip2, model have"),
+        ("{kind: data_set, question: why}", "question: data_set has no model; only blip2, model have"),
+        ("{kind: blip}", "kind: must be 'blip2', 'model', 'data_set' or 'classes', not 'blip'"),
+        ("{kind: model, weights: x, max_new_tokens: 0}", "max_new_tokens: must be at least 1, not 0"),
+        ("{kind: model, weights: x, question: ' a'}", "question: must be text on one line without spaces at its ends"),
+    ],
+)
+def test_wrong_options_cost_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "captioner.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        read_config(CaptionerOptions, str(tmp_path / "captioner.yaml"))
+    assert expected in str(caught.value)
+
+
+def test_options_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        CaptionerOptions().kind = "model"  # type: ignore[misc]
+
+
+def test_checking_imports_neither_torch_nor_transformers(blip2: Path) -> None:
+    code = (
+        "import sys; from segdatagen import captioners, prompts; "
+        f"captioners.check_captioner({str(blip2)!r}, 'blip2'); "
+        "print(*{'torch', 'transformers', 'diffusers', 'ray'} & sys.modules.keys())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"

@@ -1,0 +1,367 @@
+"""One denoising loop: at batch 1 equal to diffusers' pipelines, in a batch equal to each row alone, never crossed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    MultiAdapter,
+    SchedulerMixin,
+    StableDiffusionXLAdapterPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+    T2IAdapter,
+)
+from tiny_latent import VAE_FACTOR, make_adapter, make_controlnet, make_pipeline
+from torch import Tensor
+
+from segdatagen.diffusion import vae
+from segdatagen.diffusion.conditions import (
+    Conditions,
+    ControlEncoder,
+    InpaintCondition,
+    TextCondition,
+    encode_adapter,
+)
+from segdatagen.diffusion.denoise import SCHEDULERS, LatentNetwork, denoise
+from segdatagen.diffusion.latent_options import LatentSamplerOptions, SchedulerName
+from segdatagen.diffusion.text import TextEncoder
+
+SIZE = 32
+STEPS = 4
+PROMPTS = ["a red car on a road; car, road", "two trees; tree"]
+NEGATIVE = "blurry"
+CLOSE = 1e-4
+"""Of image values in [0, 1]: float32 on the CPU, the same noise."""
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionXLPipeline:
+    made = make_pipeline()
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def text(pipeline: StableDiffusionXLPipeline) -> TextEncoder:
+    return text_of(pipeline)
+
+
+def text_of(pipeline: StableDiffusionXLPipeline) -> TextEncoder:
+    return TextEncoder(
+        [pipeline.tokenizer, pipeline.tokenizer_2],
+        [pipeline.text_encoder, pipeline.text_encoder_2],
+        pipeline.config.force_zeros_for_empty_prompt,
+    )
+
+
+def with_scheduler(kind: Any, pipeline: StableDiffusionXLPipeline, name: SchedulerName, **more: Any) -> Any:
+    """Another pipeline of the same parts."""
+    parts = pipeline.components | more | {"scheduler": SCHEDULERS[name].from_config(pipeline.scheduler.config)}
+    made = kind(**{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def condition(text: TextEncoder, prompts: list[str], negative: str | None = NEGATIVE, **more: Any) -> Conditions:
+    found = text.encode(prompts)
+    return Conditions(
+        size=(SIZE // VAE_FACTOR, SIZE // VAE_FACTOR),
+        text=found,
+        negative=text.encode_negative([negative] * len(prompts), found),
+        time_ids=torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * len(prompts), dtype=torch.float32),
+        **more,
+    )
+
+
+def ours(
+    pipeline: StableDiffusionXLPipeline,
+    conditions: Conditions,
+    options: LatentSamplerOptions,
+    rows: list[int],
+    seeds: list[int],
+) -> np.ndarray:
+    """Images float32 in [0, 1] `[B, H, W, 3]`, before they become bytes."""
+    network = LatentNetwork(pipeline.unet, pipeline.scheduler.config)
+    latents = denoise(network, conditions, torch.tensor(rows), [seeded(seed) for seed in seeds], options)
+    with torch.inference_mode():
+        image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def options_of(name: SchedulerName, **more: Any) -> LatentSamplerOptions:
+    return LatentSamplerOptions(scheduler=name, steps=STEPS, guidance=4.0, **more)
+
+
+def pictures(seed: int, count: int = 2) -> Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, generator=seeded(seed))
+
+
+def noise_of(seed: int) -> Tensor:
+    return torch.randn(1, 4, SIZE // VAE_FACTOR, SIZE // VAE_FACTOR, generator=seeded(seed))
+
+
+CALL = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "np", "height": SIZE, "width": SIZE}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("negative", [NEGATIVE, None])
+def test_text_to_image_is_that_of_diffusers(
+    pipeline: StableDiffusionXLPipeline, text: TextEncoder, name: SchedulerName, negative: str | None
+) -> None:
+    theirs = with_scheduler(StableDiffusionXLPipeline, pipeline, name)
+    wanted = theirs(PROMPTS[0], negative_prompt=negative, generator=seeded(7), **CALL).images
+    found = ours(pipeline, condition(text, PROMPTS[:1], negative), options_of(name), [0], [7])
+    assert wanted.std() > 0.05
+    np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
+
+
+def test_guidance_can_be_rescaled_and_left_out(pipeline: StableDiffusionXLPipeline, text: TextEncoder) -> None:
+    theirs = with_scheduler(StableDiffusionXLPipeline, pipeline, "euler")
+    wanted = theirs(PROMPTS[0], negative_prompt=NEGATIVE, generator=seeded(7), guidance_rescale=0.7, **CALL).images
+    conditions = condition(text, PROMPTS[:1])
+    found = ours(pipeline, conditions, options_of("euler", guidance_rescale=0.7), [0], [7])
+    np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
+    wanted = theirs(PROMPTS[0], generator=seeded(7), **CALL | {"guidance_scale": 1.0}).images
+    for guidance in (0.0, 1.0):
+        options = LatentSamplerOptions(steps=STEPS, guidance=guidance)
+        np.testing.assert_allclose(ours(pipeline, conditions, options, [0], [7]), wanted, atol=CLOSE, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def controlnet(pipeline: StableDiffusionXLPipeline) -> ControlNetModel:
+    return seeded_network(lambda: make_controlnet(pipeline.unet), 1)
+
+
+def seeded_network(make: Callable[[], Any], seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def copy_of(network: ControlNetModel) -> ControlNetModel:
+    copied = ControlNetModel.from_config(network.config)
+    copied.load_state_dict(network.state_dict())
+    return copied.eval()
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_controlnet_is_that_of_diffusers(
+    pipeline: StableDiffusionXLPipeline,
+    text: TextEncoder,
+    controlnet: ControlNetModel,
+    name: SchedulerName,
+    order: str,
+) -> None:
+    their_network, our_network = copy_of(controlnet), copy_of(controlnet)
+    for network in (their_network, our_network):
+        network.register_to_config(controlnet_conditioning_channel_order=order)
+    theirs = with_scheduler(StableDiffusionXLControlNetPipeline, pipeline, name, controlnet=their_network)
+    picture = pictures(3, 1)
+    interval = {"control_guidance_start": 0.25, "control_guidance_end": 0.75}
+    wanted = theirs(
+        PROMPTS[0],
+        negative_prompt=NEGATIVE,
+        image=picture,
+        generator=seeded(7),
+        controlnet_conditioning_scale=0.8,
+        **interval,
+        **CALL,
+    ).images
+    control = ControlEncoder(our_network).encode(picture, 0.8, 0.25, 0.75)
+    found = ours(pipeline, condition(text, PROMPTS[:1], controls=[control]), options_of(name), [0], [7])
+    np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
+    plain = ours(pipeline, condition(text, PROMPTS[:1]), options_of(name), [0], [7])
+    assert np.abs(plain - found).max() > 100 * CLOSE, "the ControlNet changes something"
+
+
+def test_a_controlnet_does_not_run_outside_its_interval(
+    pipeline: StableDiffusionXLPipeline, text: TextEncoder, controlnet: ControlNetModel
+) -> None:
+    network = copy_of(controlnet)
+    steps: list[float] = []
+    network.register_forward_pre_hook(lambda module, arguments: steps.append(float(arguments[1])))
+    encoder = ControlEncoder(network)
+    for start, end, scale, expected in (
+        (0.0, 1.0, 1.0, 4),
+        (0.25, 0.75, 1.0, 2),
+        (0.0, 0.5, 1.0, 2),
+        (0.0, 1.0, 0.0, 0),
+    ):
+        steps.clear()
+        control = encoder.encode(pictures(3, 1), scale, start, end)
+        ours(pipeline, condition(text, PROMPTS[:1], controls=[control]), options_of("euler"), [0], [7])
+        assert len(steps) == expected
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_one_adapter_is_that_of_diffusers(
+    pipeline: StableDiffusionXLPipeline, text: TextEncoder, name: SchedulerName
+) -> None:
+    adapter: T2IAdapter = seeded_network(make_adapter, 2)
+    theirs = with_scheduler(StableDiffusionXLAdapterPipeline, pipeline, name, adapter=adapter)
+    picture = pictures(3, 1)
+    wanted = theirs(
+        PROMPTS[0],
+        negative_prompt=NEGATIVE,
+        image=picture,
+        generator=seeded(7),
+        adapter_conditioning_scale=0.9,
+        adapter_conditioning_factor=0.5,
+        **CALL,
+    ).images
+    condition_ = encode_adapter(adapter, picture, 0.9, until=0.5)
+    found = ours(pipeline, condition(text, PROMPTS[:1], adapters=[condition_]), options_of(name), [0], [7])
+    np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
+    plain = ours(pipeline, condition(text, PROMPTS[:1]), options_of(name), [0], [7])
+    assert np.abs(plain - found).max() > 100 * CLOSE, "the adapter changes something"
+
+
+def test_several_adapters_are_those_of_diffusers(pipeline: StableDiffusionXLPipeline, text: TextEncoder) -> None:
+    adapters: list[T2IAdapter] = [seeded_network(make_adapter, seed) for seed in (2, 3)]
+    theirs = with_scheduler(StableDiffusionXLAdapterPipeline, pipeline, "euler", adapter=MultiAdapter(adapters))
+    seen = [pictures(3, 1), pictures(4, 1)]
+    wanted = theirs(
+        PROMPTS[0],
+        negative_prompt=NEGATIVE,
+        image=seen,
+        generator=seeded(7),
+        adapter_conditioning_scale=[0.7, 0.4],
+        **CALL,
+    ).images
+    conditions = [encode_adapter(*one) for one in zip(adapters, seen, (0.7, 0.4), strict=True)]
+    found = ours(pipeline, condition(text, PROMPTS[:1], adapters=conditions), options_of("euler"), [0], [7])
+    np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("in_channels", [4, 9])
+def test_inpainting_is_that_of_diffusers(
+    pipeline: StableDiffusionXLPipeline, text: TextEncoder, name: SchedulerName, in_channels: int
+) -> None:
+    """With a network for text-to-image, and with one that was trained to inpaint."""
+    if in_channels == 9:
+        pipeline = make_pipeline(in_channels)
+        text = text_of(pipeline)
+    theirs = with_scheduler(StableDiffusionXLInpaintPipeline, pipeline, name)
+    picture = pictures(3, 1) * 2 - 1
+    redrawn = torch.zeros(1, 1, SIZE, SIZE)
+    redrawn[..., 8:24, 4:20] = 1
+    latents = vae.encode(pipeline.vae, picture)
+    masked = vae.encode(pipeline.vae, picture * (redrawn < 0.5))
+    wanted = theirs(
+        PROMPTS[0],
+        negative_prompt=NEGATIVE,
+        image=latents if in_channels == 4 else picture / 2 + 0.5,
+        mask_image=redrawn,
+        masked_image_latents=masked,
+        latents=noise_of(7),
+        strength=1.0,
+        generator=seeded(1),
+        **CALL,
+    ).images
+    inpaint = InpaintCondition(
+        latents,
+        torch.nn.functional.interpolate(redrawn, size=latents.shape[-2:]),
+        masked if in_channels == 9 else None,
+    )
+    found = ours(pipeline, condition(text, PROMPTS[:1], inpaint=inpaint), options_of(name), [0], [7])
+    np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
+
+
+def test_several_variants_of_two_sources_are_never_crossed(
+    pipeline: StableDiffusionXLPipeline, text: TextEncoder, controlnet: ControlNetModel
+) -> None:
+    """Prompt, negative prompt, adapter features, control picture and known latents of a row are those of its source.
+
+    diffusers orders prompts a, a, b, b and adapter features a, b, a, b: with this, rows 1 and 2 would be wrong.
+    """
+    adapter: T2IAdapter = seeded_network(make_adapter, 2)
+    encoder = ControlEncoder(copy_of(controlnet))
+    known = vae.encode(pipeline.vae, pictures(5) * 2 - 1)
+    redrawn = torch.zeros(2, 1, *known.shape[-2:])
+    redrawn[0, :, :8] = 1
+    redrawn[1, :, 8:] = 1
+
+    def conditions(sources: list[int]) -> Conditions:
+        return condition(
+            text,
+            [PROMPTS[source] for source in sources],
+            controls=[encoder.encode(pictures(3)[sources], 0.8)],
+            adapters=[encode_adapter(adapter, pictures(4)[sources], 0.9)],
+            inpaint=InpaintCondition(known[sources], redrawn[sources]),
+        )
+
+    rows, seeds = [0, 0, 1, 1], [7, 8, 9, 7]
+    together = ours(pipeline, conditions([0, 1]), options_of("euler"), rows, seeds)
+    for place, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
+        alone = ours(pipeline, conditions([row]), options_of("euler"), [0], [seed])
+        np.testing.assert_allclose(together[place], alone[0], atol=CLOSE, rtol=0)
+        crossed = ours(pipeline, conditions([1 - row]), options_of("euler"), [0], [seed])
+        assert np.abs(together[place] - crossed[0]).max() > 100 * CLOSE, "the two sources can be told apart"
+
+
+def test_a_limited_interval_guides_the_steps_in_it(pipeline: StableDiffusionXLPipeline, text: TextEncoder) -> None:
+    """Outside it the network sees the prompt alone, in a batch half as large."""
+    batches: list[int] = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda module, arguments: batches.append(len(arguments[0])))
+    scheduler = LatentNetwork(pipeline.unet, pipeline.scheduler.config).scheduler(options_of("euler"))
+    sigmas = [float(sigma) for sigma in scheduler.sigmas[:-1]]
+    interval = (sigmas[3], sigmas[1])  # the second and third step
+    ours(pipeline, condition(text, PROMPTS), options_of("euler", guidance_interval=interval), [0, 1, 1], [7, 8, 9])
+    hook.remove()
+    assert batches == [3, 6, 6, 3]
+
+
+def test_decoding_in_chunks_gives_the_same_bytes(pipeline: StableDiffusionXLPipeline) -> None:
+    latents = torch.cat([noise_of(seed) for seed in range(6)])
+    images, finite = vae.decode(pipeline.vae, latents)
+    assert images.shape == (6, SIZE, SIZE, 3)
+    assert finite.all()
+    for row in (0, 5):
+        alone, _ = vae.decode(pipeline.vae, latents[row].expand(vae.DECODE_CHUNK, -1, -1, -1))
+        np.testing.assert_array_equal(images[row], alone[0])
+    latents[1, 0, 0, 0] = torch.nan
+    assert vae.decode(pipeline.vae, latents)[1].tolist() == [True, False, True, True, True, True]
+
+
+def test_latents_have_the_scale_of_their_vae(pipeline: StableDiffusionXLPipeline) -> None:
+    """Both conventions: a factor, and a mean and deviation per channel with it."""
+    images = pictures(3) * 2 - 1
+    raw = pipeline.vae.encode(images).latent_dist.mode().detach()
+    np.testing.assert_allclose(vae.encode(pipeline.vae, images), raw * 0.13025, rtol=1e-5)
+    mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
+    other = make_pipeline().vae
+    other.register_to_config(latents_mean=mean, latents_std=std)
+    moved = (raw - torch.tensor(mean).reshape(1, 4, 1, 1)) * 0.13025 / torch.tensor(std).reshape(1, 4, 1, 1)
+    found = vae.encode(other, images)
+    np.testing.assert_allclose(found, moved, rtol=1e-4, atol=1e-6)
+    decoded, _ = vae.decode(other, found)
+    wanted, _ = vae.decode(pipeline.vae, raw * 0.13025)
+    assert np.abs(decoded.astype(int) - wanted).max() <= 1
+
+
+def test_equal_prompts_are_encoded_once(text: TextEncoder) -> None:
+    seen: list[int] = []
+    hook = text.encoders[1].register_forward_pre_hook(
+        lambda module, arguments: seen.append(len(arguments[0])),
+    )
+    found: TextCondition = text.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]])
+    hook.remove()
+    assert seen == [2]
+    assert found.hidden.shape == (3, 77, 64)
+    assert torch.equal(found.hidden[0], found.hidden[2])
+    assert not torch.equal(found.hidden[0], found.hidden[1])
+
+
+def test_schedulers_are_solvers_of_diffusers() -> None:
+    assert all(issubclass(scheduler, SchedulerMixin) for scheduler in SCHEDULERS.values())

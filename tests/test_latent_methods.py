@@ -1,0 +1,235 @@
+"""Methods of latent diffusion from job files: on real Ray with small networks, and what does not go together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import SIZE, JobFactory, Refused, make_scenes_store
+from test_faults import Events
+from tiny_latent import make_adapter, make_controlnet, make_pipeline, save_pipeline
+
+from segdatagen.colours import encode
+from segdatagen.driver import RunOptions
+from segdatagen.images import decode_image, decode_mask
+from segdatagen.job import Job, load_job
+from segdatagen.labels import load_label_set
+from segdatagen.method_context import method_contexts
+from segdatagen.method_options import COMBINATIONS, Methods
+from segdatagen.methods import build_chain, content_recipes
+from segdatagen.regenerate import regenerate
+from segdatagen.run import run_job
+from segdatagen.run_folder import open_run
+from segdatagen.samples import read_ledger
+from segdatagen.sources import open_store
+from segdatagen.tables import read_part
+
+COLOUR_MAP = {"name": "colour_map", "of": "mask"}
+CANNY = {"name": "canny"}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, one that was made to inpaint, a ControlNet and a T2I-Adapter."""
+    folder = tmp_path_factory.mktemp("latent")
+    save_pipeline(folder / "base")
+    save_pipeline(folder / "inpainter", in_channels=9)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        make_controlnet(make_pipeline().unet).save_pretrained(folder / "controlnet")
+        make_adapter().save_pretrained(folder / "adapter")
+    return folder
+
+
+def options_of(models: Path, method: str, **more: Any) -> dict[str, Any]:
+    """What a job file says of a method."""
+    controls = {
+        "imgsyn": [{"kind": "controlnet", "weights": str(models / "controlnet"), "prior": COLOUR_MAP}],
+        "guided": [{"kind": "t2i_adapter", "weights": str(models / "adapter"), "prior": CANNY}],
+        "inpaint": [],
+    }[method]
+    sampler = {"scheduler": "euler", "steps": 2, "guidance": 3.0}
+    return {"base": str(models / "base"), "controls": controls, "sampler": sampler} | more
+
+
+def plan_of(*methods: str) -> list[dict[str, Any]]:
+    return [{"method": name, "strategy": "uniform", "per_source": 2} for name in methods]
+
+
+def rows_of(job: Job) -> list[dict[str, Any]]:
+    folder = open_run(job.uri).folder
+    rows = [row for part in read_ledger(folder).parts for row in read_part(folder, part.name).to_pylist()]
+    return sorted(rows, key=lambda row: row["sample_id"])
+
+
+def test_every_latent_method_runs_beside_the_mask_ddpm(
+    ray_session: None, make_job: JobFactory, models: Path, scenes_weights: Path, scenes_store: Path
+) -> None:
+    """One job file, four methods; what is stored says what each row was told, and one row can be made again."""
+    latent = {name: options_of(models, name) for name in ("imgsyn", "guided", "inpaint")}
+    mask_ddpm = {"weights": str(scenes_weights), "steps": 2}
+    plan = plan_of("imgsyn", "guided", "inpaint", "mask_ddpm")
+    output = {"root": str(models / "runs"), "image_format": "png"}
+    job = load_job(str(make_job(methods={**latent, "mask_ddpm": mask_ddpm}, plan=plan, output=output)))
+    outcome = run_job(job, RunOptions(), Events())
+    assert outcome.counts == {"ok": 48, "rejected": 0, "failed": 0}
+    rows = rows_of(job)
+    assert {row["method"] for row in rows} == {"imgsyn", "guided", "inpaint", "mask_ddpm"}
+    sources = {row["source_id"]: row for row in open_store(str(scenes_store)).index.to_pylist()}
+    names = dict(zip(load_label_set("scenes").ids.tolist(), load_label_set("scenes").names, strict=True))
+    for row in rows:
+        image, mask = decode_image(row["image"]), decode_mask(row["mask"])
+        assert image.shape[:2] == mask.shape == (SIZE, SIZE)
+        assert row["source_id"] in sources
+        if row["method"] == "mask_ddpm":
+            assert (row["prompt"], row["caption_from"]) == (None, None)
+            continue
+        assert row["caption_from"] == "classes"
+        assert all(names[id_] in row["prompt"] for id_ in row["class_ids"])
+    assert len({row["image_hash"] for row in rows}) == 48
+    chosen = next(row for row in rows if row["method"] == "guided")
+    again = regenerate(open_run(job.uri), chosen["sample_id"], str(models / "again"))
+    assert again.identical
+
+
+def test_a_captioner_and_several_controls(make_job: JobFactory, models: Path, tmp_path: Path) -> None:
+    """Without Ray: captions of the data set, a template, an adapter and a ControlNet with priors of their own."""
+    store = make_scenes_store(tmp_path / "store", num_scenes=2)
+    options = options_of(
+        models,
+        "guided",
+        controls=[
+            {"kind": "t2i_adapter", "weights": str(models / "adapter"), "prior": CANNY, "scale": 0.8},
+            {"kind": "controlnet", "weights": str(models / "controlnet"), "prior": COLOUR_MAP, "end": 0.5},
+        ],
+        caption={"kind": "data_set"},
+        prompt={"negative": "blurry", "variations": {"weather": ["in rain", "in sunshine"]}},
+    )
+    job = load_job(str(make_job(sources=str(store), methods={"guided": options}, plan=plan_of("guided"))))
+    context = method_contexts(job, open_store(str(store)).label_set)["guided"]
+    chain = build_chain("guided", context)
+    assert [stage.name for stage in chain.stages] == ["load", "caption", "prior", "prior", "prompt", "mask2img"]
+    index = open_store(str(store)).index.to_pylist()
+    plan = [
+        {
+            "sample_id": 10 * number + variant,
+            "round": 0,
+            "method": "guided",
+            "source_id": row["source_id"],
+            "source_file": row["source_file"],
+            "source_row": row["source_row"],
+            "variant": variant,
+            "seed": 100 * number + variant,
+        }
+        for number, row in enumerate(index)
+        for variant in (1, 2)
+    ]
+    import pyarrow as pa
+
+    found = chain.run(pa.Table.from_pylist(plan), 1).to_pylist()
+    assert [row["status"] for row in found] == ["ok"] * 4, found[0]["reason"]
+    assert {row["caption_from"] for row in found} == {"data set"}
+    assert {row["negative_prompt"] for row in found} == {"blurry"}
+    assert all(("in rain" in row["prompt"]) != ("in sunshine" in row["prompt"]) for row in found)
+
+
+def test_imgsyn_sees_the_colour_map_of_the_mask(make_job: JobFactory, models: Path, scenes_store: Path) -> None:
+    job = load_job(str(make_job(methods={"imgsyn": options_of(models, "imgsyn")}, plan=plan_of("imgsyn"))))
+    label_set = open_store(str(scenes_store)).label_set
+    chain = build_chain("imgsyn", method_contexts(job, label_set)["imgsyn"])
+    load, _, prior = chain.stages[:3]
+    row = open_store(str(scenes_store)).index.to_pylist()[0]
+    loaded = load({"source_file": np.array([row["source_file"]]), "source_row": np.array([row["source_row"]])})
+    assert "source_image" not in loaded, "an image that nobody looks at is not read"
+    drawn = prior({"mask": loaded["mask"], "source_id": np.array(["a"]), "source_image": np.array([None])})["prior"][0]
+    np.testing.assert_array_equal(decode_image(drawn), encode(decode_mask(loaded["mask"][0]), label_set))
+
+
+def test_content_is_every_option_with_weights_by_their_bytes(
+    make_job: JobFactory, models: Path, scenes_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same recipe from everywhere, another one for every option; `run.json` holds absolute paths."""
+    store = open_store(str(scenes_store))
+
+    def recipe(**more: Any) -> str:
+        options = options_of(models, "guided", **more)
+        job = load_job(str(make_job(methods={"guided": options}, plan=plan_of("guided"))))
+        return json.dumps(content_recipes(job, store)["guided"], sort_keys=True)
+
+    plain = recipe()
+    assert str(models) not in plain
+    for change in (
+        {"prompt": {"kind": "simple"}},
+        {"sampler": {"steps": 3}},
+        {"numerics": {"channels_last": True}},
+        {"caption": {"kind": "data_set"}},
+        {"base": str(models / "inpainter")},
+    ):
+        assert recipe(**change) != plain
+    monkeypatch.chdir(models)
+    options = options_of(Path(), "guided")
+    job = load_job(str(make_job(methods={"guided": options}, plan=plan_of("guided"))))
+    assert json.dumps(content_recipes(job, store)["guided"], sort_keys=True) == plain
+    stored = job.from_anywhere().methods.guided
+    assert stored is not None
+    assert (stored.base, stored.controls[0].weights) == (str(models / "base"), str(models / "adapter"))
+    assert Methods.model_validate(job.from_anywhere().methods.model_dump(mode="json")) == job.from_anywhere().methods
+
+
+# What does not go together
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "sentence"),
+    [
+        ("imgsyn", {"controls": []}, f"imgsyn takes {COMBINATIONS['imgsyn']} (imgsyn: "),
+        ("imgsyn", {"prior": CANNY}, f"imgsyn takes {COMBINATIONS['imgsyn']}"),
+        ("guided", {"controls": []}, f"guided takes {COMBINATIONS['guided']}"),
+        ("inpaint", {"adapter": True}, f"inpaint takes {COMBINATIONS['inpaint']}"),
+        ("guided", {"sampler": {"scheduler": "heun"}}, "sampler.scheduler: must be 'euler', 'dpm++2m' or 'unipc'"),
+        ("guided", {"base": "nowhere"}, "there are no weights at "),
+        ("guided", {"base": "{adapter}"}, "is no diffusers model: "),
+        ("guided", {"base": "{inpainter}"}, "was trained to inpaint: it can only be the base of the method inpaint"),
+        ("guided", {"weights": "{controlnet}"}, "holds a ControlNetModel, and needs a T2IAdapter"),
+        ("guided", {"prior": {"name": "line_art"}}, "the prior line_art needs weights"),
+        ("guided", {"prior": {"name": "oil"}}, "there is no prior oil: those are canny"),
+        ("guided", {"prompt": {"kind": "template", "template": "{mood}"}}, "mood"),
+        ("guided", {"caption": {"kind": "blip2"}}, "weights: missing; blip2 needs a local folder"),
+        ("guided", {"numerics": {"vae": "{adapter}"}}, "holds a T2IAdapter, and needs a AutoencoderKL"),
+    ],
+)
+def test_what_does_not_go_together_costs_a_line(
+    refused_here: Refused, make_job: JobFactory, models: Path, method: str, changes: dict[str, Any], sentence: str
+) -> None:
+    options = options_of(models, method)
+    changes = json.loads(json.dumps(changes).replace('"{', f'"{models}/').replace('}"', '"'))
+    for name in ("prior", "weights"):
+        if name in changes:
+            options["controls"][0][name] = changes.pop(name)
+    if changes.pop("adapter", False):
+        options["controls"] = options_of(models, "guided")["controls"]
+    job = make_job(methods={method: options | changes}, plan=plan_of(method))
+    if method == "guided" and "template" in yaml.safe_dump(changes):
+        text = job.read_text().replace(f"'{models}/mood'", "'{mood}'").replace(f"{models}/mood", "'{mood}'")
+        job.write_text(text)
+    assert sentence in refused_here("plan", job)
+
+
+def test_sources_without_images_are_refused_where_one_is_looked_at(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    store = make_scenes_store(tmp_path / "store")
+    path = store / "part-00000.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index("image")
+    without = table.set_column(place, table.schema.field("image"), pa.nulls(table.num_rows, pa.large_binary()))
+    pq.write_table(without, path, row_group_size=8)
+    for method in ("guided", "inpaint"):
+        job = make_job(sources=str(store), methods={method: options_of(models, method)}, plan=plan_of(method))
+        assert "its sources have no images, and this method looks at them" in refused_here("plan", job)

@@ -1,0 +1,271 @@
+"""Model folders: what fits is loaded as it is, what does not costs one line before anything is loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from tiny_latent import make_adapter, make_controlnet, make_pipeline, make_vae, save_pipeline
+
+from segdatagen.diffusion import render as renderer
+from segdatagen.diffusion.conditions import InpaintCondition
+from segdatagen.diffusion.latent_models import LatentModels, load_adapter, load_base, load_controlnet
+from segdatagen.diffusion.latent_options import LatentSamplerOptions, Numerics
+from segdatagen.diffusion.render import Wanted, describe, inpainting, render
+from segdatagen.errors import UsageError
+from segdatagen.latent_folders import check_adapter, check_base, check_controlnet, check_vae
+
+SIZE = (32, 40)
+OPTIONS = LatentSamplerOptions(steps=2, guidance=4.0)
+PROMPTS = ["a red car; car", "a tree; tree"]
+FLOAT32 = Numerics()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path) -> LatentModels:
+    return load_base(str(folder), FLOAT32, "cpu")
+
+
+def test_a_folder_gives_the_images_of_its_pipeline(models: LatentModels) -> None:
+    pipeline = make_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = pipeline(
+        PROMPTS[0],
+        height=SIZE[0],
+        width=SIZE[1],
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images[0]
+    found = render(models, describe(models, PROMPTS[:1], [None], SIZE), Wanted([0], [5]), OPTIONS, 1)
+    assert found.images.shape == (1, *SIZE, 3)
+    assert np.abs(found.images[0] - wanted * 255).max() <= 0.51
+
+
+def test_a_sample_is_the_same_whatever_its_neighbours(models: LatentModels) -> None:
+    """Bitwise at one batch shape: among others, alone, and in the padded last batch."""
+    conditions = describe(models, PROMPTS, ["dark", None], SIZE)
+    rows, seeds = [0, 0, 1, 1, 0], [1, 2, 1, 2, 3]
+    together = render(models, conditions, Wanted(rows, seeds), OPTIONS, 2)
+    assert together.microbatch.tolist() == [2] * 5
+    for place, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
+        alone = render(models, conditions, Wanted([row], [seed]), OPTIONS, 2)
+        np.testing.assert_array_equal(together.images[place], alone.images[0])
+    assert len({image.tobytes() for image in together.images}) == 5
+
+
+def test_a_batch_that_does_not_fit_is_halved_with_the_same_seeds(
+    models: LatentModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditions = describe(models, PROMPTS, [None, None], SIZE)
+    wanted = Wanted([0, 1, 0, 1], [1, 2, 3, 4])
+    whole = render(models, conditions, wanted, OPTIONS, 4)
+    real = renderer.denoise
+
+    def out_of_memory(network: Any, given: Any, rows: torch.Tensor, *more: Any) -> torch.Tensor:
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("too large")
+        return real(network, given, rows, *more)
+
+    monkeypatch.setattr(renderer, "denoise", out_of_memory)
+    halved = render(models, conditions, wanted, OPTIONS, 4)
+    assert halved.microbatch.tolist() == [2] * 4
+    assert np.abs(halved.images.astype(int) - whole.images).max() <= 1
+
+
+def test_what_is_not_drawn_anew_comes_back_from_its_latents(models: LatentModels) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3)).astype(np.uint8)
+    redrawn = np.zeros((1, *SIZE), dtype=bool)
+    redrawn[:, :, : SIZE[1] // 2] = True
+    condition: InpaintCondition = inpainting(models, images, redrawn)
+    conditions = replace(describe(models, PROMPTS[:1], [None], SIZE), inpaint=condition)
+    first, second = (render(models, conditions, Wanted([0], [seed]), OPTIONS, 1).images[0] for seed in (1, 2))
+    far = slice(SIZE[1] // 2 + 16, None)  # of the border: the decoder sees a little of the other side
+    assert np.abs(first[:, far].astype(int) - second[:, far]).max() <= 8
+    assert np.abs(first[:, :16].astype(int) - second[:, :16]).max() > 8
+
+
+def test_half_precision_stays_close(folder: Path, models: LatentModels) -> None:
+    numerics = Numerics(dtype="bfloat16", channels_last=True, fuse_qkv=True)
+    half = load_base(str(folder), numerics, "cpu")
+    assert half.network.unet.dtype == torch.bfloat16
+    images = [
+        render(m, describe(m, PROMPTS[:1], [None], SIZE), Wanted([0], [5]), OPTIONS, 1).images[0].astype(int)
+        for m in (models, half)
+    ]
+    assert np.abs(images[0] - images[1]).mean() < 3
+
+
+def test_a_vae_that_would_overflow_stays_in_float32(folder: Path, tmp_path: Path) -> None:
+    """SDXL's says so; the one with the fp16 fix, which takes its place, does not."""
+    numerics = Numerics(dtype="float16")
+    assert load_base(str(folder), numerics, "cpu").vae.dtype == torch.float32
+    fixed = make_vae()
+    fixed.register_to_config(force_upcast=False)
+    fixed.save_pretrained(tmp_path / "fixed")
+    with_fix = numerics.model_copy(update={"vae": str(tmp_path / "fixed")})
+    assert load_base(str(folder), with_fix, "cpu").vae.dtype == torch.float16
+
+
+def test_half_precision_files_are_found(folder: Path, tmp_path: Path) -> None:
+    """A folder may hold `*.fp16.safetensors` alone, as those of Stability do for many."""
+    make_pipeline().to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16", safe_serialization=True)
+    assert check_base(str(tmp_path / "half")) == check_base(str(folder))
+    load_base(str(tmp_path / "half"), FLOAT32, "cpu")
+
+
+def test_sd15_has_one_text_encoder(folder: Path, tmp_path: Path) -> None:
+    """Its images are those of diffusers' pipeline, too."""
+    parts = make_pipeline()
+    unet = UNet2DConditionModel.from_config(
+        {
+            **parts.unet.config,
+            "addition_embed_type": None,
+            "projection_class_embeddings_input_dim": None,
+            "cross_attention_dim": 32,
+        }
+    ).eval()
+    pipeline = StableDiffusionPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=unet,
+        scheduler=parts.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "sd15", safe_serialization=True)
+    models = load_base(str(tmp_path / "sd15"), FLOAT32, "cpu")
+    assert models.shape.family == "sd15"
+    wanted = pipeline(
+        PROMPTS[0],
+        height=SIZE[0],
+        width=SIZE[1],
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images[0]
+    found = render(models, describe(models, PROMPTS[:1], [None], SIZE), Wanted([0], [5]), OPTIONS, 1).images[0]
+    assert np.abs(found - wanted * 255).max() <= 0.51
+
+
+def test_controlnet_and_adapter_come_from_their_folders(models: LatentModels, folder: Path, tmp_path: Path) -> None:
+    make_controlnet(models.network.unet).save_pretrained(tmp_path / "control")
+    make_adapter().save_pretrained(tmp_path / "adapter")
+    shape = check_base(str(folder))
+    check_controlnet(str(tmp_path / "control"), shape)
+    check_adapter(str(tmp_path / "adapter"), shape)
+    pictures = torch.rand(1, 3, 32, 32)
+    encoder = load_controlnet(str(tmp_path / "control"), FLOAT32, "cpu")
+    assert encoder.encode(pictures).embedded.shape == (1, 32, 16, 16)
+    features = load_adapter(str(tmp_path / "adapter"), FLOAT32, "cpu")(pictures)
+    assert [tuple(feature.shape) for feature in features] == [(1, 32, 8, 8), (1, 64, 8, 8)]
+
+
+# What does not fit
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Replace fields of a JSON file; None removes one."""
+    found = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+
+def drop(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def as_bin(path: Path) -> None:
+    path.rename(path.with_name("diffusion_pytorch_model.bin"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f: drop(f / "model_index.json"), "is no diffusers model: "),
+        (lambda f: (f / "model_index.json").write_text("{"), "cannot be read"),
+        (lambda f: edit(f / "model_index.json", unet=["my_code", "MyUNet"]), "my_code.MyUNet, code of its own"),
+        (
+            lambda f: edit(f / "model_index.json", unet=["diffusers", "SD3Transformer2DModel"]),
+            "is a SD3Transformer2DModel",
+        ),
+        (lambda f: edit(f / "model_index.json", vae=None), "has no vae"),
+        (
+            lambda f: edit(f / "unet" / "config.json", auto_map={"AutoModel": "x.Y"}),
+            "asks for code of its own (auto_map",
+        ),
+        (lambda f: edit(f / "unet" / "config.json", addition_embed_type=None), "its unet is not that of sdxl"),
+        (lambda f: edit(f / "unet" / "config.json", in_channels=8), "a unet of 8 input channels is neither"),
+        (lambda f: edit(f / "vae" / "config.json", latent_channels=16), "its unet has 4 latent channels, its vae 16"),
+        (lambda f: drop(f / "unet" / "config.json"), "has no unet: "),
+        (lambda f: drop(f / "tokenizer_2"), "has no tokenizer_2: "),
+        (
+            lambda f: drop(f / "unet" / "diffusion_pytorch_model.safetensors"),
+            "needs weights as safetensors, and holds none",
+        ),
+        (
+            lambda f: as_bin(f / "unet" / "diffusion_pytorch_model.safetensors"),
+            "holds only diffusion_pytorch_model.bin",
+        ),
+    ],
+)
+def test_a_base_that_cannot_be_used_costs_a_line(
+    folder: Path, tmp_path: Path, change: Callable[[Path], None], sentence: str
+) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(folder, copy)
+    change(copy)
+    with pytest.raises(UsageError) as refused:
+        check_base(str(copy))
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_networks_of_another_base_cost_a_line(folder: Path, tmp_path: Path) -> None:
+    shape = check_base(str(folder))
+    other = replace(shape, blocks=(320, 640, 1280), text_channels=2048)
+    make_adapter().save_pretrained(tmp_path / "adapter")
+    make_controlnet(make_pipeline().unet).save_pretrained(tmp_path / "control")
+    make_vae().save_pretrained(tmp_path / "vae")
+    check_vae(str(tmp_path / "vae"), shape)
+    for check, name, given, sentence in (
+        (
+            check_adapter,
+            "adapter",
+            other,
+            "its features have 32, 64 channels, and the blocks of the base 320, 640, 1280",
+        ),
+        (check_controlnet, "control", other, "its blocks have 32, 64 channels and its text 64, those of the base 320"),
+        (check_controlnet, "adapter", shape, "holds a T2IAdapter, and needs a ControlNetModel"),
+        (
+            check_vae,
+            "vae",
+            replace(shape, vae_factor=8),
+            "makes 4 latent channels at 1/2 of the size, and the base wants 4",
+        ),
+        (check_adapter, "nothing", shape, "there are no weights at"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            check(str(tmp_path / name), given)
+        assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("interval", [(5.0, 1.0), (-1.0, 2.0)])
+def test_an_interval_without_levels_is_refused(interval: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="the first must be less than the second"):
+        LatentSamplerOptions(guidance_interval=interval)

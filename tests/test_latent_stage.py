@@ -1,0 +1,141 @@
+"""The latent engine as a stage: every row from its own columns, encoded, pasted where only a part is drawn anew."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_latent import make_adapter, make_controlnet, make_pipeline, save_pipeline
+
+from segdatagen.datasets.scenes import make_scene, scene_seed
+from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions
+from segdatagen.images import decode_image, encode_image, encode_mask
+from segdatagen.labels import load_label_set
+from segdatagen.records import derive_seed
+from segdatagen.stages.latent import LatentStage, LatentStageOptions
+from segdatagen.stages.redraw import Redraws
+from segdatagen.stages.stage import Batch, objects
+
+WIDTH, HEIGHT = 48, 32
+LABELS = load_label_set("scenes")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def controls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ControlOptions, ControlOptions]:
+    folder = tmp_path_factory.mktemp("controls")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        make_controlnet(make_pipeline().unet).save_pretrained(folder / "controlnet")
+        make_adapter().save_pretrained(folder / "adapter")
+    return (
+        ControlOptions(kind="t2i_adapter", weights=str(folder / "adapter"), scale=0.9),
+        ControlOptions(kind="controlnet", weights=str(folder / "controlnet"), scale=5.0, end=0.5),
+    )
+
+
+def make_stage(base: Path, **more: Any) -> LatentStage:
+    sampler = LatentSamplerOptions(steps=2, guidance=3.0)
+    fields = {"image_format": "png", "microbatch": 2} | more
+    return LatentStage(LatentStageOptions(base=str(base), size=(WIDTH, HEIGHT), sampler=sampler, **fields))
+
+
+def rows(sources: list[int], seeds: list[int]) -> Batch:
+    """Rows of scenes: all columns that the stage may read."""
+    scenes = {n: make_scene(scene_seed("train", n), WIDTH, HEIGHT) for n in set(sources)}
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 4, HEIGHT, WIDTH, 3)).astype(np.uint8)
+    return {
+        "prompt": objects([f"a street; {'car' if n else 'tree'}" for n in sources]),
+        "negative_prompt": objects(["dark" if n else None for n in sources]),
+        "prior": objects([encode_image(pictures[0, n], "png") for n in sources]),
+        "prior_0": objects([encode_image(pictures[0, n], "png") for n in sources]),
+        "prior_1": objects([encode_image(pictures[1, n], "png") for n in sources]),
+        "source_image": objects([encode_image(scenes[n].image, "png") for n in sources]),
+        "mask": objects([encode_mask(scenes[n].mask) for n in sources]),
+        "seed": np.array(seeds, dtype=np.int64),
+    }
+
+
+def pixels(found: Batch) -> np.ndarray:
+    return np.stack([decode_image(image) for image in found["image"]])
+
+
+def test_a_row_does_not_see_its_neighbours(base: Path, controls: tuple[ControlOptions, ControlOptions]) -> None:
+    """Two controls, two sources with variants: each as alone, and another where any of its own columns is another."""
+    stage = make_stage(base, controls=controls)
+    assert stage.reads == ("prompt", "negative_prompt", "prior_0", "prior_1", "seed")
+    batch = rows([0, 0, 1, 1, 0], [1, 2, 3, 1, 4])
+    together = pixels(stage(batch))
+    assert together.shape == (5, HEIGHT, WIDTH, 3)
+    for row in range(5):
+        alone = pixels(stage({name: column[row : row + 1] for name, column in batch.items()}))
+        # Two ways to the same conditions: one source at a time, or two, which differ by float noise.
+        assert np.abs(alone[0].astype(int) - together[row]).max() <= 1
+    for name in stage.reads:
+        changed = {k: v.copy() for k, v in batch.items()}
+        changed[name][0] = changed[name][2]
+        assert np.abs(pixels(stage(changed))[0].astype(int) - together[0]).max() > 1, name
+
+
+def test_what_is_told_of_a_source_is_computed_once(base: Path, controls: tuple[ControlOptions, ControlOptions]) -> None:
+    stage = make_stage(base, controls=controls[:1])
+    seen: list[int] = []
+    stage._controls[0].register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    stage(rows([0, 0, 1, 1, 0], [1, 2, 3, 1, 4]))
+    assert seen == [2]
+
+
+def test_inpainting_leaves_every_other_pixel_as_it_is(base: Path) -> None:
+    stage = make_stage(base, inpaint=LABELS)
+    batch = rows([0, 1], [1, 2])
+    scene = make_scene(scene_seed("train", 0), WIDTH, HEIGHT)
+    mask = scene.mask.copy()
+    mask[:, :20] = 255  # ignored: not drawn anew
+    batch["mask"][0] = encode_mask(mask)
+    found = pixels(stage(batch))[0]
+    np.testing.assert_array_equal(found[:, :20], scene.image[:, :20])
+    assert (found[:, 20:] != scene.image[:, 20:]).any(axis=-1).mean() > 0.9
+
+
+def test_background_is_not_drawn_anew(base: Path) -> None:
+    labels = LABELS.model_copy(update={"background_ids": (int(LABELS.ids[0]),)})
+    batch = rows([0], [1])
+    scene = make_scene(scene_seed("train", 0), WIDTH, HEIGHT)
+    background = scene.mask == LABELS.ids[0]
+    assert 0 < background.sum() < background.size
+    found = pixels(make_stage(base, inpaint=labels)(batch))[0]
+    np.testing.assert_array_equal(found[background], scene.image[background])
+
+
+def test_blank_images_are_drawn_again_and_the_better_one_is_stored(base: Path) -> None:
+    """No image of so small a network has a deviation of 100 levels: all are drawn three times."""
+    batch = rows([0, 1], [1, 2])
+    stage = make_stage(base, redraws=Redraws(100.0, 2))
+    found = stage(batch)
+    for row in range(2):
+        values = [entry["value"] for entry in found["candidates"][row]]
+        assert len(values) == 2
+        assert found["score_deviation"][row] > max(values)
+        seeds = [derive_seed(int(batch["seed"][row]), "mask2img", *([n] if n else [])) for n in range(3)]
+        (taken,) = set(seeds) - {entry["seed"] for entry in found["candidates"][row]}
+        again = make_stage(base)
+        again_batch = {name: column[row : row + 1] for name, column in batch.items()}
+        if taken == seeds[0]:
+            np.testing.assert_array_equal(pixels(again(again_batch))[0], decode_image(found["image"][row]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"kind": "controlnet", "start": 0.5, "end": 0.5}, "start must be less than end"),
+        ({"kind": "t2i_adapter", "start": 0.5}, "a t2i_adapter starts with the first step"),
+    ],
+)
+def test_a_control_without_steps_is_refused(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ControlOptions(weights="x", **fields)
