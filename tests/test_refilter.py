@@ -129,7 +129,7 @@ def test_status_depends_on_the_last_limit_alone(
     by_id = dict(enumerate(scores, start=1))
     run = make_scored(tmp_path_factory.mktemp("refilter") / "run", by_id, made_with)
     if all(score is None for score in scores):
-        with pytest.raises(UsageError, match=r"no sample of .* has a score_adherence: add the filter adherence"):
+        with pytest.raises(UsageError, match=r"no sample of .* has a score_adherence: the filter adherence was not"):
             move(run, adherence_min=limits[0])
         return
     for limit in limits:
