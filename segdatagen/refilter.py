@@ -135,8 +135,8 @@ def refilter(
             if found.judged and found.without_score[column] == found.judged:
                 filter_name = name.split(".")[0]
                 raise UsageError(
-                    f"{name}: no sample of {run.folder.uri} has a {column}: the filter {filter_name} was not in the job when they "
-                    "were made, or had nothing to score"
+                    f"{name}: no sample of {run.folder.uri} has a {column}: the filter {filter_name} was not in the "
+                    "job when they were made, or had nothing to score"
                 )
         after = decided(before, read_decisions(run.folder, found.decisions))
         classes = _per_class(run, before, after)
