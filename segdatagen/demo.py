@@ -79,7 +79,7 @@ def demo_job(out: str) -> dict[str, object]:
         "seed": 0,
         "geometry": {"size": [SIZE, SIZE], "fit": "resize"},
         "methods": {
-            "mask_ddpm": {"weights": "builtin:scenes-mask-ddpm", "sampler": "ddim", "steps": 25, "guidance": 3.0}
+            "mask_ddpm": {"weights": "builtin:scenes-mask-ddpm", "sampler": "ddim", "steps": 25, "guidance": 4.0}
         },
         "plan": [
             {"method": "mask_ddpm", "strategy": "balance", "n_balance": "auto", "ratio": 1.5},

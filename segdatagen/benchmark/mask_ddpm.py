@@ -29,7 +29,7 @@ from segdatagen.segmenters import Segmenter
 from segdatagen.weights import load_mask_ddpm
 
 MICROBATCH = 8
-GUIDANCE = 3.0
+GUIDANCE = 4.0
 FEW_STEPS = {
     "ddim_20": SamplerOptions(sampler="ddim", steps=20, guidance=GUIDANCE),
     "ddim_50": SamplerOptions(sampler="ddim", steps=50, guidance=GUIDANCE),
