@@ -83,8 +83,8 @@ def stray_decisions(run: Folder, decisions: pa.Table) -> list[str]:
     stray = decisions.filter(pc.invert(pc.is_in(decisions["sample_id"], planned.combine_chunks())))
     first = dict(zip(reversed(stray["file"].to_pylist()), reversed(stray["sample_id"].to_pylist()), strict=True))
     return [
-        f"{run.uri_of(f'{DECISIONS}/{name}')}: decides on {count} samples that are in no plan, the first is "
-        f"{first[name]}: correct or delete it"
+        f"{run.uri_of(f'{DECISIONS}/{name}')}: {count} of its sample_ids are in no plan, {first[name]} "
+        "first: correct or delete it"
         for name, count in sorted(Counter(stray["file"].to_pylist()).items())
     ]
 
