@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import mmap
 import os
 import re
@@ -30,6 +31,8 @@ HALF_PUT = re.compile(r"\..+\.[a-z0-9_]{8}")
 """Temporary files of `put` on a disk."""
 CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 """What an object store tells a browser. A disk has only the suffix."""
+MOST_ATTEMPTS = 1000
+"""To make a folder that others delete meanwhile. One that can never be made is given up after a few milliseconds."""
 CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 
@@ -214,7 +217,7 @@ class Folder:
                 raise UsageError(f"{self.uri}: bucket {bucket} does not exist or cannot be read: create it first")
             return
         ancestor = Path(self._path(""))
-        while not os.path.exists(ancestor) and ancestor != ancestor.parent:
+        while not os.path.lexists(ancestor) and ancestor != ancestor.parent:  # a dead link is there, and no folder
             ancestor = ancestor.parent
         if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
             raise UsageError(f"{self.uri}: cannot write here, {ancestor} is not a writable folder")
@@ -332,13 +335,16 @@ def _replace_file(path: str, data: bytes | mmap.mmap) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file. A lock that was deleted while we waited for it protects nothing: the next is taken."""
-    while True:
+    """Hold the lock of a file. A lock that was deleted while we waited for it protects nothing: the next is taken.
+
+    Raises OSError where there can be no folder for it, as below a link that leads nowhere.
+    """
+    for attempt in itertools.count():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
         except (FileNotFoundError, FileExistsError):
-            if path.parent.exists() and not path.parent.is_dir():
+            if attempt == MOST_ATTEMPTS or (path.parent.exists() and not path.parent.is_dir()):
                 raise
             continue  # whoever deleted the last file here took the folder along
         with open(descriptor, "wb") as lock:

@@ -274,9 +274,17 @@ def test_what_cannot_be_written_is_refused_beforehand_and_untouched(tmp_path: Pa
     Folder(str(tmp_path / "new/deep")).require_writable()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_bytes(b"")
-    for below in ("file", "file/x", "file/x/y"):
+    (tmp_path / "dead").symlink_to(tmp_path / "unmounted/disk")
+    for below in ("file", "file/x", "file/x/y", "dead", "dead/x"):
         with pytest.raises(UsageError, match="cannot write here"):
             Folder(str(tmp_path / below)).require_writable()
+
+
+def test_a_folder_that_cannot_be_made_ends_a_conditional_put(tmp_path: Path) -> None:
+    """Below a link that leads nowhere a folder neither is nor can be made: each says that it is the other's fault."""
+    (tmp_path / "dead").symlink_to(tmp_path / "unmounted/disk")
+    with pytest.raises(StorageError, match=r"lease\.json"):
+        Folder(str(tmp_path / "dead/run")).put_if_unchanged("lease.json", b"{}", None)
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "hdfs://x", "memory://x"])
