@@ -209,6 +209,7 @@ def test_excluded_samples_have_their_reason_and_unknown_ones_are_refused(tmp_pat
     assert exclude(run, [1, 2], "the car floats", nobody_waits) == (2, 2)
     assert status_of(run).reasons == {"excluded: the car floats": 2}
     assert exclude(run, [2], "it sinks", nobody_waits) == (0, 2), "a second reason replaces the first"
+    assert exclude(run, [1, 2], None, nobody_waits) == (0, 2), "no reason leaves it"
     assert status_of(run).reasons == {"excluded: the car floats": 1, "excluded: it sinks": 1}
     for unknown in (3, 10**30):
         with pytest.raises(UsageError, match=f"has no sample {unknown}: ids are in the column sample_id"):

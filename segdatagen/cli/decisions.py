@@ -34,7 +34,7 @@ def refilter(
     """Judge the samples of a run again by their stored scores: move limits without a GPU.
 
     What --set gives holds for the run until the next refilter. Without it, the limits are those of the job again.
-    Example: segdatagen refilter out/scenes/runs/scenes-rare/v1 --set adherence.min=0.6 --dry-run
+    Example: segdatagen refilter out/scenes/runs/scenes-rare/v1 --set blank.min_deviation=20 --dry-run
     """
     from segdatagen.cli import screen
     from segdatagen.filters import parse_limits
@@ -77,7 +77,9 @@ def exclude(
     run: RunUri,
     ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Each a sample_id of the run.")] = None,
     file: Annotated[Path | None, typer.Option(help="A text file with one sample_id in a line.")] = None,
-    reason: Annotated[str, typer.Option(help="Why, for status and report.")] = "by hand",
+    reason: Annotated[
+        str | None, typer.Option(help="Why, for status and report. Default: by hand, or what was said before.")
+    ] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Take the exclusion of these samples back.")] = False,
     as_json: Json = False,
 ) -> None:
