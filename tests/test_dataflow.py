@@ -5,8 +5,9 @@ import time
 
 import pytest
 from conftest import JobFactory
+from kept_events import Events
 from ray import cloudpickle
-from test_faults import Events, run
+from test_faults import run
 
 from segdatagen.dataflow import ChainFactory
 from segdatagen.job import Job, load_job

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from committed import commit, make_run, nothing_more, plan
 from conftest import JobFactory, Refused
-from test_faults import Events
+from kept_events import Events
 from test_publish import publish_quietly, published_ids
 
 from segdatagen.budget import Budget

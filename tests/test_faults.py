@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import JobFactory, make_scenes_store, make_weights
+from kept_events import Events
 from ray import cloudpickle
 from safetensors.numpy import load_file, save_file
 
@@ -20,10 +21,9 @@ from segdatagen.driver import Outcome, RunOptions
 from segdatagen.errors import SegdatagenError
 from segdatagen.images import decode_image, encode_mask
 from segdatagen.job import Job, load_job
-from segdatagen.lease import Holder
 from segdatagen.method_context import method_contexts
 from segdatagen.methods import METHODS, Chain
-from segdatagen.planner import RoundSummary, read_plan, read_rounds
+from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run import plan_job, run_job
 from segdatagen.run_folder import SUCCESS_NAME, open_run
 from segdatagen.samples import read_ledger
@@ -34,37 +34,6 @@ from segdatagen.tables import read_part
 from segdatagen.verify import read_manifest, verify_ledger
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-class Events:
-    """Keeps what a run tells."""
-
-    def __init__(self, at_part: Callable[[PartDone], None] = lambda part: None) -> None:
-        self.parts: list[PartDone] = []
-        self.notes: list[str] = []
-        self.rounds: list[RoundSummary] = []
-        self.hashed: list[tuple[int, int]] = []
-        self.flows: list[tuple[int, int]] = []
-        self._at_part = at_part
-
-    def waiting(self, holder: Holder) -> None:
-        self.notes.append(f"waiting for {holder}")
-
-    def planned(self, summary: RoundSummary) -> None:
-        self.rounds.append(summary)
-
-    def hashing(self, num_done: int, num_after: int) -> None:
-        self.hashed.append((num_done, num_after))
-
-    def working(self, num_done: int, num_after: int) -> None:
-        self.flows.append((num_done, num_after))
-
-    def part(self, part: PartDone) -> None:
-        self.parts.append(part)
-        self._at_part(part)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 class Fault:

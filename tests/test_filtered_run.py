@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import JobFactory, make_scenes_store, make_weights
+from kept_events import Events
 from ray import cloudpickle
 from safetensors.torch import load_file, save_file
 from test_decisions import nobody_waits
-from test_faults import Events, rows_of, run, uniform
+from test_faults import rows_of, run, uniform
 from test_publish import publish_quietly, published_ids
 from tiny_segmenter import make_segmenter
 

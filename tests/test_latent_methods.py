@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import SIZE, JobFactory, Refused, make_scenes_store
-from test_faults import Events
+from kept_events import Events
 from tiny_latent import make_adapter, make_controlnet, make_pipeline, save_pipeline
 
 from segdatagen.colours import encode

@@ -12,8 +12,9 @@ import pytest
 import ray
 from committed import commit, make_run, plan
 from conftest import JobFactory, child_environment, the_line, visible
+from kept_events import Events
 from ray import cloudpickle
-from test_faults import Events, run
+from test_faults import run
 from test_lease import put_holder
 
 import segdatagen.deep_verify
