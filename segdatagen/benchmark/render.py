@@ -24,12 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segdatagen.benchmark.architectures import SCHEDULE, Architecture, Size, build
 from segdatagen.benchmark.measure import Benchmark, Figures
-from segdatagen.diffusion import vae
 from segdatagen.diffusion.conditions import Conditions, ControlEncoder, TextCondition, encode_adapter
-from segdatagen.diffusion.denoise import LatentNetwork, denoise
+from segdatagen.diffusion.denoise import LatentNetwork
+from segdatagen.diffusion.latent_models import LatentModels
 from segdatagen.diffusion.latent_options import LatentSamplerOptions
-from segdatagen.diffusion.microbatch import Made, microbatches
+from segdatagen.diffusion.microbatch import Made
+from segdatagen.diffusion.render import Wanted, render_batches
+from segdatagen.diffusion.text import TextEncoder
 from segdatagen.images import encode_image
+from segdatagen.latent_folders import Shape
 
 Control = Literal["controlnet", "t2i_adapter"]
 
@@ -200,8 +203,14 @@ def _scene(
 
 def _ours(architecture: Architecture, scene: Scene, microbatch: int) -> Callable[[int], Iterator[np.ndarray]]:
     """Draws the first so many images of a scene, encodes them, and yields their pixels."""
+    unet = architecture.unet
     factor = 2 ** (len(architecture.vae.config.block_out_channels) - 1)
-    network = LatentNetwork(architecture.unet, SCHEDULE)
+    models = LatentModels(
+        network=LatentNetwork(unet, SCHEDULE),
+        vae=architecture.vae,
+        text=TextEncoder((), (), False),  # the embeddings are random
+        shape=Shape("sdxl", unet.config.block_out_channels, 4, 4, unet.config.cross_attention_dim, factor),
+    )
     options = LatentSamplerOptions(scheduler="euler", steps=scene.steps, guidance=GUIDANCE)
     encoder = ControlEncoder(_copy(architecture.controlnet)) if architecture.controlnet is not None else None
     ids = torch.tensor([[scene.side, scene.side, 0, 0, scene.side, scene.side]] * scene.sources).float()
@@ -211,14 +220,10 @@ def _ours(architecture: Architecture, scene: Scene, microbatch: int) -> Callable
             size=(scene.side // factor, scene.side // factor),
             text=scene.text,
             negative=scene.negative,
-            time_ids=ids.to(architecture.unet.device),
+            time_ids=ids.to(unet.device),
             controls=[encoder.encode(scene.pictures)] if encoder is not None else [],
             adapters=[encode_adapter(architecture.adapter, scene.pictures)] if architecture.adapter else [],
         )
-
-        def make(rows: np.ndarray, generators: list[torch.Generator]) -> tuple[np.ndarray, np.ndarray]:
-            picked = torch.tensor([scene.rows[row] for row in rows], device=architecture.unet.device)
-            return vae.decode(architecture.vae, denoise(network, conditions, picked, generators, options))
 
         def encode(batch: Made) -> np.ndarray:
             for image in batch.images:
@@ -226,7 +231,9 @@ def _ours(architecture: Architecture, scene: Scene, microbatch: int) -> Callable
             return batch.images
 
         with ThreadPoolExecutor(1) as encoders:
-            waiting = [encoders.submit(encode, b) for b in microbatches(make, range(count), min(microbatch, count))]
+            wanted = Wanted(scene.rows[:count], range(count))
+            batches = render_batches(models, conditions, wanted, options, min(microbatch, count))
+            waiting = [encoders.submit(encode, batch) for batch in batches]
             for done in waiting:
                 yield from done.result().astype(np.int16)
 
