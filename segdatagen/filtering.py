@@ -90,8 +90,7 @@ def judges_of(filters: Filters) -> dict[str, str]:
 def _segmenter(uri: str, context: FilterContext) -> Segmenter:
     """The segmenter, loaded once per process whatever methods and filters use it."""
     execution = context.execution
-    device = "cuda" if execution.gpus_per_actor > 0 else "cpu"
-    return _load(uri, fingerprint_of(uri), context.label_set.names, device, execution.torch_threads)
+    return _load(uri, fingerprint_of(uri), context.label_set.names, execution.device, execution.torch_threads)
 
 
 @functools.lru_cache(maxsize=2)

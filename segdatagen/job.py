@@ -64,6 +64,11 @@ class Execution(_Part):
     max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of one attempt")
     max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of all attempts together")
 
+    @property
+    def device(self) -> str:
+        """Where the networks of an actor run."""
+        return "cuda" if self.gpus_per_actor > 0 else "cpu"
+
     @field_validator("rows_per_block")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:

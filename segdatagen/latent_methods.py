@@ -24,7 +24,7 @@ def stages_of(context: MethodContext) -> list[Stage]:
     from segdatagen.stages.prior import PriorStage, PriorStageOptions
 
     options, execution, label_set = _options(context), context.execution, context.label_set
-    threads, device = execution.torch_threads, context.device
+    threads, device = execution.torch_threads, execution.device
     stage = LatentStageOptions(
         base=options.base,
         size=context.geometry.size,
@@ -45,7 +45,7 @@ def stages_of(context: MethodContext) -> list[Stage]:
                 prior=control.prior, label_set=label_set, column=column, torch_threads=threads, device=device
             )
         )
-        for control, column in zip(options.controls, columns, strict=False)
+        for control, column in zip(options.controls, columns, strict=True)
     ]
     return [
         LoadSource(open_store(context.sources), context.geometry, with_image=options.needs_image),
@@ -71,7 +71,7 @@ def check_latent(context: MethodContext) -> None:
     if options.caption.weights is not None:
         check_captioner(options.caption.weights, options.caption.kind)
     PromptWriter(options.prompt, label_set, budget_of(options.base))
-    if isinstance(options, InpaintOptions) or options.needs_image:
+    if options.needs_image:
         _require_images(context)
 
 

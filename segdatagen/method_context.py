@@ -27,11 +27,6 @@ class MethodContext:
     filtering: FilterContext
 
     @property
-    def device(self) -> str:
-        """Where networks run."""
-        return "cuda" if self.execution.gpus_per_actor > 0 else "cpu"
-
-    @property
     def redraws(self) -> Redraws | None:
         """When a stage that makes images draws one again."""
         blank = self.filtering.filters.blank

@@ -41,7 +41,7 @@ def mask_ddpm_stages(context: MethodContext) -> list[Stage]:
         redraws=context.redraws,
         microbatch=execution.microbatch,
         torch_threads=execution.torch_threads,
-        device=context.device,
+        device=execution.device,
     )
     return [LoadSource(open_store(context.sources), context.geometry), MaskDDPMStage(stage)]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
 from segdatagen.diffusion.microbatch import Generated, draw_noise, microbatches, together
+from segdatagen.diffusion.pixels import to_levels
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
 
@@ -213,5 +214,4 @@ def from_pixels(images: Tensor) -> Tensor:
 
 def to_pixels(x: Tensor) -> np.ndarray:
     """Images `[B, 3, H, W]`, clamped to [-1, 1], -> uint8 `[B, H, W, 3]`; NaN becomes 0."""
-    levels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().nan_to_num(nan=0.0)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return to_levels(x).cpu().numpy()

@@ -12,6 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from segdatagen.diffusion.pixels import to_levels
+
 DECODE_CHUNK = 4
 """Images that are decoded at once: the decoder's widest layers need more memory than the whole loop before it."""
 
@@ -55,6 +57,5 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> tuple[np.ndarray, np.ndarray]
         padded = torch.cat([chunk, chunk[-1:].expand(padding, -1, -1, -1)]) if padding else chunk
         image = vae.decode(padded.to(vae.dtype), return_dict=False)[0][: len(chunk)].float()
         finite.append(torch.isfinite(image).flatten(1).all(dim=1))
-        levels = ((image.clamp(-1, 1) + 1) * 127.5).round().nan_to_num(nan=0.0)
-        pixels.append(levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+        pixels.append(to_levels(image))
     return torch.cat(pixels).cpu().numpy(), torch.cat(finite).cpu().numpy()

@@ -19,8 +19,8 @@ from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOpt
 from segdatagen.diffusion.render import Wanted, describe, inpainting, render_batches, to_pixels
 from segdatagen.images import Image, ImageFormat, decode_image, decode_mask, encode_image
 from segdatagen.labels import LabelSet
-from segdatagen.stages.redraw import Redraws, draw_with_retries
-from segdatagen.stages.stage import Batch, objects
+from segdatagen.stages.redraw import DRAWN_COLUMNS, Redraws, draw_with_retries
+from segdatagen.stages.stage import Batch
 
 Columns = Mapping[str, Sequence[Any]]
 """What the distinct sources of a batch are told, by column."""
@@ -57,7 +57,7 @@ class LatentStage:
     """Generates one image per row, and again where it is blank and the options say so."""
 
     name = "mask2img"
-    writes = ("image", "microbatch", "score_deviation", "candidates", "reason")
+    writes = DRAWN_COLUMNS
 
     def __init__(self, options: LatentStageOptions) -> None:
         """Load every network. Raises UsageError where one cannot be used."""
@@ -71,7 +71,7 @@ class LatentStage:
             )
             for control in options.controls
         ]
-        self._told = ("prompt", "negative_prompt", *prior_columns(len(options.controls)) * bool(options.controls))
+        self._told = ("prompt", "negative_prompt", *prior_columns(len(options.controls)))
         if options.inpaint is not None:
             self._told += ("source_image", "mask")
         self.reads = (*self._told, "seed")
@@ -104,13 +104,7 @@ class LatentStage:
 
             drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws)
             images = [encoded[row, seed].result() for row, seed in enumerate(drawn.seeds)]
-        return {
-            "image": objects(images),
-            "microbatch": drawn.microbatch.astype(np.int32),
-            "score_deviation": objects(drawn.deviations),
-            "candidates": objects(drawn.candidates),
-            "reason": objects([None if good else "the image holds NaN or infinity" for good in drawn.finite]),
-        }
+        return drawn.columns(images)
 
     def _known(self, columns: Columns) -> tuple[np.ndarray, np.ndarray] | None:
         """Real images uint8 `[S, H, W, 3]`, and which pixels are drawn anew, bool `[S, H, W]`; None: all are."""
@@ -127,7 +121,7 @@ class LatentStage:
         controls: list[ControlCondition] = []
         adapters: list[AdapterCondition] = []
         names = prior_columns(len(self._controls))
-        for control, network, name in zip(self._options.controls, self._controls, names, strict=False):
+        for control, network, name in zip(self._options.controls, self._controls, names, strict=True):
             pictures = to_pixels(np.stack([decode_image(prior) for prior in columns[name]]))
             if control.kind == "controlnet":
                 controls.append(network.encode(pictures, control.scale, control.start, control.end))

@@ -14,8 +14,8 @@ from segdatagen.diffusion.mask_ddpm import generate_microbatched
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.images import ImageFormat, decode_mask, encode_image
 from segdatagen.labels import LabelSet
-from segdatagen.stages.redraw import Redraws, draw_with_retries
-from segdatagen.stages.stage import Batch, objects
+from segdatagen.stages.redraw import DRAWN_COLUMNS, Redraws, draw_with_retries
+from segdatagen.stages.stage import Batch
 from segdatagen.weights import load_mask_ddpm
 
 
@@ -43,7 +43,7 @@ class MaskDDPMStage:
 
     name = "mask2img"
     reads = ("mask", "seed")
-    writes = ("image", "microbatch", "score_deviation", "candidates", "reason")
+    writes = DRAWN_COLUMNS
 
     def __init__(self, options: MaskDDPMStageOptions) -> None:
         torch.set_num_threads(options.torch_threads)
@@ -63,10 +63,4 @@ class MaskDDPMStage:
             return made.images, made.finite, made.microbatch
 
         drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws)
-        return {
-            "image": objects([encode_image(image, options.image_format) for image in drawn.images]),
-            "microbatch": drawn.microbatch.astype(np.int32),
-            "score_deviation": objects(drawn.deviations),
-            "candidates": objects(drawn.candidates),
-            "reason": objects([None if good else "the image holds NaN or infinity" for good in drawn.finite]),
-        }
+        return drawn.columns([encode_image(image, options.image_format) for image in drawn.images])

@@ -12,9 +12,14 @@ import numpy as np
 
 from segdatagen.images import Image
 from segdatagen.records import derive_seed
+from segdatagen.stages.stage import Batch, objects
 
 Draw = Callable[[np.ndarray, list[int]], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Rows int64 [N] with a seed each in; images uint8 [N, H, W, 3], whether they are finite [N], batch shapes [N] out."""
+
+
+DRAWN_COLUMNS = ("image", "microbatch", "score_deviation", "candidates", "reason")
+"""What a stage that makes images writes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,16 @@ class Drawn:
     deviations: list[float | None]  # None where an image is not finite
     candidates: list[list[dict[str, Any]] | None]  # as in SAMPLE_SCHEMA
     seeds: list[int]  # that the images were drawn with
+
+    def columns(self, encoded: Sequence[bytes]) -> Batch:
+        """DRAWN_COLUMNS of a stage, for its encoded images; a row with NaN or infinity gets a reason."""
+        return {
+            "image": objects(encoded),
+            "microbatch": self.microbatch.astype(np.int32),
+            "score_deviation": objects(self.deviations),
+            "candidates": objects(self.candidates),
+            "reason": objects([None if good else "the image holds NaN or infinity" for good in self.finite]),
+        }
 
 
 def deviation(image: Image) -> float:
