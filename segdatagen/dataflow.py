@@ -5,9 +5,12 @@ sees one small row per part. Queues, back-pressure, spilling and restarts are th
 found by subtracting the ledger from the plan, which is the caller's business.
 """
 
+import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -170,6 +173,34 @@ def _flow(
     flow: Flow, rows: pa.Table, block_rows: int, steps: Sequence[tuple[Step, int]]
 ) -> Generator[PartDone, None, None]:
     """Rows through steps with so many actors each, and what the last one leaves into storage."""
+    with _actor_names() as actor_names, contextlib.closing(_rows(flow, rows, block_rows, steps, actor_names)) as made:
+        yield from made
+
+
+@contextlib.contextmanager
+def _actor_names() -> Iterator[Callable[[], dict[str, str]]]:
+    """Names for actors, which end when this does.
+
+    Ray Data lets go of its actors and leaves their end to reference counts. One that dies then and is started again
+    stays (Ray 2.60), and its CPU or GPU is missing to the next flow, which would wait for it for ever.
+    """
+    prefix, numbers = f"segdatagen-{uuid.uuid4().hex}-", itertools.count()
+    try:
+        yield lambda: {"name": f"{prefix}{next(numbers)}"}
+    finally:
+        for name in ray.util.list_named_actors():
+            if name.startswith(prefix):
+                with contextlib.suppress(ValueError):  # it has ended by itself
+                    ray.kill(ray.get_actor(name))
+
+
+def _rows(
+    flow: Flow,
+    rows: pa.Table,
+    block_rows: int,
+    steps: Sequence[tuple[Step, int]],
+    actor_names: Callable[[], dict[str, str]],
+) -> Generator[PartDone, None, None]:
     run, execution = Folder(flow.run_uri), flow.execution
     (last, actors), flow = steps[-1], replace(flow, segments={})  # a step has what its actors build
     blocks = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=block_rows)
@@ -188,6 +219,7 @@ def _flow(
                 num_gpus=execution.gpus_per_actor or None,
                 max_restarts=-1,
                 max_task_retries=retries,
+                ray_remote_args_fn=actor_names,
             )
     stage = None if last.is_last else next(iter(last.segments.values())).name
     put = _samples(run) if stage is None else _work(run, stage, flow.attempt)

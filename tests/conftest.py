@@ -77,7 +77,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Ray in this process, for all tests that need one: what calls `connect` uses it as it is."""
+    """Ray in this process, for all tests that need one: what calls `connect` uses it as it is.
+
+    It keeps more idle workers than it has CPUs: starting one takes longer than most of what tests have them do.
+    """
+    os.environ.update(RAY_num_workers_soft_limit="6")
     with cluster.connect(num_cpus=2):
         yield
 
