@@ -6,8 +6,8 @@ know jobs, nor other nodes.
 
 import contextlib
 import fcntl
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Source(Protocol):
 
     uri: str
     revision: str
-    """What the bytes are pinned by; empty where the host has nothing of the kind."""
+    """What the bytes are pinned by: a commit; of an object store a hash of names, sizes and versions of its objects."""
     single_file: bool
     """Whether the URI names one file: the only one of `entries`."""
 
@@ -71,8 +71,6 @@ class Wanted:
 class StoreSource:
     """Weights below a folder of an object store, or one object."""
 
-    revision = ""
-
     def __init__(self, uri: str) -> None:
         """Raises UsageError where nothing lies there."""
         self.uri = uri.rstrip("/")
@@ -82,10 +80,11 @@ class StoreSource:
             parent, _, name = self.uri.rpartition("/")
             self._folder = Folder(parent)
             try:
-                with self._folder.open(name) as file:
-                    self._entries = [Entry(name, file.seek(0, os.SEEK_END))]
+                self._entries = [self._folder.entry(name)]
             except OSError as error:
                 raise UsageError(f"there are no weights at {uri}: no object, and none below it") from error
+        known = [(entry.name, entry.size, entry.version) for entry in self._entries]
+        self.revision = hashlib.blake2b(repr(known).encode(), digest_size=20).hexdigest()
 
     def entries(self) -> Sequence[Entry]:
         """Every object below the URI."""
@@ -108,12 +107,18 @@ class StoreSource:
 def survey(uri: str, token: str | None) -> Wanted | CachedWeights:
     """What is to fetch of the weights at a URI, or the record of what this node has of them. Writes nothing.
 
-    Raises UsageError where they do not exist, are not pinned, or have nothing that would be loaded; SegdatagenError
-    where their host does not answer.
+    What has changed in an object store since it was fetched is to be fetched again. Raises UsageError where weights do
+    not exist, are not pinned, or have nothing that would be loaded; SegdatagenError where their host does not answer.
     """
-    if record := read_cached(uri):
-        return record
-    source: Source = HubSource(uri, parse_hub_uri(uri), token) if uri.startswith("hf://") else StoreSource(uri)
+    record = read_cached(uri)
+    if uri.startswith("hf://"):
+        if record:
+            return record
+        source: Source = HubSource(uri, parse_hub_uri(uri), token)
+    else:
+        source = StoreSource(uri)
+        if record and record.revision == source.revision:
+            return record
     found = source.entries()
     return Wanted(source, tuple(found) if source.single_file else _loaded(source, found))
 
@@ -126,12 +131,13 @@ def fetch(wanted: Wanted, progress: Progress) -> CachedWeights:
     entry = entry_path(wanted.source.uri)
     try:
         with _locked(entry.parent / f".{entry.name}.lock"):
-            if record := read_cached(wanted.source.uri):
+            record = read_cached(wanted.source.uri)
+            if record and (record.uri.startswith("hf://") or record.revision == wanted.source.revision):
                 progress(wanted.num_bytes)
                 return record
-            part = entry.parent / f".{entry.name}.{wanted.source.revision[:12] or 'new'}.part"
+            part = entry.parent / f".{entry.name}.{wanted.source.revision[:12]}.part"
             for other in entry.parent.glob(f".{entry.name}.*.part"):
-                if other != part or not wanted.source.revision:
+                if other != part:
                     shutil.rmtree(other)
             return _bring(wanted, part, entry, progress)
     except OSError as error:
@@ -155,7 +161,7 @@ def _bring(wanted: Wanted, part: Path, entry: Path, progress: Progress) -> Cache
     pinned = fingerprint_of(str(part / path))
     record = CachedWeights(
         uri=source.uri,
-        revision=source.revision or pinned,
+        revision=source.revision,
         path=path,
         num_bytes=wanted.num_bytes,
         fingerprint=pinned,
@@ -163,7 +169,13 @@ def _bring(wanted: Wanted, part: Path, entry: Path, progress: Progress) -> Cache
     (part / RECORD_NAME).write_text(record.model_dump_json(indent=1) + "\n")
     for written in [*part.rglob("*"), part]:
         sync_to_disk(written)
-    part.rename(entry)
+    if entry.exists():  # objects that have changed since: who has opened the old files goes on reading them
+        old = entry.with_name(f".{entry.name}.old.part")
+        entry.rename(old)
+        part.rename(entry)
+        shutil.rmtree(old)
+    else:
+        part.rename(entry)
     sync_to_disk(entry.parent)
     return record
 

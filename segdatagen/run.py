@@ -21,7 +21,7 @@ from segdatagen.job import Job
 from segdatagen.labels import LabelSet
 from segdatagen.lease import Lease
 from segdatagen.method_context import MethodContext, method_contexts
-from segdatagen.methods import build_chain, check_weights, content_recipes, stages_of
+from segdatagen.methods import Chain, build_chain, check_weights, content_recipes, stages_of
 from segdatagen.missing import check_goals
 from segdatagen.placement import ChainFactory, Segment, Segments, require_pools, segments_of, whole
 from segdatagen.planner import (
@@ -34,6 +34,7 @@ from segdatagen.planner import (
     refuse_evaluation_splits,
     refuse_sources_without_masks,
 )
+from segdatagen.prefetch import weights_of
 from segdatagen.refilter import RANK, bring_in_line, is_judged, judge, limits_in_force
 from segdatagen.run_folder import (
     REPORT_NAME,
@@ -50,6 +51,8 @@ from segdatagen.samples import decided, read_columns, read_ledger
 from segdatagen.sources import has_any, open_store
 from segdatagen.storage import Folder
 from segdatagen.verify import Manifest, read_manifest, stray_decisions
+from segdatagen.weights import fingerprint_of
+from segdatagen.weights_cache import is_remote, require_copies
 
 
 def prepare(job: Job) -> Session:
@@ -79,7 +82,20 @@ def prepare(job: Job) -> Session:
 
 
 def segments(job: Job, label_set: LabelSet, limits: Limits) -> Segments:
-    """What actors build of each method: all of it, or what is given to a pool of them."""
+    """What actors build of each method: all of it, or what is given to a pool of them.
+
+    Each first compares its node's copies of fetched weights with those of this machine, which the ids of samples
+    stand for.
+    """
+    fetched = [uri for uri in weights_of(job) if is_remote(uri)]
+    fingerprints = {uri: fingerprint_of(uri) for uri in fetched}
+
+    def of_these_weights(segment: Segment) -> Segment:
+        def build() -> Chain:
+            require_copies(fingerprints)
+            return segment.build()
+
+        return replace(segment, build=build)
 
     def of_method(method: str, context: MethodContext) -> tuple[Segment, ...]:
         context = replace(context, filtering=replace(context.filtering, limits=limits))
@@ -87,7 +103,8 @@ def segments(job: Job, label_set: LabelSet, limits: Limits) -> Segments:
             return whole(lambda: build_chain(method, context))
         return segments_of(stages_of(method, context))
 
-    return {method: of_method(method, context) for method, context in method_contexts(job, label_set).items()}
+    contexts = method_contexts(job, label_set)
+    return {name: tuple(map(of_these_weights, of_method(name, context))) for name, context in contexts.items()}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -43,10 +43,14 @@ class StorageError(SegdatagenError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a listing: its name relative to the folder, and its size in bytes."""
+    """One object of a listing: its name relative to the folder, its size in bytes, and what changes with its bytes.
+
+    `version` is the ETag that an object store gives; empty on a disk.
+    """
 
     name: str
     size: int
+    version: str = field(default="", compare=False)
 
 
 class Folder:
@@ -127,9 +131,20 @@ class Folder:
             except FileNotFoundError:
                 return []
             skip = len(self._root) + 1
-            found = [Entry(path[skip:], info["size"]) for path, info in details.items() if len(path) > skip]
+            found = [
+                Entry(path[skip:], info["size"], str(info.get("ETag", "")))
+                for path, info in details.items()
+                if len(path) > skip
+            ]
         visible = (e for e in found if e.name.endswith(suffix) and not e.name.rsplit("/", 1)[-1].startswith("."))
         return sorted(visible, key=lambda entry: entry.name)
+
+    def entry(self, name: str) -> Entry:
+        """One object, looked at anew. Raises FileNotFoundError or another OSError."""
+        if self.is_local:
+            return Entry(name, os.stat(self._path(name)).st_size)
+        info = self._filesystem.info(self._path(name), refresh=True)
+        return Entry(name, info["size"], str(info.get("ETag", "")))
 
     def put(self, name: str, data: bytes) -> None:
         """Store an object whole or not at all, replacing one of that name.

@@ -7,6 +7,7 @@ network for anything: `fetch_weights` does, for `segdatagen prefetch` alone.
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class CachedWeights(BaseModel):
 
     uri: str
     revision: str
-    """The commit of a repository; of an object store, which has none, the fingerprint."""
+    """The commit of a repository; of an object store, which has none, a hash of its listing."""
     path: str
     """Of the folder or file that the URI stands for, below the copy."""
     num_bytes: int
@@ -108,6 +109,18 @@ def read_cached(uri: str) -> CachedWeights | None:
     if not (entry / RECORD_NAME).is_file():
         return None
     return read_stored(Folder(str(entry)), RECORD_NAME, CachedWeights, UsageError)
+
+
+def require_copies(fingerprints: Mapping[str, str]) -> None:
+    """Raise UsageError unless this node's copies of weights, by URI, are those with these fingerprints."""
+    for uri, wanted in fingerprints.items():
+        cached_path(uri)
+        record = read_cached(uri)
+        if record is not None and record.fingerprint != wanted:
+            raise UsageError(
+                f"this node's copy of {uri} has other bytes than that of the machine that started the run: "
+                "`segdatagen prefetch JOB --address ADDRESS` brings the same to every node"
+            )
 
 
 def cached_path(uri: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import ray
 import torch
 import yaml
 from wrong_inputs import require_row
@@ -84,6 +85,17 @@ def ray_session() -> Iterator[None]:
     os.environ.update(RAY_num_workers_soft_limit="6")
     with cluster.connect(num_cpus=2):
         yield
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """Address of a Ray for commands that need not start their own, which takes longer than most of what they do.
+
+    Its workers have the environment of this process as it was when the first test asked.
+    """
+    with cluster.connect(num_cpus=4):
+        address: str = ray.get_runtime_context().gcs_address
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -41,9 +41,18 @@ def test_a_source_with_more_variants_costs_fewer_operations_an_image() -> None:
     assert with_controlnet[0] == with_controlnet[1]
 
 
-def test_both_loops_draw_the_same_images_and_are_timed() -> None:
+def test_each_control_is_drawn_with_one_variant_and_with_four() -> None:
+    assert {(case.control, case.variants, case.sources) for case in cases(16)} == {
+        *(("controlnet", 1, 16), ("controlnet", 4, 4)),
+        *(("t2i_adapter", 1, 16), ("t2i_adapter", 4, 4)),
+    }
+
+
+def test_both_loops_draw_the_same_images_and_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [Case("controlnet", 1, 4), Case("t2i_adapter", 2, 1)]
+    monkeypatch.setattr("segdatagen.benchmark.render.cases", lambda num_images: few)
     figures = bench_render(num_images=4, microbatch=4)
-    for case in cases(4):
+    for case in few:
         name = f"{case.control}_{case.variants}"
         assert float(figures[f"{name}_mean_difference_in_levels"]) < 0.5, "equal noise, equal images but for rounding"
         rate, plain = (float(figures[f"{name}_{key}"]) for key in ("images_per_second", "images_per_second_plain"))

@@ -71,14 +71,17 @@ PUBLISH_MOMENTS = [(SHARD, "before"), (SHARD, "after"), (INDEX, "before"), (INDE
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_driver_killed_inside_every_write(make_job: JobFactory, tmp_path: Path) -> None:
+def test_driver_killed_inside_every_write(ray_address: str, make_job: JobFactory, tmp_path: Path) -> None:
+    """On a Ray that goes on, as that of a cluster does."""
     job = make_job(execution=EXECUTION)
+    where = {"plan": [], "run": ["--address", ray_address]}
     run = Path(load_job(str(job)).uri)
     for place, (verb, pattern, moment) in enumerate(MOMENTS):
         switch = f"{pattern}|1|{moment}|{tmp_path / f'count-{place}'}"
-        assert status_of(started(verb, job, switch=switch)) == -signal.SIGKILL, f"killed {moment} {pattern}"
+        status = status_of(started(verb, job, *where[verb], switch=switch))
+        assert status == -signal.SIGKILL, f"killed {moment} {pattern}"
         assert not (run / SUCCESS_NAME).exists()
-    assert status_of(started("run", job)) == 0
+    assert status_of(started("run", job, *where["run"])) == 0
     for place, (pattern, moment) in enumerate(PUBLISH_MOMENTS):
         switch = f"{pattern}|1|{moment}|{tmp_path / f'count-publish-{place}'}"
         assert status_of(started("publish", run, switch=switch)) == -signal.SIGKILL, f"killed {moment} {pattern}"
@@ -227,15 +230,15 @@ def job_methods(make_job: JobFactory, steps: int) -> dict[str, Any]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_second_live_run_is_refused(make_job: JobFactory) -> None:
+def test_second_live_run_is_refused(ray_address: str, make_job: JobFactory) -> None:
     """The lease of a live driver is renewed, so a second one gives up and says who runs it."""
     plan = [{"method": "mask_ddpm", "strategy": "uniform", "per_source": 200}]
     job = make_job(plan=plan, execution=EXECUTION, methods=job_methods(make_job, steps=200))
     run = Path(load_job(str(job)).uri)
-    first = started("run", job)
+    first = started("run", job, "--address", ray_address)
     try:
         wait_until(lambda: list((run / "samples").rglob("[!.]*.parquet")), first, "a part")
-        status, output = end_of(started("run", job))
+        status, output = end_of(started("run", job, "--address", ray_address))
         assert status == 1
         assert f"is being worked on by process {first.pid} on " in output.splitlines()[-1]
         assert first.poll() is None

@@ -20,6 +20,7 @@ from segdatagen.fetch_weights import Wanted, fetch, survey
 from segdatagen.job import load_job
 from segdatagen.methods import content_recipes
 from segdatagen.prefetch import prefetch, weights_of
+from segdatagen.run import segments
 from segdatagen.sources import open_store
 from segdatagen.weights import fingerprint_of, local_weights
 from segdatagen.weights_cache import cache_root, entry_path, parse_hub_uri, read_cached
@@ -99,6 +100,19 @@ def test_the_same_weights_by_path_and_from_the_hub_are_the_same_content(
     assert row.fingerprint == fingerprint_of(uri) == fingerprint_of(str(scenes_weights))
     store = open_store(str(scenes_store))
     assert content_recipes(there, store) == content_recipes(here, store)
+
+
+def test_an_actor_refuses_a_copy_of_other_bytes(hub: Hub, make_job: JobFactory, cache: Path) -> None:
+    """As that of a node that fetched a tag after it was moved: the ids of samples stand for the first bytes."""
+    job = load_job(str(job_with(make_job, f"hf://{NAME}@v1")))
+    prefetch(job, None, no_progress)
+    (segment,) = segments(job, open_store(job.sources).label_set, {})["mask_ddpm"]
+    assert segment.build().stages
+    record = next(cache.rglob("weights.json"))
+    found = json.loads(record.read_text())
+    record.write_text(json.dumps(found | {"fingerprint": "0" * 32}))
+    with pytest.raises(UsageError, match=r"copy of hf://town/ddpm@v1 has other bytes .*segdatagen prefetch"):
+        segment.build()
 
 
 def test_a_folder_and_a_single_file_of_a_repository(hub: Hub, scenes_weights: Path) -> None:

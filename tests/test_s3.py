@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from conftest import Command, JobFactory
+from conftest import Command, JobFactory, make_weights
 from look_alikes import segment, write, write_panoptic
 from test_kill_resume import started, status_of
 from test_table_data_sets import put_arrow, put_parquet
@@ -144,10 +144,16 @@ def test_weights_are_fetched_to_the_cache_of_a_node(
     with pytest.raises(UsageError, match="not on this machine"):
         local_weights(folder)
     rows = {row.uri: row for row in prefetch(job, None, lambda *_: None)}
-    assert rows[folder].fingerprint == rows[folder].revision == fingerprint_of(str(scenes_weights))
+    assert rows[folder].fingerprint == fingerprint_of(str(scenes_weights))
     assert fingerprint_of(single) == fingerprint_of(str(scenes_weights / "model.safetensors"))
     assert sorted(path.name for path in local_weights(folder).iterdir()) == ["config.json", "model.safetensors"]
     assert not any(row.fetched for row in prefetch(job, None, lambda *_: None))
+    trained_on = make_weights(tmp_path / "trained on", hidden=6)
+    for file in trained_on.iterdir():
+        Folder(folder).put(file.name, file.read_bytes())
+    assert all(row.fetched for row in prefetch(job, None, lambda *_: None)), "these are other weights"
+    assert fingerprint_of(folder) == fingerprint_of(str(trained_on))
+    assert len(list((tmp_path / "cache" / "weights").glob("[!.]*ddpm*"))) == 2, "the old ones are gone"
     absent = load_job(str(make_job(methods={"mask_ddpm": {"weights": f"{s3_server}/models/absent"}})))
     with pytest.raises(UsageError, match="there are no weights at"):
         prefetch(absent, None, lambda *_: None)

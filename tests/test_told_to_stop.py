@@ -44,7 +44,7 @@ def test_what_sigterm_did_before_a_command_it_does_afterwards(capfd: pytest.Capt
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_told_to_stop_ends_in_one_line_and_goes_on(
-    make_job: JobFactory, number: signal.Signals, status: int
+    ray_address: str, make_job: JobFactory, number: signal.Signals, status: int
 ) -> None:
     job = make_job(plan=PLAN, execution=EXECUTION)
     folder = Folder(load_job(str(job)).uri)
@@ -59,9 +59,9 @@ def test_a_run_that_is_told_to_stop_ends_in_one_line_and_goes_on(
     assert 0 < kept < NUM_SAMPLES
     assert read_holder(folder) is None, "the lease was given back"
     assert [attempt.outcome for attempt in read_attempts(folder)] == ["stopped"]
-    ended, output = end_of(start([*COMMAND, "run", job], child_environment()))
+    ended, output = end_of(start([*COMMAND, "run", job, "--limit", 4, "--address", ray_address], child_environment()))
     assert ended == 0, output
-    assert read_ledger(folder).counts["ok"] == NUM_SAMPLES
+    assert read_ledger(folder).counts["ok"] == kept + 4
 
 
 @pytest.mark.ray
