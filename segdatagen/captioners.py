@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segdatagen.errors import UsageError
+from segdatagen.images import pixel_hash
 from segdatagen.labels import Text
 from segdatagen.latent_folders import read_json, require_no_code
 from segdatagen.weights import CONFIG_NAME, OptionalWeightsUri, local_weights
@@ -30,6 +31,8 @@ QUESTIONS = {
     "model": "Describe the photo in one short sentence.",
 }
 """What a model is asked if the options do not say; of BLIP-2 in SegGen's words."""
+REMEMBERED = 4096
+"""Images whose captions a model keeps."""
 _A_QUESTION = "text on one line without spaces at its ends"
 _JSON_NAMES = (CONFIG_NAME, "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -47,6 +50,7 @@ class CaptionerOptions(BaseModel):
     question: Text | None = Field(default=None, description=_A_QUESTION)
     max_new_tokens: int = Field(default=40, ge=1, le=1000, strict=True, description="of a caption, at most")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = Field(default=4, ge=1, le=256, strict=True, description="images at a time, always as many")
 
     @model_validator(mode="after")
     def _weights_belong_to_models(self) -> CaptionerOptions:
@@ -92,7 +96,7 @@ class Captioner:
     A batch is always full: its neighbours change no more of a caption than floats do of other sums.
     """
 
-    def __init__(self, options: CaptionerOptions, device: str = "cpu", batch_size: int = 8) -> None:
+    def __init__(self, options: CaptionerOptions, device: str = "cpu") -> None:
         """Load. Raises UsageError where `check_captioner` does, or transformers cannot load it as such a model."""
         import torch
 
@@ -101,15 +105,28 @@ class Captioner:
         folder = check_captioner(options.weights, options.kind)
         self._model, self._processor = _load(folder, options.weights, getattr(torch, options.dtype))
         self._model = self._model.to(device).eval()
-        self._options, self._device, self._batch_size = options, device, batch_size
+        self._options, self._device = options, device
+        self._said: dict[str, str] = {}
 
     def captions(self, images: Sequence[Image]) -> list[str]:
-        """What the model says of each image, uint8 H x W x 3 RGB of any size; "" where it says nothing."""
-        found: list[str] = []
-        for start in range(0, len(images), self._batch_size):
-            batch = list(images[start : start + self._batch_size])
-            full = batch + [batch[-1]] * (self._batch_size - len(batch))
-            found += self._answers(full, [self._options.asked] * len(full))[: len(batch)]
+        """What the model says of each image, uint8 H x W x 3 RGB of any size; "" where it says nothing.
+
+        It is asked once about an image that comes again among the next few thousand, as that of a source with many
+        variants does, block after block.
+        """
+        hashes = [pixel_hash(image) for image in images]
+        new = {
+            image_hash: image for image_hash, image in zip(hashes, images, strict=True) if image_hash not in self._said
+        }
+        size = self._options.batch_size
+        for start in range(0, len(new), size):
+            batch = list(new.items())[start : start + size]
+            full = [image for _, image in batch] + [batch[-1][1]] * (size - len(batch))
+            answers = self._answers(full, [self._options.asked] * size)
+            self._said |= {key: answer for (key, _), answer in zip(batch, answers, strict=False)}
+        found = [self._said[key] for key in hashes]
+        for key in list(self._said)[: max(0, len(self._said) - REMEMBERED)]:
+            del self._said[key]
         return found
 
     def _answers(self, images: Sequence[Image], questions: Sequence[str]) -> list[str]:

@@ -89,7 +89,7 @@ def _text2mask(context: MethodContext, options: MaskSynOptions) -> Stage:
             microbatch=context.layout_microbatch or execution.microbatch,
             torch_threads=execution.torch_threads,
             device=execution.device,
-            compiled_code=f"{context.run}/{COMPILED}",
+            compiled_code=_compiled_code(context),
         ),
         real,
     )
@@ -108,8 +108,7 @@ def _load(context: MethodContext) -> Stage:
 def _caption(context: MethodContext) -> Stage:
     from segdatagen.stages.captioner import CaptionerStage
 
-    execution = context.execution
-    return CaptionerStage(_options(context).caption, context.label_set, execution.device, execution.microbatch)
+    return CaptionerStage(_options(context).caption, context.label_set, context.execution.device)
 
 
 def _prior(context: MethodContext, prior: PriorOptions, column: str) -> Stage:
@@ -141,13 +140,17 @@ def _mask2img(context: MethodContext) -> Stage:
             inpaint=context.label_set if isinstance(options, InpaintOptions) else None,
             image_format=context.image_format,
             redraws=context.redraws,
-            microbatch=execution.microbatch,
+            microbatch=context.image_microbatch or execution.microbatch,
             torch_threads=execution.torch_threads,
             device=execution.device,
-            compiled_code=f"{context.run}/{COMPILED}",
+            compiled_code=_compiled_code(context),
         ),
         best_of(context),
     )
+
+
+def _compiled_code(context: MethodContext) -> str | None:
+    return f"{context.filtering.run}/{COMPILED}" if context.keeps_code else None
 
 
 def _budget(options: LatentOptions) -> TokenBudget:

@@ -25,12 +25,14 @@ class MethodContext:
     execution: Execution
     options: MethodOptions
     filtering: FilterContext
-    run: str
-    """Address of the run."""
     seed: int
     """Of the job: what variants of a source share has its random numbers from it."""
+    image_microbatch: int | None = None
+    """Batch shape of what draws images, where it is not that of `execution`: as a row recorded it."""
     layout_microbatch: int | None = None
-    """Batch shape of what draws masks, where it is not that of `execution`: as a row recorded it."""
+    """That of what draws masks."""
+    keeps_code: bool = True
+    """Whether what torch.compile makes is kept in the run."""
 
     @property
     def redraws(self) -> Redraws | None:
@@ -52,7 +54,6 @@ def method_contexts(job: Job, label_set: LabelSet) -> dict[str, MethodContext]:
             options=options,
             filtering=filtering,
             seed=job.seed,
-            run=job.uri,
         )
         for name, options in job.methods.named().items()
     }

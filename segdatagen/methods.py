@@ -44,7 +44,7 @@ def mask_ddpm_stages(context: MethodContext) -> list[StageSpec]:
             dtype=options.dtype,
             image_format=context.image_format,
             redraws=context.redraws,
-            microbatch=execution.microbatch,
+            microbatch=context.image_microbatch or execution.microbatch,
             torch_threads=execution.torch_threads,
             device=execution.device,
         )

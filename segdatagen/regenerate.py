@@ -45,12 +45,16 @@ def regenerate(run: Run, sample_id: int, out: str) -> Comparison:
     job = run.job_as(Job)
     store = open_store(job.sources)
     check_same_content(run.folder.uri, content_recipes(job, store))
-    execution = job.execution.model_copy(update={"microbatch": stored["microbatch"] or job.execution.microbatch})
     # What only scores a sample is not needed to make it, nor do limits matter.
-    content = job.model_copy(update={"execution": execution, "filters": job.filters.content()})
+    content = job.model_copy(update={"filters": job.filters.content()})
     context = method_contexts(content, store.label_set)[stored["method"]]
-    filtering = replace(context.filtering, run=run.folder.uri)  # what the run keeps is here, wherever it was made
-    context = replace(context, filtering=filtering, layout_microbatch=stored.get("layout_microbatch"))
+    context = replace(
+        context,
+        filtering=replace(context.filtering, run=run.folder.uri),  # what the run keeps is here, wherever it was made
+        image_microbatch=stored["microbatch"],
+        layout_microbatch=stored.get("layout_microbatch"),
+        keeps_code=False,
+    )
     check_weights(context)
     Folder(out).require_writable()
     plan = read_plan(run.folder, read_rounds(run.folder))

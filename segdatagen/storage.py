@@ -43,10 +43,7 @@ class StorageError(SegdatagenError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a listing: its name relative to the folder, its size in bytes, and what changes with its bytes.
-
-    `version` is the ETag that an object store gives; empty on a disk.
-    """
+    """One object of a listing: its name relative to the folder, its size in bytes, its ETag (empty on a disk)."""
 
     name: str
     size: int
@@ -131,20 +128,13 @@ class Folder:
             except FileNotFoundError:
                 return []
             skip = len(self._root) + 1
-            found = [
-                Entry(path[skip:], info["size"], str(info.get("ETag", "")))
-                for path, info in details.items()
-                if len(path) > skip
-            ]
+            found = [_entry(path[skip:], info) for path, info in details.items() if len(path) > skip]
         visible = (e for e in found if e.name.endswith(suffix) and not e.name.rsplit("/", 1)[-1].startswith("."))
         return sorted(visible, key=lambda entry: entry.name)
 
     def entry(self, name: str) -> Entry:
         """One object, looked at anew. Raises FileNotFoundError or another OSError."""
-        if self.is_local:
-            return Entry(name, os.stat(self._path(name)).st_size)
-        info = self._filesystem.info(self._path(name), refresh=True)
-        return Entry(name, info["size"], str(info.get("ETag", "")))
+        return _entry(name, self._filesystem.info(self._path(name)))
 
     def put(self, name: str, data: bytes) -> None:
         """Store an object whole or not at all, replacing one of that name.
@@ -304,6 +294,10 @@ def read_any(uri: str) -> bytes:
     """All bytes of the object at a URI. Raises FileNotFoundError."""
     parent, slash, name = uri.rstrip("/").rpartition("/")
     return Folder(parent or slash or ".").read(name)
+
+
+def _entry(name: str, info: dict[str, Any]) -> Entry:
+    return Entry(name, info["size"], str(info.get("ETag", "")))
 
 
 def _scan(root: str, prefix: str) -> Iterable[Entry]:

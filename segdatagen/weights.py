@@ -91,6 +91,20 @@ def local_weights(uri: str) -> Path:
     return path
 
 
+Stamps = tuple[tuple[str, int, int], ...]
+"""Files of weights: path, bytes and time of the last change in ns."""
+
+
+def stamps_of(*uris: str) -> Stamps:
+    """What tells files from others at the same places, without reading them. Raises UsageError as `local_weights`."""
+    found: list[Path] = []
+    for uri in uris:
+        place = local_weights(uri)
+        found += [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    stats = [(str(path), path.stat()) for path in found]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
 def absolute_weights(uri: str) -> str:
     """The same weights named so that every working folder finds them; builtin:NAME and other hosts stay."""
     is_path = not uri.startswith("builtin:") and ("://" not in uri or uri.startswith("file://"))

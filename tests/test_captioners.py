@@ -56,10 +56,33 @@ def noise(count: int) -> list[np.ndarray]:
 
 def test_a_batch_gives_the_captions_of_its_images_one_by_one(options: CaptionerOptions) -> None:
     images = noise(6)
-    alone = [Captioner(options, batch_size=1).captions([image])[0] for image in images]
-    assert Captioner(options, batch_size=4).captions(images) == alone
-    assert Captioner(options, batch_size=4).captions(images[::-1]) == alone[::-1]
+    alone = [Captioner(options.model_copy(update={"batch_size": 1})).captions([image])[0] for image in images]
+    assert Captioner(options).captions(images) == alone
+    assert Captioner(options).captions(images[::-1]) == alone[::-1]
     assert len(set(alone)) > 1
+
+
+def test_an_image_that_comes_again_is_not_asked_about_again(blip2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    answers = Captioner._answers
+
+    def count(self: Captioner, images: list[np.ndarray], questions: list[str]) -> list[str]:
+        asked.append(len(images))
+        return answers(self, images, questions)
+
+    monkeypatch.setattr(Captioner, "_answers", count)
+    monkeypatch.setattr("segdatagen.captioners.REMEMBERED", 6)
+    options = CaptionerOptions(kind="blip2", weights=str(blip2), max_new_tokens=4)
+    captioner, images = Captioner(options), noise(8)
+    first = captioner.captions(images[:6])
+    assert asked == [4, 4], "always as many"
+    assert captioner.captions(images[5::-1]) == first[::-1]
+    assert asked == [4, 4]
+    captioner.captions(images[6:])
+    assert captioner.captions(images[2:6]) == first[2:]
+    assert asked == [4, 4, 4]
+    captioner.captions(images[:1])
+    assert asked == [4, 4, 4, 4], "only so many are kept"
 
 
 def test_questions_of_other_lengths_beside_it_do_not_change_an_answer(options: CaptionerOptions) -> None:

@@ -1,5 +1,7 @@
 """The latent engine as a stage: every row from its own columns, encoded, pasted where only a part is drawn anew."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from tiny_latent import make_adapter, make_controlnet, make_pipeline, save_pipeline
 
 from segdatagen.datasets.scenes import make_scene, scene_seed
-from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions
+from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions, Numerics
 from segdatagen.images import decode_image, encode_image, encode_mask
 from segdatagen.labels import load_label_set
 from segdatagen.records import derive_seed
@@ -139,3 +141,15 @@ def test_blank_images_are_drawn_again_and_the_better_one_is_stored(base: Path) -
 def test_a_control_without_steps_is_refused(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ControlOptions(weights="x", **fields)
+
+
+def test_two_methods_share_the_networks_of_a_process(base: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(base, tmp_path / "base")
+    options = LatentStageOptions(base=str(place), size=(WIDTH, HEIGHT), sampler=LatentSamplerOptions(steps=2))
+    other = options.model_copy(update={"sampler": LatentSamplerOptions(steps=3), "microbatch": 4})
+    first, _ = options.load()
+    assert other.load()[0] is first
+    os.utime(place / "unet" / "config.json", ns=(1, 1))
+    assert options.load()[0] is not first, "these may be other weights"
+    halves = options.model_copy(update={"numerics": Numerics(dtype="bfloat16")})
+    assert halves.load()[0] is not first

@@ -88,7 +88,7 @@ def test_every_source_is_captioned_once_and_as_it_is_alone(weights: str, monkeyp
         return captions(self, images)
 
     monkeypatch.setattr(Captioner, "captions", counted)
-    found = columns(CaptionerStage(model_options(weights), LABELS, batch_size=2), batch_of(list("abacbb"), images))
+    found = columns(CaptionerStage(model_options(weights), LABELS), batch_of(list("abacbb"), images))
     assert seen == [3]
     expected = dict(zip("abc", captions(Captioner(model_options(weights)), [first, second, third]), strict=True))
     assert found["caption"] == [expected[name] for name in "abacbb"]

@@ -3,6 +3,7 @@
 It does not know what prompts are made of captions.
 """
 
+import functools
 from typing import Any, Literal
 
 from segdatagen.captioners import MODEL_KINDS, Captioner, CaptionerOptions
@@ -10,6 +11,7 @@ from segdatagen.images import DecodeError, Image, decode_image
 from segdatagen.labels import LabelSet
 from segdatagen.prompts import class_sentence
 from segdatagen.stages.stage import Batch, objects
+from segdatagen.weights import Stamps, stamps_of
 
 FROM_MODEL, FROM_DATA_SET, FROM_CLASSES = "model", "data set", "classes"
 """What `caption_from` says."""
@@ -26,12 +28,10 @@ class CaptionerStage:
     writes = ("caption", "caption_from", "reason")
     verdict: Literal["failed"] = "failed"
 
-    def __init__(
-        self, options: CaptionerOptions, label_set: LabelSet, device: str = "cpu", batch_size: int = 8
-    ) -> None:
+    def __init__(self, options: CaptionerOptions, label_set: LabelSet, device: str = "cpu") -> None:
         """Load the model, if `options` name one. Raises UsageError as `Captioner` does."""
         self._kind, self._label_set = options.kind, label_set
-        self._captioner = Captioner(options, device, batch_size) if options.kind in MODEL_KINDS else None
+        self._captioner = captioner_of(options, device) if options.kind in MODEL_KINDS else None
         own = ("source_id", "source_image") if self._captioner else ("caption",) if options.kind == "data_set" else ()
         self.reads = (*own, "class_ids")
 
@@ -66,3 +66,14 @@ class CaptionerStage:
         found = dict(zip(images, captioner.captions(list(images.values())), strict=True))
         captions = [found.get(source_id, "") for source_id in batch["source_id"]]
         return captions, objects([problems.get(source_id) for source_id in batch["source_id"]])
+
+
+def captioner_of(options: CaptionerOptions, device: str) -> Captioner:
+    """The model of `options`, one per process whatever methods ask it. Raises UsageError as `Captioner` does."""
+    return _load(options, device, stamps_of(options.weights) if options.weights else ())
+
+
+@functools.lru_cache(maxsize=1)
+def _load(options: CaptionerOptions, device: str, stamps: Stamps) -> Captioner:
+    """`stamps` are here so that other weights at the same place are others."""
+    return Captioner(options, device)

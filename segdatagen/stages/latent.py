@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from segdatagen.diffusion.conditions import AdapterCondition, Conditions, ControlCondition, encode_adapter
-from segdatagen.diffusion.latent_models import load_adapter, load_controlnet
 from segdatagen.diffusion.latent_options import ControlOptions
 from segdatagen.diffusion.render import Wanted, describe, inpainting, render_batches, to_pixels
 from segdatagen.images import Image, ImageFormat, decode_image, decode_mask, encode_image
@@ -53,12 +52,7 @@ class LatentStage:
         self.verdict: Literal["failed", "rejected"] = "failed" if options.redraws is None else "rejected"
         self._options, self._best_of = options, best_of
         self._models, self._compiled = options.load()
-        self._controls: list[Any] = [
-            (load_controlnet if control.kind == "controlnet" else load_adapter)(
-                control.weights, options.numerics, options.device
-            )
-            for control in options.controls
-        ]
+        self._controls = [options.load_control(control) for control in options.controls]
         self._told = ("prompt", "negative_prompt", *prior_columns(len(options.controls)))
         if options.inpaint is not None:
             self._told += ("source_image", "mask")

@@ -1,16 +1,18 @@
 """What every stage needs to know that draws with a text-to-image model: content first, then where it is executed.
 
-It loads the model; it does not know what is drawn.
+It loads the model, once per process whatever methods draw with it; it does not know what is drawn.
 """
 
+import functools
 from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from segdatagen.diffusion.compiled_code import CompiledCode, ready_code
-from segdatagen.diffusion.latent_models import LatentModels, load_base
-from segdatagen.diffusion.latent_options import LatentSamplerOptions, Numerics
+from segdatagen.diffusion.latent_models import LatentModels, load_adapter, load_base, load_controlnet
+from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions, Numerics
+from segdatagen.weights import Stamps, stamps_of
 
 
 class ModelStageOptions(BaseModel):
@@ -41,4 +43,20 @@ class ModelStageOptions(BaseModel):
         """The model, and where its code is kept if it is compiled. Raises UsageError where one cannot be used."""
         torch.set_num_threads(self.torch_threads)
         compiled = ready_code(self.compiled_code, self.content, self.device) if self.numerics.compile else None
-        return load_base(self.base, self.numerics, self.device, self.base_config), compiled
+        uris = [uri for uri in (self.base, self.base_config, self.numerics.vae) if uri is not None]
+        return _load_base(self.base, self.base_config, self.numerics, self.device, stamps_of(*uris)), compiled
+
+    def load_control(self, control: ControlOptions) -> Any:
+        """A ControlNet, taken apart, or a T2I-Adapter. Raises UsageError where it cannot be used."""
+        return _load_control(control.kind, control.weights, self.numerics, self.device, stamps_of(control.weights))
+
+
+@functools.lru_cache(maxsize=2)
+def _load_base(uri: str, config_uri: str | None, numerics: Numerics, device: str, stamps: Stamps) -> LatentModels:
+    """The base of masksyn's masks, and that of all images."""
+    return load_base(uri, numerics, device, config_uri)
+
+
+@functools.lru_cache(maxsize=4)
+def _load_control(kind: str, uri: str, numerics: Numerics, device: str, stamps: Stamps) -> Any:
+    return (load_controlnet if kind == "controlnet" else load_adapter)(uri, numerics, device)
