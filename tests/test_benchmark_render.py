@@ -51,7 +51,8 @@ def test_each_control_is_drawn_with_one_variant_and_with_four() -> None:
 def test_both_loops_draw_the_same_images_and_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [Case("controlnet", 1, 4), Case("t2i_adapter", 2, 1)]
     monkeypatch.setattr("segdatagen.benchmark.render.cases", lambda num_images: few)
-    figures = bench_render(num_images=4, microbatch=4)
+    figures = bench_render(num_images=4, microbatch=4, numerics=["channels_last", "fuse_qkv"])
+    assert figures["numerics"] == "channels_last fuse_qkv"
     for case in few:
         name = f"{case.control}_{case.variants}"
         assert float(figures[f"{name}_mean_difference_in_levels"]) < 0.5, "equal noise, equal images but for rounding"
@@ -67,6 +68,11 @@ def test_both_loops_draw_the_same_images_and_are_timed(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (
+            ("render", "--numerics", "compile,fp4"),
+            "--numerics: fp4: only channels_last, compile, fuse_qkv can be timed",
+        ),
+        (("kills", "--microbatch", "4"), "--microbatch belongs to `segdatagen bench render`"),
         (("render", "--size", "huge"), "--size: 'huge' is none of tiny, sdxl"),
         (("plan", "--size", "tiny"), "--size belongs to `segdatagen bench render`"),
     ],

@@ -3,21 +3,29 @@
 It needs neither Ray nor weights nor a network. What is timed is in `render_loops`.
 """
 
+from collections.abc import Sequence
+
 from segdatagen.benchmark.measure import Benchmark, Figures, torch_threads
 from segdatagen.benchmark.render_cases import OPTIONS, Size, cases
+from segdatagen.diffusion.latent_options import Numerics
 
 
-def bench_render(size: Size = "tiny", num_images: int = 16, microbatch: int = 8) -> Figures:
+def bench_render(
+    size: Size = "tiny", num_images: int = 16, microbatch: int = 8, numerics: Sequence[str] = ()
+) -> Figures:
     """Draw with a ControlNet and with a T2I-Adapter, sources with one variant and with four.
 
     `sdxl` is the published architecture at 1024 x 1024, 30 steps (T2I-Adapter) and 768 x 768, 40 steps (ControlNet),
     for a GPU; `tiny` a small one of the same classes at 64 x 64, 10 steps. On a GPU in bfloat16, else on one core.
-    Each is timed as it is, with a step cache of every third step, and with float8 weights.
+    Each is timed as it is, with a step cache of every third step, and with float8 weights. `numerics`: which of
+    NUMERICS the engine has on; code is compiled before the clock starts. Raises UsageError.
     """
     import torch
 
     from segdatagen.benchmark.render_loops import measure
 
+    wanted = Numerics.model_validate(dict.fromkeys(numerics, True))
+    wanted.require_usable("cuda" if torch.cuda.is_available() else "cpu")
     has_gpu = torch.cuda.is_available()
     figures: Figures = {
         "size": size,
@@ -25,11 +33,12 @@ def bench_render(size: Size = "tiny", num_images: int = 16, microbatch: int = 8)
         "dtype": "bfloat16" if has_gpu else "float32",
         "microbatch": microbatch,
         "images": num_images,
+        "numerics": " ".join(numerics) or "default",
     }
     ratios: dict[str, list[float]] = {name: [] for name in ("ratio_to_plain", *(f"{o}_ratio" for o in OPTIONS))}
     with torch_threads(1):
         for case in cases(num_images):
-            found = measure(size, case, microbatch)
+            found = measure(size, case, microbatch, wanted)
             for name, of_cases in ratios.items():
                 of_cases.append(float(found[name]))
             figures |= {f"{case.control}_{case.variants}_{name}": value for name, value in found.items()}

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 Size = Literal["tiny", "sdxl"]
 Control = Literal["controlnet", "t2i_adapter"]
+NUMERICS = ("channels_last", "compile", "fuse_qkv")
+"""Fields of `Numerics` that the engine may be timed with; the plain loop stays as its user would write it."""
 OPTIONS = ("step_cache", "float8")
 """Ways to draw other images in another time: a step cache of every third step, and float8 weights."""
 

@@ -140,6 +140,12 @@ def bench(
     size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Of `bench render`: tiny, or sdxl for a GPU.")
     ] = None,
+    microbatch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of `bench render`: images at once.")
+    ] = None,
+    numerics: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Of `bench render`: compile,channels_last,fuse_qkv or some.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder whose NAME.csv gets the row.")] = Path("benchmarks"),
     as_json: Json = False,
 ) -> None:
@@ -148,17 +154,22 @@ def bench(
     Example: segdatagen bench plan
     """
     from segdatagen.benchmark.measure import record
-    from segdatagen.benchmark.render_cases import Size
+    from segdatagen.benchmark.render_cases import NUMERICS, Size
     from segdatagen.benchmark.results import write_results
     from segdatagen.benchmark.suite import BENCHMARKS
     from segdatagen.cli import screen
     from segdatagen.storage import Folder
 
-    for option, value, owner in (("kills", kills, "kills"), ("size", size, "render")):
+    names = None if numerics is None else [name.strip() for name in numerics.split(",")]
+    given = {"kills": kills, "size": size, "microbatch": microbatch, "numerics": names}
+    for option, value in given.items():
+        owner = "kills" if option == "kills" else "render"
         if value is not None and name != owner:
             raise UsageError(f"--{option} belongs to `segdatagen bench {owner}`")
     if size not in (None, *get_args(Size)):
         raise UsageError(f"--size: {size!r} is none of {', '.join(get_args(Size))}")
+    if unknown := sorted(set(names or ()) - set(NUMERICS)):
+        raise UsageError(f"--numerics: {', '.join(unknown)}: only {', '.join(NUMERICS)} can be timed")
     if name is None:
         _list_benchmarks(as_json)
         return
@@ -167,7 +178,6 @@ def bench(
     Folder(str(out)).require_writable()  # before half an hour of work
     if not as_json:
         screen.note(f"{name}: about {BENCHMARKS[name].minutes:g} min by default, on two cores")
-    given = {"kills": kills, "size": size}
     figures = BENCHMARKS[name].run(**{option: value for option, value in given.items() if value is not None})
     path = record(out, name, figures)
     page = write_results(out, BENCHMARKS)

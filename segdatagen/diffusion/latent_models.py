@@ -58,7 +58,7 @@ def load_base(uri: str, numerics: Numerics, device: str, config_uri: str | None 
         networks = {name: made[name].to(device, dtype).eval().requires_grad_(False) for name in kinds}
     return LatentModels(
         network=LatentNetwork(
-            _prepared(networks["unet"], numerics),
+            prepared(networks["unet"], numerics),
             read_json(folder / "scheduler" / "scheduler_config.json", uri),
             numerics.attention,
         ),
@@ -84,7 +84,7 @@ def load_vae(uri: str, numerics: Numerics, device: str) -> AutoencoderKL:
 def load_controlnet(uri: str, numerics: Numerics, device: str) -> ControlEncoder:
     """A ControlNet, taken apart."""
     network = _load(ControlNetModel, local_weights(uri), numerics, device)
-    return ControlEncoder(_prepared(network, numerics))
+    return ControlEncoder(prepared(network, numerics))
 
 
 def load_adapter(uri: str, numerics: Numerics, device: str) -> T2IAdapter:
@@ -111,7 +111,7 @@ def _load(kind: Any, folder: Path, numerics: Numerics, device: str) -> Any:
     return network.to(device).eval().requires_grad_(False)
 
 
-def _prepared(network: Any, numerics: Numerics) -> Any:
+def prepared(network: Any, numerics: Numerics) -> Any:
     """The network with what makes it faster or smaller: see `Numerics`."""
     if numerics.fuse_qkv:
         network.fuse_qkv_projections()
