@@ -149,6 +149,7 @@ def test_every_column_of_a_batch_travels(make_job: JobFactory, models: Path) -> 
     plan = store.index.slice(0, 2).select(["source_id", "source_file", "source_row"])
     batch = begin(plan.append_column("seed", [[3, 4]]))
     batch |= stages[0]({name: batch[name] for name in stages[0].reads})
+    assert all(batch["segments"]), "scenes are panoptic"
     again = to_batch(to_table(batch))
     assert again.keys() == batch.keys()
     for name, values in batch.items():
@@ -172,6 +173,7 @@ def test_fused_streaming_and_staged_give_the_same_rows(ray_session: None, make_j
     fused = rows_of(jobs["fused"])
     assert fused == rows_of(jobs["streaming"]) == rows_of(jobs["staged"])
     assert {row["caption_from"] for row in fused} == {"model"}
+    assert all(row["segments"] and row["segment_map"] for row in fused)
     assert not kept_parts(jobs["staged"]), "what stages kept goes at the end"
     assert Folder(jobs["staged"].uri).child(WORK).exists("source_hashes.parquet"), "and nothing else"
 
