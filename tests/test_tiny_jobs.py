@@ -1,16 +1,23 @@
 """The papers' jobs in small: each runs as its file says, on samples of public data sets, with small random models."""
 
 import shlex
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
 from small_models import make_small_models
 
 from segdatagen.cli import main
+from segdatagen.deep_verify import verify_parts
+from segdatagen.images import decode_mask
 from segdatagen.job import load_job
-from segdatagen.run_folder import open_run
+from segdatagen.run_folder import Run, open_run
 from segdatagen.samples import read_ledger
+from segdatagen.tables import read_part
 
 JOBS = REPOSITORY / "jobs"
 
@@ -58,6 +65,33 @@ def test_a_tiny_job_runs_as_its_file_says(
     methods = [part.name.split("method=")[1].split("/")[0] for part in ledger.parts]
     found = {method: sum(methods[number] == method for number in ledger.part.tolist()) for method in set(methods)}
     assert found == counts
+    if name in MADE_OF:
+        MADE_OF[name](run)
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """All samples of a run."""
+    return [row for part in read_ledger(run.folder).parts for row in read_part(run.folder, part.name).to_pylist()]
+
+
+def require_segments(run: Run) -> None:
+    """Samples have the segments of their source, crowds among them, also once they are published."""
+    assert main(["publish", run.folder.uri]) == 0
+    assert verify_parts(run, 1.0, None, lambda done, total: None)[1] == ()
+    shards = Path(run.folder.uri, "data").glob("*.parquet")
+    published = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+    assert sorted(published, key=itemgetter("sample_id")) == sorted(rows_of(run), key=itemgetter("sample_id"))
+    crowds = set()
+    for row in published:
+        mask, numbers = decode_mask(row["mask"]), decode_mask(row["segment_map"])
+        assert {segment["id"] for segment in row["segments"]} == set(np.unique(numbers)) - {0}
+        assert all(set(mask[numbers == one["id"]]) == {one["class_id"]} for one in row["segments"])
+        crowds |= {row["source_id"] for one in row["segments"] if one["iscrowd"]}
+    assert len(crowds) == 2, "each of the two pictures has a crowd"
+
+
+MADE_OF = {"seggen_coco_panoptic": require_segments}
+"""What the samples of some of the jobs have to be."""
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*/tiny_job.yaml")), ids=lambda path: path.parent.name)
