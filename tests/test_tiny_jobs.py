@@ -15,6 +15,7 @@ from segdatagen.cli import main
 from segdatagen.deep_verify import verify_parts
 from segdatagen.images import decode_mask
 from segdatagen.job import load_job
+from segdatagen.method_options import LatentOptions, MethodOptions
 from segdatagen.run_folder import Run, open_run
 from segdatagen.samples import read_ledger
 from segdatagen.tables import read_part
@@ -105,3 +106,20 @@ def test_a_tiny_job_has_the_methods_strategies_and_filters_of_the_large_one(path
             for job in (tiny, large)
         ]
         assert kinds[0] == kinds[1], (method, options)
+
+
+def kinds_of(options: MethodOptions) -> list[Any]:
+    """What a method is made of, whatever its weights."""
+    if not isinstance(options, LatentOptions):
+        return []
+    priors = [(one.kind, one.prior.name, one.prior.of, one.prior.w1, one.prior.w2) for one in options.controls]
+    return [*priors, options.caption.kind, options.prompt.kind]
+
+
+def test_seggen_is_told_captions_of_a_model_alone() -> None:
+    """Section 3: the answers of BLIP-2 serve as text prompts. What differs from that is named."""
+    for name in ("seggen_ade20k", "seggen_coco_panoptic"):
+        path = JOBS / name / "job.yaml"
+        for options in load_job(str(path)).methods.named().values():
+            assert kinds_of(options)[1:] == ["blip2", "caption"]
+        assert "The paper's is BLIP2-FlanT5-xxl" in path.read_text()
