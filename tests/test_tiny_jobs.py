@@ -116,6 +116,15 @@ def kinds_of(options: MethodOptions) -> list[Any]:
     return [*priors, options.caption.kind, options.prompt.kind]
 
 
+PAPER_JOBS = sorted(path.with_name("job.yaml") for path in JOBS.glob("*/tiny_job.yaml"))
+
+
+@pytest.mark.parametrize("path", PAPER_JOBS, ids=lambda path: path.parent.name)
+def test_weights_of_a_job_are_fetched_before_it_runs(path: Path) -> None:
+    words = [line[0] for line in commands_of(path)]
+    assert words.index("prefetch") < words.index("run")
+
+
 def test_seggen_is_told_captions_of_a_model_alone() -> None:
     """Section 3: the answers of BLIP-2 serve as text prompts. What differs from that is named."""
     for name in ("seggen_ade20k", "seggen_coco_panoptic"):
