@@ -120,9 +120,15 @@ PAPER_JOBS = sorted(path.with_name("job.yaml") for path in JOBS.glob("*/tiny_job
 
 
 @pytest.mark.parametrize("path", PAPER_JOBS, ids=lambda path: path.parent.name)
-def test_weights_of_a_job_are_fetched_before_it_runs(path: Path) -> None:
+def test_a_job_of_a_paper_is_a_lab_note(path: Path) -> None:
+    """Its weights are fetched before it runs; it says on what, how long, and what the paper found."""
     words = [line[0] for line in commands_of(path)]
     assert words.index("prefetch") < words.index("run")
+    above = path.read_text().partition("\nname: ")[0]
+    for begins in ("Purpose: ", "Hardware: ", "Time, by arithmetic: ", "From the paper"):
+        assert f"\n# {begins}" in f"\n{above}", begins
+    assert "\n# Expected figures, the paper's and not measured here: " in above
+    assert "Ours" in above, "what the paper does not say"
 
 
 def test_seggen_is_told_captions_of_a_model_alone() -> None:
