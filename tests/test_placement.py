@@ -19,7 +19,7 @@ from segdatagen.dataflow import PartDone
 from segdatagen.errors import SegdatagenError
 from segdatagen.job import Execution, Job, load_job
 from segdatagen.method_context import method_contexts
-from segdatagen.methods import begin, stages_of
+from segdatagen.methods import begin, guard, stages_of
 from segdatagen.placement import Segment, pool_sizes, segments_of
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run import prepare, segments
@@ -137,8 +137,11 @@ def kept_parts(job: Job) -> list[str]:
 
 
 def test_every_column_of_a_batch_travels(make_job: JobFactory, models: Path) -> None:
-    """Each column that a stage writes has a type, and comes back as it went."""
+    """Each column that a stage writes has a type, and comes back as it went: also those of several priors."""
     job = job_of(make_job, models, "fused", filters={"blank": {}})
+    guided = job.methods.named()["guided"].model_dump(mode="json", exclude_none=True)
+    guided["controls"] += [guided["controls"][0] | {"prior": {"name": "colour_map", "of": "mask"}}]
+    job = job_of(make_job, models, "fused", filters={"blank": {}}, methods={"guided": guided})
     store = open_store(job.sources)
     context = method_contexts(job, store.label_set)["guided"]
     stages = [stage.build() for stage in stages_of("guided", context)]
@@ -148,7 +151,10 @@ def test_every_column_of_a_batch_travels(make_job: JobFactory, models: Path) -> 
         assert set(stage.scores) == {name for name in built.writes if name.startswith("score_")}
     plan = store.index.slice(0, 2).select(["source_id", "source_file", "source_row"])
     batch = begin(plan.append_column("seed", [[3, 4]]))
-    batch |= stages[0]({name: batch[name] for name in stages[0].reads})
+    for stage in stages:
+        guard(stage, batch)
+    assert batch["status"].tolist() == ["ok", "ok"]
+    assert {"prior_0", "prior_1"} <= set(batch)
     assert all(batch["segments"]), "scenes are panoptic"
     again = to_batch(to_table(batch))
     assert again.keys() == batch.keys()
