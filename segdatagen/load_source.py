@@ -9,17 +9,19 @@ from segdatagen.geometry import Geometry
 from segdatagen.images import DecodeError, class_pixels, decode_image, decode_mask, encode_image, encode_mask
 from segdatagen.labels import UNKNOWN_CHANNEL
 from segdatagen.prompts import ClassFinder
+from segdatagen.segments import NO_SEGMENT, PANOPTIC, measured
 from segdatagen.sources import SourceStore, ignore_id_of
 from segdatagen.stages.stage import Batch, objects
 from segdatagen.tables import UnreadablePart
 
 
 class LoadSource:
-    """The source's mask at the size of the samples, and `with_image` its image too, as PNG, None where there is none.
+    """The source's mask and its segments at the size of the samples, and `with_image` its image too, as PNG or None.
 
-    A source that cannot be read, or that holds ids which the label set does not have, gives its rows a reason; one
-    without a mask (it is a caption alone) too, unless `caption_is_enough`: then its classes are those that the caption
-    names, with 0 pixels each.
+    Segments are measured anew, and those that have no pixel left are gone. A source that cannot be read, or that holds
+    ids which the label set does not have, gives its rows a reason; one without a mask (it is a caption alone) too,
+    unless `caption_is_enough`: then its classes are those that the caption names, with 0 pixels each, and no segments
+    are read, for the mask of the sample will be another.
     """
 
     name = "load"
@@ -30,8 +32,9 @@ class LoadSource:
         self, store: SourceStore, geometry: Geometry, *, with_image: bool = False, caption_is_enough: bool = False
     ) -> None:
         written = ("mask", "caption", "class_ids", "class_pixels", "height", "width", "reason")
-        self.writes: tuple[str, ...] = (*written, *["source_image"] * with_image)
-        self._columns = ["mask", "caption", *["image"] * with_image]
+        panoptic = () if caption_is_enough else PANOPTIC
+        self.writes: tuple[str, ...] = (*written, *panoptic, *["source_image"] * with_image)
+        self._columns = ["mask", "caption", *panoptic, *["image"] * with_image]
         self._store = store
         self._geometry = geometry
         self._channels = store.label_set.channel_table()
@@ -51,9 +54,10 @@ class LoadSource:
             table = self._store.read_rows(file_name, rows, self._columns)
         except UnreadablePart as error:
             return [{"reason": str(error)} for _ in rows]
-        return [self._transform(**row) for row in table.to_pylist()]
+        return [self._transform(row) for row in table.to_pylist()]
 
-    def _transform(self, mask: bytes | None, caption: str | None, image: bytes | None = None) -> dict[str, Any]:
+    def _transform(self, row: dict[str, Any]) -> dict[str, Any]:
+        mask, image, caption = row["mask"], row.get("image"), row["caption"]
         if mask is None:
             if self._finder is None:
                 return {"reason": "the source is a caption without a mask"}
@@ -62,6 +66,7 @@ class LoadSource:
         try:
             stored = decode_mask(mask)
             picture = None if image is None else self._geometry.apply_image(decode_image(image))
+            panoptic = self._panoptic(row, stored.shape)
         except DecodeError as error:
             return {"reason": f"unreadable source: {error}"}
         fitted = self._geometry.apply_mask(stored, ignore_id_of(self._store.label_set))
@@ -78,4 +83,15 @@ class LoadSource:
             "height": fitted.shape[0],
             "width": fitted.shape[1],
             "source_image": None if picture is None else encode_image(picture, "png"),
+            **panoptic,
         }
+
+    def _panoptic(self, row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+        """The columns PANOPTIC of a source whose mask has this shape. Raises DecodeError where they do not fit it."""
+        if row.get("segment_map") is None:
+            return {}
+        stored = decode_mask(row["segment_map"])
+        if stored.shape != shape:
+            raise DecodeError("its segment map and its mask have two sizes")
+        fitted = self._geometry.apply_mask(stored, NO_SEGMENT)
+        return {"segment_map": encode_mask(fitted), "segments": measured(fitted, row["segments"])}

@@ -20,7 +20,8 @@ from segdatagen.method_context import MethodContext
 from segdatagen.method_options import LatentOptions, MaskDDPMOptions
 from segdatagen.peak_memory import peak_bytes, reset_peak
 from segdatagen.records import SAMPLE_SCHEMA, bytes_hash
-from segdatagen.sources import SourceStore, open_store
+from segdatagen.segments import PANOPTIC
+from segdatagen.sources import SourceStore, has_any, open_store
 from segdatagen.stages.redraw import DRAWN_SCORES
 from segdatagen.stages.stage import Batch, Stage, StageSpec, objects
 from segdatagen.weights import check_mask_ddpm, fingerprint_of, map_weights
@@ -118,8 +119,11 @@ def content_recipes(job: Job, store: SourceStore) -> dict[str, dict[str, Any]]:
     }
     if filters := filter_recipe(job.filters):
         shared["filters"] = filters
+    panoptic = has_any(store, "segment_map")
     return {
-        name: shared | {"options": map_weights(options, fingerprint_of).content()}
+        name: shared
+        | {"options": map_weights(options, fingerprint_of).content()}
+        | ({"segments": "kept"} if panoptic and options.needs_mask else {})
         for name, options in job.methods.named().items()
     }
 
@@ -203,8 +207,9 @@ def sample_table(batch: Batch) -> pa.Table:
     columns: dict[str, list[Any]] = {
         name: list(batch[name]) if name in batch else [None] * count for name in SAMPLE_SCHEMA.names
     }
-    for name in ("image", "mask"):
+    for name in ("image", "mask", *PANOPTIC):
         columns[name] = [value if keep else None for value, keep in zip(columns[name], kept, strict=True)]
+    for name in ("image", "mask"):
         columns[f"{name}_hash"] = [None if value is None else bytes_hash(value) for value in columns[name]]
     return pa.table(columns, schema=SAMPLE_SCHEMA)
 

@@ -82,7 +82,7 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),  # why it is not `ok`
         pa.field("image", pa.large_binary()),
         pa.field("mask", pa.large_binary()),  # PNG of class ids
-        pa.field("segment_map", pa.large_binary()),
+        pa.field("segment_map", pa.large_binary()),  # as of the source, at the size of the mask; null: it is semantic
         pa.field("segments", SEGMENTS),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),

@@ -95,7 +95,7 @@ def _compare(stored: dict[str, Any], made: dict[str, Any], files: tuple[str, ...
     apart = np.abs(before - after) if before.shape == after.shape else None
     return Comparison(
         sample_id=stored["sample_id"],
-        identical=stored["image_hash"] == made["image_hash"] and stored["mask_hash"] == made["mask_hash"],
+        identical=all(stored[name] == made[name] for name in ("image_hash", "mask_hash", "segment_map", "segments")),
         mask_identical=np.array_equal(mask_before, mask_after),
         largest_difference=None if apart is None else int(apart.max()),
         mean_difference=None if apart is None else float(apart.mean()),

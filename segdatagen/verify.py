@@ -17,12 +17,13 @@ from pydantic import BaseModel, ConfigDict
 from segdatagen.config_files import read_stored
 from segdatagen.decisions import DECISIONS
 from segdatagen.errors import SegdatagenError
-from segdatagen.images import DecodeError, decode_image, decode_mask
+from segdatagen.images import DecodeError, class_pixels, decode_image, decode_mask
 from segdatagen.missing import Shortfall
 from segdatagen.planner import PlannedRound, RoundSummary, read_plan, read_rounds
 from segdatagen.records import FORMAT_VERSION, FormatVersion, bytes_hash
 from segdatagen.run_folder import MANIFEST_NAME, SUCCESS_NAME, Run, now
 from segdatagen.samples import SAMPLES, Ledger, read_ledger
+from segdatagen.segments import NO_SEGMENT, PANOPTIC
 from segdatagen.storage import Entry, Folder
 from segdatagen.tables import UnreadablePart, read_part
 
@@ -93,11 +94,13 @@ def stray_decisions(run: Folder, decisions: pa.Table) -> list[str]:
 
 
 def check_part(run: Folder, name: str) -> list[str]:
-    """Decode every image and mask of a part and compare sizes and hashes; returns one sentence per problem."""
+    """Decode every image, mask and segment map of a part and compare sizes, hashes and areas of segments.
+
+    Returns one sentence per problem.
+    """
+    columns = ["sample_id", "status", "image", "mask", "height", "width", "image_hash", "mask_hash", *PANOPTIC]
     try:
-        rows = read_part(
-            run, name, ["sample_id", "status", "image", "mask", "height", "width", "image_hash", "mask_hash"]
-        )
+        rows = read_part(run, name, columns)
     except UnreadablePart as error:
         return [str(error)]
     return [
@@ -171,4 +174,22 @@ def _row_problems(row: dict[str, Any]) -> list[str]:
                 problems.append(f"its {column} is {shape[1]} x {shape[0]}, not {size[1]} x {size[0]}")
         except DecodeError as error:
             problems.append(f"its {column} cannot be decoded ({error})")
-    return problems
+    return problems + _segment_problems(row)
+
+
+def _segment_problems(row: dict[str, Any]) -> list[str]:
+    """What is wrong with the segments of a row; nothing where its mask is semantic."""
+    data, segments = (row[name] for name in PANOPTIC)
+    if data is None and segments is None:
+        return []
+    if data is None or segments is None:
+        return ["has segments without a map of them" if data is None else "has a segment map without its segments"]
+    try:
+        found = decode_mask(data)
+    except DecodeError as error:
+        return [f"its segment map cannot be decoded ({error})"]
+    if found.shape != (row["height"], row["width"]):
+        return [f"its segment map is {found.shape[1]} x {found.shape[0]}, not {row['width']} x {row['height']}"]
+    areas = {int(id_): int(area) for id_, area in zip(*class_pixels(found), strict=True) if id_ != NO_SEGMENT}
+    listed = {segment["id"]: segment["area"] for segment in segments}
+    return [] if areas == listed else ["its segments are not those of its segment map"]

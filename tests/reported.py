@@ -7,7 +7,7 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Made:
     colour: tuple[int, int, int] = (0, 0, 0)
     score: float | None = None
     caption: str | None = None
+    segments: tuple[tuple[int, bool], ...] = ()  # channel, and whether it is a crowd
 
 
 def made_samples() -> list[Made]:
@@ -65,6 +66,9 @@ def made_samples() -> list[Made]:
                 caption=HOSTILE if number == 1 else None,
             )
         )
+        if number % 4 == 0:
+            one, other = found[-1].channels
+            found[-1] = replace(found[-1], segments=((other, False), (one, False), (one, True), (one, False)))
     return found
 
 
@@ -103,10 +107,19 @@ def row_of(one: Made, number: int) -> dict[str, object]:
         stored = {"image": encode_image(image, "png"), "mask": encode_mask(mask)}
         row |= stored | {"height": mask.shape[0], "width": mask.shape[1], "microbatch": 4}
         row |= {"class_ids": ids.tolist(), "class_pixels": pixels.tolist()}
+        if one.segments:
+            row |= {"segment_map": encode_mask(np.ones_like(mask)), "segments": segments_of(one)}
         if one.score is not None:
             row["scores_per_class"] = [{"class_id": one.channels[0], "score": "clip", "value": one.score}]
         row |= {f"{name}_hash": bytes_hash(data) for name, data in stored.items()}
     return row
+
+
+def segments_of(one: Made) -> list[dict[str, Any]]:
+    """The segments of a sample: ids of `scenes` are its channels."""
+    measured = {"area": 1, "bbox": [0, 0, 1, 1]}
+    listed = enumerate(one.segments, 1)
+    return [{"id": n, "class_id": channel, "iscrowd": iscrowd} | measured for n, (channel, iscrowd) in listed]
 
 
 def image_of(one: Made) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from conftest import Refused, visible
 
 from segdatagen.cli import main
 from segdatagen.datasets import Options, open_reader
+from segdatagen.datasets.scenes import make_scene
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.exporters import EXPORTERS, Exported, export, mask_ddpm_folder, selection
 from segdatagen.exporters.mask_ddpm_folder import grid
@@ -131,6 +133,28 @@ def test_metadata_names_seed_identity_and_classes(run: Run, tmp_path: Path) -> N
     }
     info = json.loads((tmp_path / "out" / "export.json").read_text())
     assert (info["complete"], info["num_images"], info["run"]) == (True, 6, run.folder.uri)
+
+
+def test_segments_go_along_where_samples_have_some(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    scene = make_scene(3, 24, 16)
+    segments = [asdict(one) | {"bbox": list(one.bbox)} for one in scene.segments]
+    rows = rows_of([(1, "a", 0), (2, "a", 1), (3, "b", 0)]).to_pylist()
+    for row in rows[:2]:
+        row |= {"segment_map": encode_mask(scene.segment_map), "segments": segments}
+    put_samples(run.folder, pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA))
+    exported(run, tmp_path / "out")
+    assert np.array_equal(decode_mask((tmp_path / "out/segments/a.png").read_bytes()), scene.segment_map)
+    found = [json.loads(line) for line in (tmp_path / "out/metadata/a.jsonl").read_text().splitlines()]
+    assert [(line["segment_map"], line["segments"]) for line in found] == [("segments/a.png", segments)] * 2
+    assert not (tmp_path / "out/segments/b.png").exists()
+    assert "segment" not in (tmp_path / "out/metadata/b.jsonl").read_text()
+    before = stamps(tmp_path / "out")
+    assert exported(run, tmp_path / "out").num_written == 0
+    assert stamps(tmp_path / "out") == before
+    (tmp_path / "out/segments/a.png").unlink()
+    assert exported(run, tmp_path / "out").num_written == 2
+    assert (tmp_path / "out/segments/a.png").exists()
 
 
 def test_second_export_writes_nothing(run: Run, tmp_path: Path) -> None:

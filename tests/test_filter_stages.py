@@ -20,6 +20,7 @@ from segdatagen.images import class_pixels, decode_image, decode_mask, encode_im
 from segdatagen.labels import LabelSet, load_label_set
 from segdatagen.records import derive_seed
 from segdatagen.segmenters import Segmenter, scores
+from segdatagen.segments import PANOPTIC
 from segdatagen.source_hashes import has_index, hash_part, put_index, read_index
 from segdatagen.sources import open_store, read_arrays
 from segdatagen.stages.adherence import AdherenceStage
@@ -44,12 +45,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batch(store: Path) -> Batch:
     """Images of scenes with the masks of other scenes, as a generator that went wrong would leave them."""
     images, _, _ = read_arrays(str(store), GEOMETRY)
-    rows = open_store(str(store)).read_rows("part-00000.parquet", range(NUM_ROWS + 1), ["source_id", "mask"])
-    masks = rows["mask"].to_pylist()
-    masks = [*masks[1:NUM_ROWS], masks[0]]
-    ids = rows["source_id"].to_pylist()[:NUM_ROWS]
+    read = open_store(str(store)).read_rows
+    rows = read("part-00000.parquet", range(NUM_ROWS), ["source_id", "mask", *PANOPTIC]).to_pydict()
+    moved = {name: objects([*rows[name][1:], rows[name][0]]) for name in ("mask", *PANOPTIC)}
     encoded = [encode_image(image) for image in images[:NUM_ROWS]]
-    return {"image": objects(encoded), "mask": objects(masks), "source_id": objects(ids)}
+    return {"image": objects(encoded), "source_id": objects(rows["source_id"]), **moved}
 
 
 def segmenter_at(folder: Path, labels: LabelSet = LABELS, **how: Any) -> Segmenter:
@@ -217,6 +217,11 @@ def test_a_pixel_is_ignored_where_its_loss_exceeds_that_of_its_class(
         assert made["score_ignored"][row] == pytest.approx(((after == 255) & (before != 255)).sum() / labelled)
         assert np.array_equal(after == LABELS.ids[unknown], before == LABELS.ids[unknown]), "nothing to compare with"
         ignored += int((after != before).sum())
+        segments_before, segments_after = (decode_mask(rows["segment_map"][row]) for rows in (batch, made))
+        assert np.array_equal(segments_after, np.where(after != before, 0, segments_before))
+        assert segments_after.dtype == segments_before.dtype
+        left = {segment["id"]: segment["area"] for segment in made["segments"][row]}
+        assert left == {id_: n for id_, n in zip(*np.unique(segments_after, return_counts=True), strict=True) if id_}
     assert 0 < ignored < before.size * NUM_ROWS
 
 
@@ -232,7 +237,7 @@ def test_an_ignore_id_past_255_makes_a_mask_of_16_bits(tmp_path: Path, batch: Ba
 def test_a_mask_of_ignored_pixels_alone_stays_and_has_no_share(tmp_path: Path, batch: Batch) -> None:
     stage = IgnoreNoisyStage(segmenter_at(tmp_path / "weights"), LABELS, 1.25)
     mask = encode_mask(np.full((32, 32), 255, np.uint8))
-    made = stage({"image": batch["image"][:1], "mask": objects([mask])})
+    made = stage({"image": batch["image"][:1], "mask": objects([mask])} | dict.fromkeys(PANOPTIC, objects([None])))
     assert (made["mask"][0], made["class_ids"][0], made["score_ignored"][0]) == (mask, [], None)
 
 

@@ -17,6 +17,7 @@ LAYERS = {
     "labels": 0,
     "colours": 0,
     "outlines": 0,
+    "segments": 0,
     "images": 0,
     "records": 0,
     "storage": 0,

@@ -48,6 +48,7 @@ LABELS = load_label_set("scenes")
 STREET, LAWN = LAYOUTS
 COLOUR_MAP = {"name": "colour_map", "of": "mask"}
 ANY_CLASSES = {"min_classes_found": 0}
+ALONE = {"actors": 1, "cpus_per_actor": 0.4, "microbatch": 2, "rows_per_block": 3}
 ANYTHING = {**ANY_CLASSES, "max_off_palette": 1, "max_speckle": 1, "min_distance": 0}
 
 
@@ -101,13 +102,22 @@ def require_row_of_its_mask(row: dict[str, Any]) -> None:
     assert decode_image(row["image"]).shape[:2] == (SIDE, SIDE)
 
 
+def require_rows_of_one_chain(job: Job) -> None:
+    """Rows are those of all stages in one process, byte for byte, whatever actors they have passed."""
+    opened = open_run(job.uri)
+    fused = build_chain("masksyn", method_contexts(job, opened.label_set)["masksyn"])
+    again = fused.run(read_plan(opened.folder, read_rounds(opened.folder)), 1).drop_columns("seconds").to_pylist()
+    stored = [{name: value for name, value in row.items() if name != "seconds"} for row in rows_of(job)]
+    assert sorted(again, key=lambda row: row["sample_id"]) == stored
+
+
 def test_a_run_is_of_the_masks_that_came_out(
     ray_session: None, make_job: JobFactory, models: Path, text2mask: Path, scenes_store: Path, tmp_path: Path
 ) -> None:
     """Variants share masks and not images; every command takes the run; one sample is made again, byte by byte."""
     options = options_of(models, text2mask, images_per_mask=2)
     plan = [{"method": "masksyn", "strategy": "uniform", "per_source": 3}]
-    job = job_of(make_job, options, plan=plan, execution={"microbatch": 2, "rows_per_block": 3})
+    job = job_of(make_job, options, plan=plan, execution=ALONE | {"placement": "staged"})
     events = Events()
     assert run(job, events).counts == {"ok": 18, "rejected": 0, "failed": 0}
     note = f"{scenes_store} is panoptic: masksyn makes semantic masks, without segments, of it"
@@ -124,10 +134,8 @@ def test_a_run_is_of_the_masks_that_came_out(
     assert all(row["mask"] == layouts[row["source_id"], row["variant"] // 2] for row in rows)
     opened = open_run(job.uri)
     assert len(read_index(opened.folder, LAYOUTS_NAME)[0]) == 6
-    plain = build_chain("masksyn", method_contexts(job, opened.label_set)["masksyn"])
-    again = plain.run(read_plan(opened.folder, read_rounds(opened.folder)), 1).drop_columns("seconds").to_pylist()
-    stored = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-    assert sorted(again, key=lambda row: row["sample_id"]) == stored
+    require_rows_of_one_chain(job)
+    assert {part.stage for part in events.parts} == {"text2mask", None}, "masks were committed before their images"
     assert run(job).already_complete
     assert verify_parts(opened, 1.0, None, lambda done, total: None)[1] == ()
     found = regenerate(opened, rows[5]["sample_id"], str(tmp_path / "again"))
@@ -170,7 +178,8 @@ def test_captions_alone_are_sources(
     """No image and no mask anywhere; limits as they are by default, the classes that a caption names are asked for."""
     store = caption_store(tmp_path, list(LAYOUTS))
     options = options_of(models, text2mask, prompt={"kind": "caption"}, layout={})
-    job = job_of(make_job, options, sources=str(store))
+    execution = ALONE | {"placement": "streaming", "actors": 2}
+    job = job_of(make_job, options, sources=str(store), execution=execution)
     events = Events()
     assert run(job, events).counts == {"ok": 4, "rejected": 0, "failed": 0}
     assert "2 of 2 sources have no readable mask: their duplicates are not found" in events.notes
@@ -180,6 +189,7 @@ def test_captions_alone_are_sources(
         assert row["caption_from"] == "data set"
         assert (decode_mask(row["mask"]) == LAYOUTS[row["prompt"]]).mean() > 0.95
         assert (row["score_classes_found"], row["score_layout_distance"]) == (1.0, None)
+    require_rows_of_one_chain(job)
     publish_quietly(open_run(job.uri))
     assert main(["report", job.uri]) == 0
 

@@ -19,7 +19,7 @@ from segdatagen.dataflow import PartDone
 from segdatagen.errors import SegdatagenError
 from segdatagen.job import Execution, Job, load_job
 from segdatagen.method_context import method_contexts
-from segdatagen.methods import begin, stages_of
+from segdatagen.methods import begin, guard, stages_of
 from segdatagen.placement import Segment, pool_sizes, segments_of
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run import prepare, segments
@@ -138,8 +138,11 @@ def kept_parts(job: Job) -> list[str]:
 
 
 def test_every_column_of_a_batch_travels(make_job: JobFactory, models: Path) -> None:
-    """Each column that a stage writes has a type, and comes back as it went."""
+    """Each column that a stage writes has a type, and comes back as it went: also those of several priors."""
     job = job_of(make_job, models, "fused", filters={"blank": {}})
+    guided = job.methods.named()["guided"].model_dump(mode="json", exclude_none=True)
+    guided["controls"] += [guided["controls"][0] | {"prior": {"name": "colour_map", "of": "mask"}}]
+    job = job_of(make_job, models, "fused", filters={"blank": {}}, methods={"guided": guided})
     store = open_store(job.sources)
     context = method_contexts(job, store.label_set)["guided"]
     stages = [stage.build() for stage in stages_of("guided", context)]
@@ -149,7 +152,11 @@ def test_every_column_of_a_batch_travels(make_job: JobFactory, models: Path) -> 
         assert set(stage.scores) == {name for name in built.writes if name.startswith("score_")}
     plan = store.index.slice(0, 2).select(["source_id", "source_file", "source_row"])
     batch = begin(plan.append_column("seed", [[3, 4]]))
-    batch |= stages[0]({name: batch[name] for name in stages[0].reads})
+    for stage in stages:
+        guard(stage, batch)
+    assert batch["status"].tolist() == ["ok", "ok"]
+    assert {"prior_0", "prior_1"} <= set(batch)
+    assert all(batch["segments"]), "scenes are panoptic"
     again = to_batch(to_table(batch))
     assert again.keys() == batch.keys()
     for name, values in batch.items():
@@ -179,7 +186,9 @@ def test_fused_streaming_and_staged_give_the_same_rows(
         assert min(attempt.stage_peak_bytes["guided"].values()) > 2**20
     fused = rows_of(jobs["fused"])
     assert fused == rows_of(jobs["streaming"]) == rows_of(jobs["staged"])
-    assert {row["caption_from"] for row in fused if row["status"] == "ok"} == {"model"}
+    made = [row for row in fused if row["status"] == "ok"]
+    assert {row["caption_from"] for row in made} == {"model"}
+    assert all(row["segments"] and row["segment_map"] for row in made)
     assert not kept_parts(jobs["staged"]), "what stages kept goes at the end"
     assert Folder(jobs["staged"].uri).child(WORK).exists("source_hashes.parquet"), "and nothing else"
     part.write_bytes(whole)

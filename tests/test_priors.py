@@ -17,6 +17,7 @@ from segdatagen.datasets.scenes import Scene, make_scene
 from segdatagen.errors import UsageError
 from segdatagen.images import Image, Mask, decode_image, encode_image, encode_mask
 from segdatagen.labels import load_label_set
+from segdatagen.outlines import encode_panoptic
 from segdatagen.priors import PRIORS, SGA_BLEND, Prior, PriorOptions, blend, check_prior
 from segdatagen.priors.sizes import Fit, draw_fitted
 from segdatagen.stages.prior import PriorStage, PriorStageOptions
@@ -206,9 +207,9 @@ class CountedPrior(Prior):
         self.drawings += 1
         return super().of_image(image)
 
-    def of_mask(self, mask: Mask) -> Image:
+    def of_mask(self, mask: Mask, segment_map: Mask | None = None) -> Image:
         self.drawings += 1
-        return super().of_mask(mask)
+        return super().of_mask(mask, segment_map)
 
 
 def stage_of(**options: Any) -> PriorStage:
@@ -264,6 +265,24 @@ def test_each_picture_is_drawn_once_in_a_batch(batch: Batch) -> None:
     found = stage(variants)
     assert counted.drawings == 3  # one image, and the masks that its variants have of their own
     assert found["prior"][0] != found["prior"][1]
+
+
+def test_segments_are_outlined_in_colour_maps_alone(batch: Batch) -> None:
+    """One source with segments, one without: each row has its own picture, and Canny sees classes as it did."""
+    rows = {name: column[[0, 2]] for name, column in batch.items()}
+    rows["segment_map"] = objects([encode_mask(make_scene(0, 61, 47).segment_map), None])
+    scenes = [make_scene(number, 61, 47) for number in range(2)]
+    outlined = encode_panoptic(scenes[0].mask, scenes[0].segment_map, LABELS)
+    plain = [encode(scene.mask, LABELS) for scene in scenes]
+    assert not np.array_equal(outlined, plain[0])
+    stage = stage_of(name="colour_map", of="mask")
+    assert "segment_map" in stage.reads
+    drawn = [decode_image(picture) for picture in stage(rows)["prior"]]
+    assert np.array_equal(drawn[0], outlined)
+    assert np.array_equal(drawn[1], plain[1])
+    edges = stage_of(of="mask")
+    assert "segment_map" not in edges.reads
+    assert np.array_equal(decode_image(edges(rows)["prior"][0])[..., 0], cv2.Canny(plain[0], 100, 200))
 
 
 def test_rows_that_cannot_be_drawn_say_why(batch: Batch) -> None:

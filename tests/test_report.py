@@ -218,6 +218,8 @@ def test_the_data_are_those_of_the_samples(tmp_path: Path) -> None:
         half = one.size[0] // 2 * one.size[1]
         assert sorted(page["pixels"]) == sorted([[one.channels[0], half], [one.channels[1], half]])
         assert columns["classes"][place] == sorted(one.channels)
+        own, other = one.channels
+        assert page["segments"] == (sorted([[own, 3, 1], [other, 1, 0]]) if one.segments else [])
         assert page["scores"] == ([] if one.score is None else [[one.channels[0], "clip", one.score]])
     (name, values) = data["scores"][0]
     assert len(data["scores"]) == 1, "a column without a figure is none"

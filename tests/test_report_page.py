@@ -165,8 +165,9 @@ def test_a_page_shows_the_sample_whole(open_page: OpenPage, index: str, size: tu
     assert facts["microbatch"] == "4"
     figures = page.locator("#sample-classes .figures").all_inner_texts()
     plain = f"{image_of(one)[..., 0].size // 2:,} px, 50%"
-    scored = plain if one.score is None else f"{plain}, clip {one.score:g}"
-    assert sorted(figures) == sorted([plain, scored])
+    several, single = (", 3 segments (1 of them a crowd)", ", 1 segment") if one.segments else ("", "")
+    scored = plain + several + ("" if one.score is None else f", clip {one.score:g}")
+    assert sorted(figures) == sorted([plain + single, scored])
     assert facts.get("score clip") == (None if one.score is None else f"{one.score:g}")
     assert page.locator("#scores legend").all_text_contents() == ["score clip"]
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdatagen.errors import SegdatagenError
+from segdatagen.images import encode_mask
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.samples import STATUSES, put_samples, read_ledger, set_aside, split_parts
 from segdatagen.verify import check_part, part_entries, verify_ledger
@@ -128,6 +129,29 @@ def test_deep_check_finds_every_kind_of_damage(tmp_path: Path) -> None:
     assert any("sample 5: has no mask" in text for text in problems)
     assert not any("sample 1" in text for text in problems)
     assert [entry.name for entry in part_entries(run.folder)] == [name]
+
+
+def test_deep_check_holds_segments_against_their_map(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = sample_rows([1, 2, 3, 4, 5, 6], "ok", 1, 0).to_pylist()
+    segment_map = np.zeros((16, 16), np.uint8)
+    segment_map[2:6, 3:8] = 2
+    one = {"id": 2, "class_id": 0, "area": 20, "bbox": [3, 2, 5, 4], "iscrowd": False}
+    for row in rows:
+        row |= {"segment_map": encode_mask(segment_map), "segments": [one]}
+    rows[1]["segments"] = [one | {"area": 19}]
+    rows[2]["segments"] = None
+    rows[3]["segment_map"] = None
+    rows[4]["segment_map"] = encode_mask(segment_map[:8])
+    rows[5]["segment_map"] = b"nothing"
+    problems = check_part(run.folder, put_samples(run.folder, pa.Table.from_pylist(rows)))
+    assert [text.split(": ", 1)[1] for text in problems] == [
+        "sample 2: its segments are not those of its segment map",
+        "sample 3: has a segment map without its segments",
+        "sample 4: has segments without a map of them",
+        "sample 5: its segment map is 16 x 8, not 16 x 16",
+        "sample 6: its segment map cannot be decoded (not a PNG)",
+    ]
 
 
 def test_a_plan_that_lost_rows_is_refused(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_a_prompt_gets_its_layout_and_the_row_is_of_the_mask_that_came_out(text2
     stage = make_stage(text2mask)
     found = stage(rows([STREET, LAWN, STREET], [1, 2, 3]))
     assert tuple(found) == stage.writes
+    assert {*found["segment_map"], *found["segments"]} == {None}, "what is drawn is semantic"
     for row, prompt in zip(listed(found), (STREET, LAWN, STREET), strict=True):
         mask = decode_mask(row["mask"])
         assert (mask == LAYOUTS[prompt]).mean() > 0.95

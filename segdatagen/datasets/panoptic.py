@@ -7,11 +7,11 @@ lists them, and 0 is no segment. Area and box are measured, never believed. Know
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from segdatagen.datasets.reader import BadItem, RawSource, Segment, narrow
 from segdatagen.labels import LabelSet
+from segdatagen.segments import box_of
 
 CODES = 1 << 24
 
@@ -47,7 +47,7 @@ def read_segments(codes: np.ndarray, listed: Sequence[ListedSegment], label_set:
     if areas[0] and not label_set.ignore_ids and 0 not in label_set.ids:
         raise BadItem("unknown id", name, "the label set ignores no id", {"no segment": int(areas[0])})
     segments = tuple(
-        Segment(number, segment.class_id, int(areas[number]), _box(numbers == number), segment.iscrowd)
+        Segment(number, segment.class_id, int(areas[number]), box_of(numbers == number), segment.iscrowd)
         for number, segment in enumerate(listed, 1)
     )
     return RawSource(narrow(class_of[numbers]), segment_map=narrow(numbers), segments=segments)
@@ -64,9 +64,3 @@ def _require_known(listed: Sequence[ListedSegment], areas: np.ndarray, label_set
             unknown[str(segment.class_id)] = unknown.get(str(segment.class_id), 0) + int(areas[number])
     if unknown:
         raise BadItem("unknown id", name, counts=unknown)
-
-
-def _box(pixels: np.ndarray) -> tuple[int, int, int, int]:
-    """x, y, width and height of the pixels that are set."""
-    x, y, width, height = cv2.boundingRect(pixels.view(np.uint8))
-    return int(x), int(y), int(width), int(height)

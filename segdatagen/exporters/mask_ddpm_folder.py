@@ -1,8 +1,9 @@
 """The layout in which paper 001's own inference leaves its images, and beside it what that lacks.
 
 Theirs: `<stem>.png`, a grid of the images of a mask, and `epoch_<stem>/image_<k>.png`. Ours: `masks/<stem>.png` in the
-colours of `colormap.json`, `metadata/<stem>.jsonl` with a line per image, and `labels.yaml`. `k` is the variant: a
-number is missing where a sample failed. It does not know which samples are good.
+colours of `colormap.json`, `metadata/<stem>.jsonl` with a line per image, `labels.yaml`, and where there are segments
+`segments/<stem>.png` with their ids. `k` is the variant: a number is missing where a sample failed. It does not know
+which samples are good.
 """
 
 import itertools
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from segdatagen.colours import encode
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.exporters.selection import Selection
+from segdatagen.exporters.selection import Pixels, Selection
 from segdatagen.images import PNG_SIGNATURE, DecodeError, Image, decode_image, decode_mask, encode_image
 from segdatagen.labels import LabelSet
 from segdatagen.storage import Folder
@@ -37,6 +38,7 @@ class Source:
     stem: str
     start: int
     variants: tuple[int, ...]
+    is_panoptic: bool = False
 
     @property
     def count(self) -> int:
@@ -59,6 +61,11 @@ class Source:
         return f"masks/{self.stem}.png"
 
     @property
+    def segment_map(self) -> str:
+        """File of the ids of its segments, where it has some."""
+        return f"segments/{self.stem}.png"
+
+    @property
     def metadata(self) -> str:
         """File that is written last: where it is as it should be, the others are there."""
         return f"metadata/{self.stem}.jsonl"
@@ -66,7 +73,7 @@ class Source:
     @property
     def files(self) -> list[str]:
         """All files of the source."""
-        return [*self.images, self.grid, self.mask, self.metadata]
+        return [*self.images, self.grid, self.mask, *[self.segment_map] * self.is_panoptic, self.metadata]
 
 
 class MaskDDPMFolder:
@@ -114,9 +121,7 @@ class MaskDDPMFolder:
                 done += source.count
                 progress(done, self.num_images)
 
-    def _write_source(
-        self, out: Folder, source: Source, pixels: Iterator[tuple[bytes, bytes]], pool: ThreadPoolExecutor
-    ) -> None:
+    def _write_source(self, out: Folder, source: Source, pixels: Iterator[Pixels], pool: ThreadPoolExecutor) -> None:
         def put_image(name: str, data: bytes) -> Image:
             try:
                 image = decode_image(data)
@@ -126,23 +131,28 @@ class MaskDDPMFolder:
             return image
 
         shown: list[Image] = []
-        names, mask = iter(source.images), b""
+        names, last = iter(source.images), None
         while piece := list(itertools.islice(pixels, GRID_IMAGES)):
-            mask = piece[0][1]
-            made = list(pool.map(put_image, itertools.islice(names, len(piece)), (image for image, _ in piece)))
+            last = piece[-1]
+            made = list(pool.map(put_image, itertools.islice(names, len(piece)), (one.image for one in piece)))
             shown = shown or made
+        assert last is not None, "a source has one sample at least"
         out.put(source.grid, encode_image(grid(shown), "png"))
-        out.put(source.mask, encode_image(encode(decode_mask(mask), self._label_set), "png"))
+        out.put(source.mask, encode_image(encode(decode_mask(last.mask), self._label_set), "png"))
+        if last.segment_map is not None:
+            out.put(source.segment_map, last.segment_map)
         out.put(source.metadata, self._metadata(source))
 
     def _metadata(self, source: Source) -> bytes:
-        """A JSON object per image and line: file and mask, identity and seed, classes."""
+        """A JSON object per image and line: file and mask, identity and seed, classes, segments if any."""
         names = dict(zip(self._label_set.ids.tolist(), self._label_set.names, strict=True))
         rows = self._selection.index.slice(source.start, source.count).drop_columns(["part", "row"]).to_pylist()
-        lines = [
-            {"file_name": name, "mask": source.mask} | row | {"classes": [names[id_] for id_ in row["class_ids"]]}
-            for name, row in zip(source.images, rows, strict=True)
-        ]
+        lines = []
+        for name, row in zip(source.images, rows, strict=True):
+            segments = {"segment_map": source.segment_map, "segments": row.pop("segments")}
+            line = {"file_name": name, "mask": source.mask} | row
+            line |= {"classes": [names[id_] for id_ in row["class_ids"]]}
+            lines.append(line | segments if source.is_panoptic else line)
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
@@ -177,7 +187,8 @@ def _sources_of(index: pa.Table) -> list[Source]:
             )
         if len(set(variants[start:stop])) < stop - start:
             raise UsageError(f"source {stem} has samples of several methods: this layout holds those of one")
-        sources.append(Source(str(stem), int(start), tuple(variants[start:stop].tolist())))
+        is_panoptic = index["segments"][int(start)].is_valid
+        sources.append(Source(str(stem), int(start), tuple(variants[start:stop].tolist()), is_panoptic))
     return sources
 
 

@@ -6,6 +6,7 @@ they are written.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,19 @@ from segdatagen.tables import read_part, read_parts
 
 COLUMNS = [
     *("source_id", "method", "variant", "sample_id", "round", "seed"),
-    *("class_ids", "image_hash", "mask_hash"),
+    *("class_ids", "image_hash", "mask_hash", "segments"),
 ]
 """What is known of every sample at once; `part` and `row` say where its pixels lie."""
 ROWS_AT_ONCE = 256
 """Samples whose images are in memory together."""
+
+
+class Pixels(NamedTuple):
+    """What is encoded of a sample, as it is stored; a mask without a segment map is semantic."""
+
+    image: bytes
+    mask: bytes
+    segment_map: bytes | None
 
 
 @dataclass(frozen=True)
@@ -38,22 +47,22 @@ class Selection:
     parts: tuple[str, ...]
     left_out: dict[str, int]
 
-    def pixels(self, chosen: pa.Table) -> Iterator[tuple[bytes, bytes]]:
-        """Image and mask, encoded as they are stored, of some rows of `index`, in their order.
+    def pixels(self, chosen: pa.Table) -> Iterator[Pixels]:
+        """The pixels of some rows of `index`, in their order.
 
         Raises SegdatagenError where a part is gone or its bytes are not those that were made.
         """
         for start in range(0, chosen.num_rows, ROWS_AT_ONCE):
             rows = chosen.slice(start, ROWS_AT_ONCE)
             numbers = rows["part"].to_numpy()
-            found: dict[int, tuple[bytes, bytes]] = {}
+            found: dict[int, Pixels] = {}
             for number in np.unique(numbers).tolist():
                 places = np.flatnonzero(numbers == number)
                 found |= zip(places.tolist(), self._read(self.parts[number], rows.take(places)), strict=True)
             yield from (found[place] for place in range(rows.num_rows))
 
-    def _read(self, part: str, rows: pa.Table) -> list[tuple[bytes, bytes]]:
-        stored = read_part(self.run.folder, part, ["image", "mask"]).take(rows["row"]).to_pylist()
+    def _read(self, part: str, rows: pa.Table) -> list[Pixels]:
+        stored = read_part(self.run.folder, part, list(Pixels._fields)).take(rows["row"]).to_pylist()
         for row, pixels in zip(rows.to_pylist(), stored, strict=True):
             for name in ("image", "mask"):
                 if bytes_hash(pixels[name]) != row[f"{name}_hash"]:
@@ -61,7 +70,7 @@ class Selection:
                         f"{self.run.folder.uri_of(part)}: the {name} of sample {row['sample_id']} is damaged: delete "
                         "that file, make its samples again with `segdatagen run`, then export"
                     )
-        return [(pixels["image"], pixels["mask"]) for pixels in stored]
+        return [Pixels(**pixels) for pixels in stored]
 
 
 def select_good(run: Run) -> Selection:

@@ -11,6 +11,7 @@ from segdatagen.colours import encode
 from segdatagen.errors import UsageError
 from segdatagen.images import Image, Mask
 from segdatagen.labels import LabelSet
+from segdatagen.outlines import encode_panoptic
 from segdatagen.priors.blend import SGA_BLEND, BlendWeights, blend
 from segdatagen.priors.depth import check_depth, load_depth
 from segdatagen.priors.edges import boundaries, canny
@@ -33,6 +34,8 @@ class PriorKind:
     check_weights: Callable[[PriorOptions], None] | None = None
     own_options: tuple[str, ...] = ()
     draws_images: bool = True
+    outlines: bool = False
+    """Segments of a mask that has some are outlined in its colour map."""
 
 
 def _load_canny(options: PriorOptions, _: str) -> Drawer:
@@ -41,7 +44,7 @@ def _load_canny(options: PriorOptions, _: str) -> Drawer:
 
 PRIORS = {
     "canny": PriorKind(_load_canny, own_options=("canny_low", "canny_high")),
-    "colour_map": PriorKind(lambda _, __: lambda colour_map: colour_map, draws_images=False),
+    "colour_map": PriorKind(lambda _, __: lambda colour_map: colour_map, draws_images=False, outlines=True),
     "boundaries": PriorKind(lambda _, __: boundaries, draws_images=False),
     "line_art": PriorKind(LINE_ART.load, LINE_ART.check, ("resolution",)),
     "hed": PriorKind(HED.load, HED.check, ("resolution",)),
@@ -57,18 +60,26 @@ class Prior:
     def __init__(self, options: PriorOptions, label_set: LabelSet, device: str = "cpu") -> None:
         """Load. Raises UsageError as `check_prior` does, and where weights turn out not to be whole."""
         check_prior(options)
-        self._label_set = label_set
+        self._name, self._label_set = options.name, label_set
         self._draw = PRIORS[options.name].load(options, device)
 
     def of_image(self, image: Image) -> Image:
         """The prior of an image, uint8 `[H, W, 3]` for uint8 `[H, W, 3]`."""
         return self._draw(image)
 
-    def of_mask(self, mask: Mask) -> Image:
+    @property
+    def outlines(self) -> bool:
+        """Whether `of_mask` looks at segments."""
+        return PRIORS[self._name].outlines
+
+    def of_mask(self, mask: Mask, segment_map: Mask | None = None) -> Image:
         """The prior of a mask `[H, W]`, drawn of its colour map: uint8 `[H, W, 3]`.
 
+        `segment_map` `[H, W]`: ids of its segments, outlined where the prior is a colour map (SegGen, appendix A.2).
         Raises UsageError for an id that the label set does not know.
         """
+        if segment_map is not None and self.outlines:
+            return self._draw(encode_panoptic(mask, segment_map, self._label_set))
         return self._draw(encode(mask, self._label_set))
 
 

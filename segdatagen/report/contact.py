@@ -129,6 +129,7 @@ class ContactReader:
             return [], f"{error}: {len(indices)} of its samples are not shown"
         found = []
         for index, row in zip(indices.tolist(), table.to_pylist(), strict=True):
+            del row["segment_map"]  # what is shown of segments is in their list
             small, whole = layers(row.pop("image"), row.pop("mask"), self.painter, [THUMBNAIL_SIDE, None])
             found.append(_Shown(index, row, small, whole))
         return found, None
@@ -148,6 +149,7 @@ class ContactReader:
                 for entry in row.get("scores_per_class") or ()
                 if (value := _finite(entry["value"])) is not None
             ],
+            "segments": _segments(row["segments"] or (), channels),
             "seed": str(row["seed"]),  # a number of JavaScript has 53 bits
             "microbatch": row["microbatch"],
             "target": origin.target_class if origin else None,
@@ -181,6 +183,16 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     names = sorted({name for row in rows for name in row if name.startswith(SCORE_PREFIX)})
     columns = {name: [_finite(row.get(name)) for row in rows] for name in names}
     return {name: values for name, values in columns.items() if any(value is not None for value in values)}
+
+
+def _segments(segments: Sequence[Mapping[str, Any]], channels: np.ndarray) -> list[list[int]]:
+    """Segments by class: channel, how many, and how many of them are crowds."""
+    counts: dict[int, list[int]] = {}
+    for segment in segments:
+        count = counts.setdefault(int(channels[segment["class_id"]]), [0, 0])
+        count[0] += 1
+        count[1] += bool(segment["iscrowd"])
+    return [[channel, *count] for channel, count in sorted(counts.items())]
 
 
 def _finite(value: float | None) -> float | None:

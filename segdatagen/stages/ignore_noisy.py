@@ -4,13 +4,14 @@ Yang et al., "FreeMask: Synthetic Images with Dense Annotations Make Stronger Se
 2310.15160. It does not know sources or limits.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from segdatagen.images import class_pixels, decode_image, decode_mask, encode_mask
 from segdatagen.labels import LabelSet
 from segdatagen.segmenters import Segmenter
+from segdatagen.segments import NO_SEGMENT, PANOPTIC, measured
 from segdatagen.stages.stage import Batch, objects
 
 
@@ -18,12 +19,12 @@ class IgnoreNoisyStage:
     """A pixel whose loss is more than `factor` times the mean loss of its class on real images becomes ignored.
 
     The means are those of the segmenter's weights. Pixels of a class that its validation images did not show have
-    nothing to be compared with, and stay.
+    nothing to be compared with, and stay. What becomes ignored belongs to no segment any more.
     """
 
     name = "ignore_noisy"
-    reads = ("image", "mask")
-    writes = ("mask", "class_ids", "class_pixels", "score_ignored")
+    reads = ("image", "mask", *PANOPTIC)
+    writes = ("mask", "class_ids", "class_pixels", "score_ignored", *PANOPTIC)
     verdict: Literal["failed"] = "failed"
 
     def __init__(self, segmenter: Segmenter, label_set: LabelSet, factor: float) -> None:
@@ -35,10 +36,12 @@ class IgnoreNoisyStage:
 
     def __call__(self, batch: Batch) -> Batch:
         """New masks with the classes that are left, and the share of the labelled pixels that were ignored."""
-        rows = [self._ignore(image, mask) for image, mask in zip(batch["image"], batch["mask"], strict=True)]
-        return {name: objects([row[place] for row in rows]) for place, name in enumerate(self.writes)}
+        rows = [self._ignore(*row) for row in zip(*(batch[name] for name in self.reads), strict=True)]
+        return {name: objects([row[name] for row in rows]) for name in self.writes}
 
-    def _ignore(self, image: bytes, mask: bytes) -> tuple[bytes, list[int], list[int], float | None]:
+    def _ignore(
+        self, image: bytes, mask: bytes, segment_map: bytes | None, segments: list[dict[str, Any]] | None
+    ) -> dict[str, Any]:
         ids = decode_mask(mask)
         channels = self._channels[ids]
         _, losses = self._segmenter.judge(np.stack([decode_image(image)]), channels[None])
@@ -50,4 +53,14 @@ class IgnoreNoisyStage:
         found, pixels = class_pixels(left)
         counted = self._channels[found] >= 0
         share = float(noisy.sum() / labelled) if labelled else None
-        return encode_mask(left), found[counted].tolist(), pixels[counted].tolist(), share
+        if segment_map is not None and segments is not None:
+            kept = np.where(noisy, NO_SEGMENT, decode_mask(segment_map))
+            segment_map, segments = encode_mask(kept), measured(kept, segments)
+        return {
+            "mask": encode_mask(left),
+            "class_ids": found[counted].tolist(),
+            "class_pixels": pixels[counted].tolist(),
+            "score_ignored": share,
+            "segment_map": segment_map,
+            "segments": segments,
+        }

@@ -42,33 +42,39 @@ class PriorStage:
 
         torch.set_num_threads(options.torch_threads)
         pictures = {"image": ("source_image",), "mask": ("mask",), "both": ("source_image", "mask")}
-        self.reads = ("source_id", *pictures[options.prior.of])
         self.writes = (options.column, "reason")
         self._options = options.prior
         self._prior = Prior(options.prior, options.label_set, options.device)
+        self.reads = ("source_id", *pictures[options.prior.of], *["segment_map"] * self._prior.outlines)
 
     def __call__(self, batch: Batch) -> Batch:
         """PNG bytes of every row, and for rows without them the reason."""
         of_image = functools.cache(lambda data: self._prior.of_image(decode_image(data)))
-        of_mask = functools.cache(lambda data: self._prior.of_mask(decode_mask(data)))
         options = self._options
 
         @functools.cache
-        def row(source_id: str, image: bytes | None, mask: bytes | None) -> tuple[bytes | None, str | None]:
+        def of_mask(mask: bytes, segment_map: bytes | None) -> Image:
+            return self._prior.of_mask(decode_mask(mask), None if segment_map is None else decode_mask(segment_map))
+
+        @functools.cache
+        def row(
+            source_id: str, image: bytes | None, mask: bytes | None, segment_map: bytes | None
+        ) -> tuple[bytes | None, str | None]:
             drawn: list[Image] = []
-            for kind, data, draw in (("image", image, of_image), ("mask", mask, of_mask)):
+            for kind, data in (("image", image), ("mask", mask)):
                 if options.of not in (kind, "both"):
                     continue
                 if data is None:
                     return None, f"source {source_id} has no {kind}, and the prior {options.name} is drawn of it"
-                drawn.append(draw(data))
+                drawn.append(of_image(data) if kind == "image" else of_mask(data, segment_map))
             if len({picture.shape for picture in drawn}) > 1:
                 return None, f"the image has {_size(drawn[0])} pixels, its mask {_size(drawn[1])}"
             picture = drawn[0] if len(drawn) == 1 else blend(drawn[0], drawn[1], options.w1, options.w2)
             return encode_image(picture, "png"), None
 
         absent = [None] * len(batch["source_id"])
-        rows = list(map(row, batch["source_id"], batch.get("source_image", absent), batch.get("mask", absent)))
+        columns = (batch.get(name, absent) for name in ("source_image", "mask", "segment_map"))
+        rows = list(map(row, batch["source_id"], *columns))
         drawn, reasons = (objects(list(column)) for column in zip(*rows, strict=True))
         return {self.writes[0]: drawn, "reason": reasons}
 

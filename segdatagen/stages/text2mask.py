@@ -15,6 +15,7 @@ from segdatagen.images import encode_mask
 from segdatagen.labels import LabelSet
 from segdatagen.layouts import LAYOUT_SCORES, Layout, LayoutJudge, LayoutOptions, asked_classes
 from segdatagen.records import derive_seed
+from segdatagen.segments import PANOPTIC
 from segdatagen.stages.model_options import ModelStageOptions
 from segdatagen.stages.stage import Batch, objects
 
@@ -72,8 +73,8 @@ class DrawnLayout:
 class Text2MaskStage:
     """Draws a layout per row and decodes it to a mask; one that does not keep the limits is drawn again.
 
-    It reads the classes that are asked for, and writes those that came out. A row none of whose layouts keeps the
-    limits has the last one, and a reason.
+    It reads the classes that are asked for, and writes those that came out. The mask has no segments, whatever its
+    source has. A row none of whose layouts keeps the limits has the last one, and a reason.
     """
 
     name = "text2mask"
@@ -81,6 +82,7 @@ class Text2MaskStage:
     writes = (
         *("mask", "class_ids", "class_pixels", "height", "width"),
         *("layout_microbatch", "layout_candidates", *LAYOUT_SCORES, "reason"),
+        *PANOPTIC,
     )
     verdict: Literal["rejected"] = "rejected"
 
@@ -152,4 +154,5 @@ def _columns(drawn: DrawnLayout) -> dict[str, Any]:
         "layout_candidates": drawn.candidates or None,
         "reason": layout.refused,
         **{f"score_{figure}": value for figure, value in layout.figures.items()},
+        **dict.fromkeys(PANOPTIC),
     }

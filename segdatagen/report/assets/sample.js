@@ -136,8 +136,15 @@ function fillStage(figure, image, mask, { width, height }, words) {
   stage.replaceChildren(...layered(image, mask, words), element("canvas", { class: "lens", hidden: true }));
 }
 
-/** Classes of the mask with their pixels and scores, most first; pressing one dims all others. */
-function showClasses({ pixels, scores }, counted) {
+/** How many segments a class has, and how many of them are crowds; nothing where a mask is semantic. */
+function segmentsOf(segments, channel) {
+  const [, count, crowds] = segments.find(([of]) => of === channel) ?? [channel, 0, 0];
+  const crowded = crowds ? ` (${number(crowds)} of them ${crowds === 1 ? "a crowd" : "crowds"})` : "";
+  return count ? `, ${number(count)} ${count === 1 ? "segment" : "segments"}${crowded}` : "";
+}
+
+/** Classes of the mask with their pixels, segments and scores, most first; pressing one dims all others. */
+function showClasses({ pixels, scores, segments }, counted) {
   const total = pixels.reduce((sum, [, count]) => sum + count, 0);
   const rows = [...pixels].sort((a, b) => b[1] - a[1]).map(([channel, count]) => {
     const [name, colour, id] = channel < 0 ? ["an id that the label set does not know", "transparent", ""] : report.classes[channel];
@@ -147,7 +154,7 @@ function showClasses({ pixels, scores }, counted) {
     const share = element("span", { class: "share", "aria-hidden": "true" });
     share.style.setProperty("--share", `${(100 * count) / total}%`);
     const own = scores.filter(([of]) => of === channel).map(([, score, value]) => `, ${spoken(score)} ${number(value, 3)}`);
-    const figures = `${number(count)} px, ${number((100 * count) / total, 1)}%${few}${own.join("")}`;
+    const figures = `${number(count)} px, ${number((100 * count) / total, 1)}%${few}${segmentsOf(segments, channel)}${own.join("")}`;
     const button = element(
       "button",
       { type: "button", "aria-pressed": "false", title: `Show ${name} alone (id ${id})` },
