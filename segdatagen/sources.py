@@ -211,8 +211,8 @@ def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int 
     return counts
 
 
-def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, LabelSet]:
-    """A whole store in memory, for training: images uint8 [N, H, W, 3], channels int16 [N, H, W], label set.
+def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, LabelSet, tuple[str | None, ...]]:
+    """A whole store in memory, for training: images uint8 [N, H, W, 3], channels int16 [N, H, W], label set, captions.
 
     Ignored pixels have channel -1. Raises UsageError where a source has no image or no mask.
     """
@@ -221,17 +221,17 @@ def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, L
     width, height = geometry.size
     images = np.empty((store.info.num_sources, height, width, 3), np.uint8)
     channels = np.empty((store.info.num_sources, height, width), np.int16)
-    place = 0
+    captions: list[str | None] = []
     for part in store.info.parts:
-        rows = read_part(store.folder, part.name, ["source_id", "image", "mask"])
-        for row in rows.to_pylist():
+        rows = read_part(store.folder, part.name, ["source_id", "image", "mask", "caption"])
+        for place, row in enumerate(rows.to_pylist(), start=len(captions)):
             for name in ("mask", "image"):
                 if row[name] is None:
                     raise UsageError(f"{uri}: source {row['source_id']} has no {name}: training needs images and masks")
             images[place] = geometry.apply_image(decode_image(row["image"]))
             channels[place] = table[geometry.apply_mask(decode_mask(row["mask"]), ignore_id_of(store.label_set))]
-            place += 1
-    return images, channels, store.label_set
+            captions.append(row["caption"])
+    return images, channels, store.label_set, tuple(captions)
 
 
 def ignore_id_of(label_set: LabelSet) -> int:

@@ -1,6 +1,7 @@
 """Training: the same weights however often it is killed and wherever it runs, and refusals that name their reason."""
 
 import csv
+import dataclasses
 import itertools
 import os
 import signal
@@ -194,8 +195,8 @@ def test_changed_training_is_refused_and_named(configure: Configure, tmp_path: P
     for change, words in (
         ({"batch_size": 4}, "its batch_size is 2, not 4"),
         ({"hidden": 6, "seed": 5}, "its hidden is 4, not 6; its seed is 0, not 5"),
-        ({"size": [40, 32]}, "its images or masks are others"),
-        ({"sources": str(make_scenes_store(tmp_path / "other", 7))}, "its images or masks are others"),
+        ({"size": [40, 32]}, "its images, masks or captions are others"),
+        ({"sources": str(make_scenes_store(tmp_path / "other", 7))}, "its images, masks or captions are others"),
         ({"steps": STEPS - 1}, f"has done {STEPS} steps already"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -286,6 +287,17 @@ def test_labels_are_dropped_for_the_whole_batch_of_all_workers(scenes_store: Pat
         assert seen[0] == seen[1]
         dropped.append(seen[0])
     assert 1 <= sum(dropped) <= 14  # 6 of 20 are expected, 4 standard deviations around them
+
+
+def test_captions_tell_two_trainings_apart_only_where_they_are_read(scenes_store: Path, tmp_path: Path) -> None:
+    arrays = kind_of(fields(scenes_store, tmp_path)).arrays
+    assert len(arrays.captions) == 6
+    assert all(arrays.captions)
+    other = dataclasses.replace(arrays, captions=(None, *arrays.captions[1:]))
+    assert other.fingerprint() == arrays.fingerprint()
+    assert other.fingerprint(with_captions=True) != arrays.fingerprint(with_captions=True)
+    with pytest.raises(UsageError, match="5 captions do not belong to 6 images"):
+        dataclasses.replace(arrays, captions=arrays.captions[1:])
 
 
 def test_loss_is_one_where_nothing_is_predicted(scenes_store: Path, tmp_path: Path) -> None:

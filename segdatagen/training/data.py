@@ -6,6 +6,7 @@ resumed training, and one on more workers, sees what an uninterrupted one sees. 
 
 import functools
 import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,23 +20,28 @@ from segdatagen.records import derive_seed
 
 @dataclass(frozen=True)
 class TrainingArrays:
-    """Images uint8 `[N, H, W, 3]` RGB, mask channels int16 `[N, H, W]` (below 0: ignored), and their label set."""
+    """Images uint8 `[N, H, W, 3]` RGB, mask channels int16 `[N, H, W]` (below 0: ignored), label set and captions."""
 
     images: np.ndarray
     channels: np.ndarray
     label_set: LabelSet
+    captions: tuple[str | None, ...]
 
     def __post_init__(self) -> None:
         if not len(self.images):
             raise UsageError("the source store holds no images: there is nothing to train on")
         if self.images.shape[:3] != self.channels.shape:
             raise UsageError(f"images {self.images.shape} and masks {self.channels.shape} do not belong together")
+        if len(self.captions) != len(self.images):
+            raise UsageError(f"{len(self.captions)} captions do not belong to {len(self.images)} images")
 
-    def fingerprint(self) -> str:
-        """Hash of all pixels and the label set, 32 hex digits."""
+    def fingerprint(self, with_captions: bool = False) -> str:
+        """Hash of all pixels, the label set and, for who reads them, the captions: 32 hex digits."""
         digest = hashlib.blake2b(self.label_set.fingerprint().encode(), digest_size=16)
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.channels).data)
+        if with_captions:
+            digest.update(json.dumps(self.captions).encode())
         return digest.hexdigest()
 
 

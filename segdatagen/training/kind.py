@@ -3,7 +3,7 @@
 A kind knows its network and its loss; it does not know steps, checkpoints, devices or how many workers there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,6 +69,10 @@ class Kind(Protocol):
 
     name: str
     arrays: TrainingArrays
+    reads_captions: bool
+    """Whether other captions make it another training."""
+    frozen: Mapping[str, str]
+    """Fingerprints of the networks that it uses and does not train, by name: they are in no checkpoint."""
 
     @property
     def options(self) -> TrainingOptions:

@@ -222,7 +222,8 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 def facts_of(kind: Kind) -> dict[str, Any]:
     """What a resumed training must have in common with its checkpoint."""
     fixed = kind.options.model_dump(mode="json", include=set(kind.options.fixed))
-    return {"kind": kind.name, "data": kind.arrays.fingerprint(), "fixed": fixed}
+    data = kind.arrays.fingerprint(kind.reads_captions)
+    return {"kind": kind.name, "data": data, "fixed": fixed, "frozen": dict(kind.frozen)}
 
 
 def require_same_training(found: dict[str, Any], wanted: dict[str, Any], out: str) -> None:
@@ -239,8 +240,10 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]
         yield f"its kind is {found['kind']}, not {wanted['kind']}"
         return
     if found["data"] != wanted["data"]:
-        yield "its images or masks are others"
+        yield "its images, masks or captions are others"
     for name in sorted(found["fixed"].keys() | wanted["fixed"].keys()):
         before, now = found["fixed"].get(name), wanted["fixed"].get(name)
         if before != now:
             yield f"its {name} is {before}, not {now}"
+    before, now = found.get("frozen", {}), wanted["frozen"]
+    yield from (f"its {name} had other weights" for name in sorted(now) if before.get(name) != now[name])

@@ -3,6 +3,7 @@
 Knows the network and the noise schedule; steps, averages and checkpoints are the loop's.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -51,6 +52,8 @@ class MaskDDPMTraining:
     """The kind `mask_ddpm`."""
 
     name = "mask_ddpm"
+    reads_captions = False
+    frozen: Mapping[str, str] = {}
     options_type = MaskDDPMTrainingOptions
 
     def __init__(self, options: MaskDDPMTrainingOptions, arrays: TrainingArrays) -> None:

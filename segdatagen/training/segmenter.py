@@ -3,6 +3,7 @@
 Judges and filters read the last: IoU and mean loss of each class. Steps, averages and checkpoints are the loop's.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -54,6 +55,8 @@ class SegmenterTraining:
     """The kind `segmenter`."""
 
     name = "segmenter"
+    reads_captions = False
+    frozen: Mapping[str, str] = {}
     options_type = SegmenterTrainingOptions
 
     def __init__(self, options: SegmenterTrainingOptions, arrays: TrainingArrays) -> None:
