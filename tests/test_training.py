@@ -226,7 +226,7 @@ def test_loss_that_is_no_number_stops_the_training(configure: Configure, tmp_pat
 
 
 def test_wrong_use_is_refused(configure: Configure) -> None:
-    with pytest.raises(UsageError, match="unknown kind of training 'gan': choose one of mask_ddpm"):
+    with pytest.raises(UsageError, match="unknown kind of training 'gan': choose one of vae"):
         train("gan", str(configure("out")), True, None, silent)
     with pytest.raises(UsageError, match="stepz: unknown key"):
         train_here(configure("out", stepz=3))

@@ -38,7 +38,7 @@ class NamesBenchmarks(TyperCommand):
 
 
 def train(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="mask_ddpm or segmenter")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="vae, mask_ddpm or segmenter")],
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train, on which source store.")],
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     address: Address = None,
@@ -76,7 +76,8 @@ def train(
         screen.say("max_hours are over: the same command goes on")
     else:
         judged = "" if result.mean_iou is None else f", mIoU {result.mean_iou:.3f} on the validation images"
-        screen.say(f"weights: {result.weights}{judged}")
+        figures = "".join(f", {name} {value:.4f}" for name, value in result.figures.items())
+        screen.say(f"weights: {result.weights}{judged}{figures}")
 
 
 def prefetch(

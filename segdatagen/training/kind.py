@@ -4,7 +4,7 @@ A kind knows its network and its loss; it does not know steps, checkpoints, devi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +54,7 @@ class TrainingResult:
     seconds: float
     weights: str | None
     mean_iou: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Saved:
 
     uri: str
     mean_iou: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What else was measured, by name."""
 
 
 class Kind(Protocol):

@@ -4,6 +4,7 @@ The entry of the command line and of programs. It knows which kinds there are; i
 """
 
 import functools
+import importlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,10 +16,8 @@ from segdatagen.sources import read_arrays
 from segdatagen.training.data import Share, TrainingArrays
 from segdatagen.training.kind import Kind, Progress, TrainingResult
 from segdatagen.training.loop import train_loop
-from segdatagen.training.mask_ddpm import MaskDDPMTraining
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.ray_train import train_on_ray
-from segdatagen.training.segmenter import SegmenterTraining
 
 
 class KindType(Protocol):
@@ -34,7 +33,12 @@ class KindType(Protocol):
         ...
 
 
-KINDS: dict[str, KindType] = {"mask_ddpm": MaskDDPMTraining, "segmenter": SegmenterTraining}
+KINDS = {
+    "vae": "vae:VaeTraining",
+    "mask_ddpm": "mask_ddpm:MaskDDPMTraining",
+    "segmenter": "segmenter:SegmenterTraining",
+}
+"""Module and class of every kind. Only the one that is trained is imported: some take seconds."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,7 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     Raises UsageError for wrong options, for an unusable source store, where `out` holds another training, and where
     `use_gpu` finds none; SegdatagenError where the training fails.
     """
-    if kind not in KINDS:
-        raise UsageError(f"unknown kind of training {kind!r}: choose one of {', '.join(KINDS)}")
-    options = read_config(KINDS[kind].options_type, config_uri)
+    options = read_config(kind_type(kind).options_type, config_uri)
     command = f"segdatagen train {kind} {config_uri}{' --local' if local else ''}"
     worker = functools.partial(train_share, TrainingRequest(kind, options, command))
     if local:
@@ -65,11 +67,20 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     return train_on_ray(worker, options, address, progress)
 
 
+def kind_type(name: str) -> KindType:
+    """The class of a kind. Raises UsageError where there is none of this name."""
+    if name not in KINDS:
+        raise UsageError(f"unknown kind of training {name!r}: choose one of {', '.join(KINDS)}")
+    module, _, class_name = KINDS[name].partition(":")
+    found: KindType = getattr(importlib.import_module(f"segdatagen.training.{module}"), class_name)
+    return found
+
+
 def train_share(request: TrainingRequest, share: Share, device: torch.device, progress: Progress) -> TrainingResult:
     """One worker of a training: reads the whole store, trains its share of every batch."""
     options = request.options
     arrays = TrainingArrays(*read_arrays(options.sources, options.geometry))
-    return train_loop(KINDS[request.kind](options, arrays), share, device, progress, request.command)
+    return train_loop(kind_type(request.kind)(options, arrays), share, device, progress, request.command)
 
 
 def local_device(use_gpu: bool) -> torch.device:
