@@ -66,13 +66,16 @@ class Order:
 class Batch:
     """One worker's rows of a step: images uint8 `[B, H, W, 3]`, channels int64 `[B, H, W]`, and sources of chance.
 
-    `chance` is the same on all workers of the step; `row_chance` holds one CPU generator per row.
+    `chance` is the same on all workers of the step; `row_chance` holds one CPU generator per row. `sources` int64 `[B]`
+    and `flipped` bool `[B]` say what the rows are, for who keeps more of each source.
     """
 
     images: Tensor
     channels: Tensor
     chance: torch.Generator
     row_chance: list[torch.Generator]
+    sources: np.ndarray
+    flipped: np.ndarray
 
 
 def sources_of_step(num_sources: int, seed: int, step: int, batch_size: int) -> np.ndarray:
@@ -96,16 +99,18 @@ def batch_of_step(arrays: TrainingArrays, order: Order, step: int, share: Share,
     sources = sources_of_step(len(arrays.images), seed, step, batch_size)[rows.start : rows.stop]
     row_chance = [generator_for(seed, "row", step, row) for row in rows]
     images, channels = arrays.images[sources], arrays.channels[sources]
+    flipped = np.zeros(length, np.bool_)
     if order.flip:
-        for place, generator in enumerate(row_chance):
-            if float(torch.rand((), generator=generator)) < 0.5:
-                images[place] = images[place, :, ::-1]
-                channels[place] = channels[place, :, ::-1]
+        flipped[:] = [float(torch.rand((), generator=generator)) < 0.5 for generator in row_chance]
+        images[flipped] = images[flipped, :, ::-1]
+        channels[flipped] = channels[flipped, :, ::-1]
     return Batch(
         torch.from_numpy(images).to(device),
         torch.from_numpy(channels).to(device, torch.int64),
         generator_for(seed, "step", step),
         row_chance,
+        sources,
+        flipped,
     )
 
 

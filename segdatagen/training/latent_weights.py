@@ -13,10 +13,14 @@ import torch
 from diffusers import AutoencoderKL
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
+from transformers import CLIPTokenizer
+from transformers.utils import logging
 
 from segdatagen.config_files import read_stored
+from segdatagen.diffusion.latent_models import NETWORKS
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.labels import LabelSet
+from segdatagen.latent_folders import WITHOUT_TENSORS, tensors_variant
 from segdatagen.storage import Folder
 from segdatagen.training.data import TrainingArrays
 from segdatagen.training.kind import Summary
@@ -87,7 +91,8 @@ def put_model(folder: Folder, model: Any, card: str, record: TrainingRecord, sto
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            _stored(model, store_dtype).save_pretrained(scratch, safe_serialization=True)
+            logging.disable_progress_bar()  # across the display of the whole
+            _as_dtype(model, getattr(torch, store_dtype)).save_pretrained(scratch)
         except (OSError, SafetensorError) as error:
             raise SegdatagenError(f"{scratch}: the weights cannot be written there first ({error})") from error
         names = sorted(path.relative_to(scratch).as_posix() for path in Path(scratch).rglob("*") if path.is_file())
@@ -106,19 +111,30 @@ def load_vae(uri: str) -> AutoencoderKL:
 def load_network(kind: Any, folder: Path, uri: str) -> Any:
     """A network of diffusers or transformers from its folder, float32, on the CPU. Raises UsageError."""
     try:
-        name = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **{name: torch.float32})
+        logging.disable_progress_bar()
+        ours = kind.__module__.startswith("diffusers")
+        types: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+        return kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=tensors_variant(folder),
+            **(types if ours else {"dtype": torch.float32}),
+        )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{uri}: no {kind.__name__} can be loaded from {folder} ({reason})") from error
 
 
-def _stored(model: Any, store_dtype: StoreDtype) -> Any:
-    dtype = getattr(torch, store_dtype)
-    if isinstance(model, torch.nn.Module):
-        return copy.deepcopy(model).to("cpu", dtype)
-    parts = {
-        name: copy.deepcopy(part).to("cpu", dtype) if isinstance(part, torch.nn.Module) else part
-        for name, part in model.components.items()
-    }
-    return type(model)(**parts, force_zeros_for_empty_prompt=False, add_watermarker=False)
+def load_text_encoders(folder: Path, uri: str) -> list[Any]:
+    """Both text encoders of a base in SDXL's form, float32, on the CPU. Raises UsageError where one is broken."""
+    return [load_network(NETWORKS[name], folder / name, uri) for name in ("text_encoder", "text_encoder_2")]
+
+
+def load_tokenizers(folder: Path) -> list[Any]:
+    """Both tokenizers of a base in SDXL's form."""
+    return [CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in WITHOUT_TENSORS]
+
+
+def _as_dtype(model: Any, dtype: torch.dtype) -> Any:
+    return copy.deepcopy(model).to("cpu", dtype) if isinstance(model, torch.nn.Module) else model.as_dtype(dtype)

@@ -1,0 +1,355 @@
+"""Trainings of latent diffusion: noise and losses against closed forms, caches against the VAE, and what they leave."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import child_environment, make_scenes_store, visible
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers.training_utils import compute_snr
+from safetensors.torch import load_file
+from tiny_latent import make_vae
+from torch import Tensor
+
+from segdatagen.diffusion.latent_models import load_base
+from segdatagen.diffusion.latent_options import Numerics
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.latent_folders import check_base
+from segdatagen.sources import read_arrays
+from segdatagen.storage import Folder
+from segdatagen.training.base import BaseTraining, BaseTrainingOptions
+from segdatagen.training.clip_tokenizer import train_tokenizer
+from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
+from segdatagen.training.kind import TrainingResult
+from segdatagen.training.latent_parts import embed
+from segdatagen.training.latents import fill, here, latent_cache
+from segdatagen.training.loop import build_network
+from segdatagen.training.noise import SDXL_SCHEDULE, Noise
+from segdatagen.training.pictures import colour_masks
+from segdatagen.training.record_cache import INFO_NAME, CacheInfo, RecordCache
+from segdatagen.training.run import train
+from segdatagen.training.vae import moments
+
+CPU = torch.device("cpu")
+NETWORK = {
+    "blocks": [16, 32],
+    "layers_per_block": 1,
+    "transformer_layers": [0, 1],
+    "heads": [2, 4],
+    "norm_groups": 8,
+    "size_embedding": 8,
+    "text_widths": [16, 24],
+    "text_layers": [2, 2],
+    "text_heads": [2, 2],
+    "vocabulary": 600,
+}
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae") / "vae"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        make_vae().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of its own: caches lie beside it."""
+    return make_scenes_store(tmp_path_factory.mktemp("latent") / "store")
+
+
+def fields(store: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "sources": str(store),
+        "out": str(out),
+        "size": [32, 32],
+        "steps": 6,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "ema_start": 4,
+        "torch_threads": 1,
+        "checkpoint_every": 2,
+        "sample_every": 1000,
+        "sample_rows": 2,
+        "sampler": {"steps": 2},
+    } | changes
+
+
+def base_fields(store: Path, out: Path, vae: Path, **changes: Any) -> dict[str, Any]:
+    return fields(store, out, network=NETWORK | {"vae": str(vae)}) | changes
+
+
+def write(folder: Path, name: str, found: dict[str, Any]) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(found))
+    return str(path)
+
+
+def train_here(kind: str, config: str) -> TrainingResult:
+    return train(kind, config, True, None, lambda _: None)
+
+
+def base_kind(found: dict[str, Any]) -> BaseTraining:
+    options = BaseTrainingOptions.model_validate(found)
+    return BaseTraining(options, TrainingArrays(*read_arrays(options.sources, options.geometry)))
+
+
+def tensors_of(weights: str | None) -> dict[str, Tensor]:
+    assert weights is not None
+    files = sorted(Path(weights).rglob("*.safetensors"))
+    return {f"{file.parent.name}.{name}": t for file in files for name, t in load_file(file).items()}
+
+
+def test_noise_is_that_of_diffusers() -> None:
+    noise = Noise(SDXL_SCHEDULE, "here")
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    generator = torch.Generator().manual_seed(0)
+    latents, drawn = (torch.randn(8, 4, 3, 5, generator=generator) for _ in range(2))
+    timesteps = torch.tensor([0, 1, 10, 250, 500, 900, 998, 999])
+    torch.testing.assert_close(
+        noise.add(latents, drawn, timesteps), scheduler.add_noise(latents, drawn, timesteps), rtol=1e-5, atol=1e-6
+    )
+    snr = compute_snr(scheduler, timesteps)
+    torch.testing.assert_close(noise.weights(timesteps, 5.0), torch.minimum(snr, torch.tensor(5.0)) / snr)
+    assert noise.weights(timesteps, None).tolist() == [1.0] * 8
+    with pytest.raises(UsageError, match="there predicts v_prediction"):
+        Noise({**SDXL_SCHEDULE, "prediction_type": "v_prediction"}, "there")
+
+
+@pytest.mark.parametrize(("name", "power"), [("uniform", 1.0), ("cubic", 1 / 3)])
+def test_timesteps_follow_their_distribution(name: Any, power: float) -> None:
+    """P(t < x T) is x where uniform, and 1 - (1 - x)^(1/3) where cubic: within 4 standard deviations."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = Noise(SDXL_SCHEDULE, "here").timesteps([generator] * 4000, name)
+    assert drawn.dtype == torch.int64
+    assert int(drawn.min()) >= 0
+    assert int(drawn.max()) <= 999
+    for x in (0.1, 0.25, 0.5, 0.75, 0.9):
+        expected = 1 - (1 - x) ** power
+        deviation = math.sqrt(expected * (1 - expected) / len(drawn))
+        assert abs(float((drawn < x * 1000).float().mean()) - expected) < 4 * deviation
+
+
+def test_tokenizer_is_the_same_every_time_and_knows_every_byte(tmp_path: Path) -> None:
+    texts = ["a street with two cars", "A photo of traffic light, car", "two cars and a traffic light"] * 3
+    first, second = (train_tokenizer(order, 540) for order in (texts, texts[::-1]))
+    assert first.get_vocab() == second.get_vocab()
+    assert len(first) <= 540
+    first.save_pretrained(tmp_path)
+    loaded = type(first).from_pretrained(tmp_path)
+    for text in ("two traffic lights; zebra", "Fußgänger am Übergang", "日本"):
+        ids = first(text).input_ids
+        assert loaded(text).input_ids == ids
+        assert first.unk_token_id not in ids[1:-1]
+        assert first.decode(ids[1:-1]).replace(" ", "") == text.lower().replace(" ", "")
+    assert len(first("two cars").input_ids) == 4  # words that are frequent are one token each
+
+
+@pytest.mark.parametrize("of", ["images", "colour_maps"])
+def test_cache_holds_what_the_vae_makes_of_both_orientations(store: Path, vae: Path, tmp_path: Path, of: Any) -> None:
+    found = base_fields(store, tmp_path, vae, cache=str(tmp_path / "cache"), cache_dtype="float32")
+    options = BaseTrainingOptions.model_validate(found)
+    cache = latent_cache(options, str(vae), of)
+    fill([cache], "cpu", here)
+    arrays = TrainingArrays(*read_arrays(str(store), options.geometry))
+    pictures = arrays.images if of == "images" else colour_masks(arrays.channels, arrays.label_set)
+    network = make_vae().from_pretrained(vae)
+    kept = torch.from_numpy(cache.records.read(range(6)))
+    for place, seen in enumerate((pictures, pictures[:, :, ::-1].copy())):
+        mean, logvar = moments(network, seen)
+        torch.testing.assert_close(kept[:, place, 0], mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(kept[:, place, 1], logvar, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(kept[:, 0], kept[:, 1])
+    chance = [torch.Generator().manual_seed(row) for row in range(3)]
+    drawn = cache.draw(np.array([4, 0, 4]), np.array([True, False, False]), chance)
+    for row, (source, side) in enumerate(((4, 1), (0, 0), (4, 0))):
+        noise = torch.randn(kept.shape[3:], generator=torch.Generator().manual_seed(row))
+        torch.testing.assert_close(drawn[row], kept[source, side, 0] + (kept[source, side, 1] / 2).exp() * noise)
+
+
+def test_cache_is_whole_or_not_at_all_and_another_vae_has_another(store: Path, vae: Path, tmp_path: Path) -> None:
+    found = base_fields(store, tmp_path, vae, cache=str(tmp_path / "cache"))
+    options = BaseTrainingOptions.model_validate(found)
+    cache = latent_cache(options, str(vae), "images")
+
+    def killed(numbers: Any, work: Any) -> Any:
+        for number in numbers:
+            yield work(number)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill([cache], "cpu", killed)
+    assert not cache.records.is_whole
+    kind = base_kind(found)
+    network, batch = build_network(kind, CPU), batch_of_step(kind.arrays, Order(0, 2, True), 0, Share(), CPU)
+    with pytest.raises(SegdatagenError, match="the cache is not whole"):
+        kind.loss(network, batch)
+    made: list[int] = []
+    fill([cache], "cpu", lambda numbers, work: made.extend(numbers) or [])
+    assert (made, cache.records.is_whole) == ([], True)  # the shard that came whole is not made again
+    other = tmp_path / "vae"
+    shutil.copytree(vae, other)
+    assert latent_cache(options, str(other), "images").records.info.key == cache.records.info.key
+    file = next(other.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert not latent_cache(options, str(other), "images").records.is_whole
+
+
+def test_records_come_back_by_row_from_any_shard(tmp_path: Path) -> None:
+    info = CacheInfo(facts={"of": "test"}, counts=(3, 1, 2), shape=(2, 4), dtype="float32")
+    cache = RecordCache(Folder(str(tmp_path)), info)
+    everything = np.arange(6 * 8, dtype=np.float32).reshape(6, 2, 4)
+    starts = [0, 3, 4, 6]
+    cache.fill(lambda number: everything[starts[number] : starts[number + 1]], here)
+    rows = [5, 0, 3, 4, 2, 5]
+    assert np.array_equal(cache.read(rows), everything[rows])
+    assert np.array_equal(cache.read(rows, [1, 0, 0, 1, 1, 0]), everything[rows, [1, 0, 0, 1, 1, 0]])
+    assert np.array_equal(np.stack([cache._fetch((s, r)) for s, r in ((2, 1), (0, 0))]), everything[[5, 0]])
+    with pytest.raises(ValueError, match="not float32"):
+        cache.put_shard(1, everything[:1].astype(np.float16))
+    (tmp_path / info.key / INFO_NAME).write_text("{}")
+    with pytest.raises(SegdatagenError):
+        _ = cache.is_whole
+
+
+def test_base_from_nothing_is_a_folder_that_diffusers_and_we_load(store: Path, vae: Path, tmp_path: Path) -> None:
+    result = train_here("base", write(tmp_path, "out", base_fields(store, tmp_path / "out", vae, min_snr_gamma=5.0)))
+    assert result.weights is not None
+    shape = check_base(result.weights)
+    assert (shape.family, shape.blocks, shape.text_channels, shape.vae_factor) == ("sdxl", (16, 32), 40, 2)
+    models = load_base(result.weights, Numerics(), "cpu")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(result.weights)
+    ours, theirs = (
+        models.text.encode(["a street"]),
+        pipeline.encode_prompt("a street", do_classifier_free_guidance=False),
+    )
+    torch.testing.assert_close(ours.hidden, theirs[0])
+    torch.testing.assert_close(ours.pooled, theirs[2])
+    assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
+    negative = pipeline.encode_prompt("a street", do_classifier_free_guidance=True)[1]
+    torch.testing.assert_close(negative, models.text.encode([""]).hidden)  # no prompt is what was trained as none
+    card = Path(result.weights, "README.md").read_text()
+    for words in ("6 of batch 2", "licence", "min-SNR gamma 5.0", "caption, simple, appended"):
+        assert words in card
+    further = base_fields(store, tmp_path / "on", vae, network=None, init_weights=result.weights, store_dtype="float16")
+    before = tensors_of(result.weights)
+    on = train_here("base", write(tmp_path, "on", further | {"learning_rate": 1e-9, "train_text_encoders": False}))
+    after = tensors_of(on.weights)
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == torch.float16
+        torch.testing.assert_close(tensor.float(), before[name], rtol=1e-3, atol=1e-3)
+
+
+def test_base_loss_is_that_of_hand(store: Path, vae: Path, tmp_path: Path) -> None:
+    kind = base_kind(base_fields(store, tmp_path, vae, drop_prompt=0.5, min_snr_gamma=5.0, cache_dtype="float32"))
+    fill(kind.caches(), "cpu", here)
+    network = build_network(kind, CPU)
+    order = Order(0, 4, True)
+    loss = kind.loss(network, batch_of_step(kind.arrays, order, 1, Share(), CPU))
+    batch = batch_of_step(kind.arrays, order, 1, Share(), CPU)
+    parts = kind.parts
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    records = torch.from_numpy(
+        kind.caches()[0].records.read(batch.sources.tolist(), batch.flipped.astype(int).tolist())
+    )
+    mean, logvar = records[:, 0], records[:, 1]
+    first = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in batch.row_chance])
+    latents = (mean + (logvar / 2).exp() * first) * parts.vae.config.scaling_factor
+    noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in batch.row_chance])
+    steps = torch.tensor([int(1000 * torch.rand((), generator=g, dtype=torch.float64)) for g in batch.row_chance])
+    prompts = []
+    for source, generator in zip(batch.sources, batch.row_chance, strict=True):
+        dropped, form = torch.rand(2, generator=generator).tolist()
+        prompts.append("" if dropped < 0.5 else kind.prompts.texts[source][int(3 * form)])
+    assert "" in prompts
+    assert any(prompts)
+    text = embed(parts.tokenizers, parts.encoders, prompts)
+    made = parts.unet(
+        scheduler.add_noise(latents, noise, steps),
+        steps,
+        encoder_hidden_states=text.hidden,
+        added_cond_kwargs={
+            "text_embeds": text.pooled,
+            "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]]).repeat(4, 1),
+        },
+    ).sample
+    weights = torch.clamp(compute_snr(scheduler, steps), max=5) / compute_snr(scheduler, steps)
+    torch.testing.assert_close(loss, (weights * ((made - noise) ** 2).mean(dim=(1, 2, 3))).mean(), rtol=1e-4, atol=1e-5)
+    loss.backward()
+    trained = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert any(name.startswith("encoders.0") for name in trained)
+    assert any(name.startswith("encoders.1") for name in trained)
+
+
+def test_prompts_are_those_that_jobs_write(store: Path, vae: Path, tmp_path: Path) -> None:
+    kind = base_kind(base_fields(store, tmp_path, vae, flip=False))
+    for caption, (as_caption, simple, appended) in zip(kind.arrays.captions, kind.prompts.texts, strict=True):
+        assert as_caption == caption
+        assert simple.startswith("A photo of ")
+        assert appended == f"{caption}; {simple.removeprefix('A photo of ')}"
+    drawn = [
+        text
+        for step in range(40)
+        for text in kind.prompts.of(batch_of_step(kind.arrays, Order(0, 2, False), step, Share(), CPU))
+    ]
+    assert set(drawn) == set(kind.prompts.distinct)
+    assert 1 <= drawn.count("") <= 20  # 8 of 80 are expected
+
+
+KILLED_CHILD = """
+import os, signal, sys
+from segdatagen.training import loop
+from segdatagen.training.run import train
+
+written = loop.Loop._write
+def die(self, step):
+    written(self, step)
+    if step >= int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loop.Loop._write = die
+train("base", sys.argv[1], True, None, lambda _: None)
+"""
+
+
+def test_killed_base_training_resumes_to_the_same_weights(store: Path, vae: Path, tmp_path: Path) -> None:
+    config = write(tmp_path, "killed", base_fields(store, tmp_path / "killed", vae))
+    child = [sys.executable, "-c", KILLED_CHILD, config, "4"]
+    assert subprocess.run(child, env=child_environment()).returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "weights").exists()
+    killed = tensors_of(train_here("base", config).weights)
+    whole = tensors_of(
+        train_here("base", write(tmp_path, "whole", base_fields(store, tmp_path / "whole", vae))).weights
+    )
+    assert killed.keys() == whole.keys()
+    assert [name for name, tensor in killed.items() if not torch.equal(tensor, whole[name])] == []
+
+
+def test_another_vae_at_the_same_place_is_another_training(store: Path, vae: Path, tmp_path: Path) -> None:
+    shutil.copytree(vae, tmp_path / "vae")
+    found = base_fields(store, tmp_path / "out", tmp_path / "vae", cache=str(tmp_path / "cache"))
+    train_here("base", write(tmp_path, "out", found))
+    make_vae().save_pretrained(tmp_path / "vae")
+    with pytest.raises(UsageError, match="its vae had other weights"):
+        train_here("base", write(tmp_path, "out", found))
+    assert len(os.listdir(tmp_path / "cache")) == 2
+
+
+def test_frozen_weights_are_only_read(vae: Path, store: Path, tmp_path: Path) -> None:
+    before = visible(vae)
+    train_here("base", write(tmp_path, "out", base_fields(store, tmp_path / "out", vae, steps=2)))
+    assert visible(vae) == before
