@@ -38,7 +38,10 @@ class NamesBenchmarks(TyperCommand):
 
 
 def train(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="vae, base, mask_ddpm or segmenter")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="vae, base, text2mask, controlnet, t2i_adapter, mask_ddpm or segmenter"),
+    ],
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train, on which source store.")],
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     address: Address = None,

@@ -5,31 +5,22 @@ kind `vae`. Steps, averages and checkpoints are the loop's.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from segdatagen.latent_folders import network_config
 from segdatagen.prompts import CLIP_TOKENS, TokenBudget, class_sentence
 from segdatagen.stages.prompt import budget_of, counter_of
-from segdatagen.storage import Folder
 from segdatagen.training.clip_tokenizer import train_tokenizer
-from segdatagen.training.data import Batch, TrainingArrays
-from segdatagen.training.kind import Saved, Summary
-from segdatagen.training.latent_options import LatentTrainingOptions
+from segdatagen.training.data import TrainingArrays
 from segdatagen.training.latent_parts import Parts, check_sdxl, load_parts, vae_of
-from segdatagen.training.latent_training import LatentTraining, Noisy
-from segdatagen.training.latent_weights import load_vae, put_model, record_of
-from segdatagen.training.latents import TextCache, text_cache
-from segdatagen.training.model_card import model_card, size_rows, training_rows
+from segdatagen.training.latent_weights import load_vae
 from segdatagen.training.noise import SDXL_SCHEDULE
-from segdatagen.training.training_prompts import require_captions
-from segdatagen.weights import WEIGHTS_NAME, OptionalWeightsUri, WeightsUri, fingerprint_of
+from segdatagen.training.text_to_image import TextToImageOptions, TextToImageTraining
+from segdatagen.weights import WeightsUri
 
 
 class BaseNetworkOptions(BaseModel):
@@ -67,69 +58,65 @@ class BaseNetworkOptions(BaseModel):
         return self
 
 
-class BaseTrainingOptions(LatentTrainingOptions):
+class BaseTrainingOptions(TextToImageOptions):
     """The YAML of `segdatagen train base`: `network` or `init_weights`, one of the two."""
 
-    fixed: ClassVar[tuple[str, ...]] = (*LatentTrainingOptions.fixed, "network", "train_text_encoders")
+    fixed: ClassVar[tuple[str, ...]] = (*TextToImageOptions.fixed, "network")
 
     network: BaseNetworkOptions | None = None
     train_text_encoders: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _frozen_beside_lora(cls, data: Any) -> Any:
+        """Text encoders are trained by default, but not beside LoRA."""
+        if isinstance(data, dict) and data.get("lora") is not None:
+            return {"train_text_encoders": False, **data}
+        return data
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if (self.network is None) == (self.init_weights is None):
             raise ValueError("give network, to begin at random, or init_weights, to go on: one of the two")
+        if self.network is not None and self.lora is not None:
+            raise ValueError("lora: a network that begins at random has nothing to adapt; give init_weights")
         if self.network is not None and not self.train_text_encoders:
             raise ValueError("train_text_encoders: new text encoders know nothing, and have to be trained")
         return self
 
 
-class TextToImage(nn.Module):
-    """What learns: a UNet, and its text encoders unless they are frozen."""
-
-    def __init__(self, unet: nn.Module, encoders: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.unet = unet
-        self.encoders = nn.ModuleList(encoders)
-
-
-class BaseTraining(LatentTraining):
+class BaseTraining(TextToImageTraining):
     """The kind `base`."""
 
     name = "base"
-    title: ClassVar[str] = "Text-to-image model"
-    options_type: type[LatentTrainingOptions] = BaseTrainingOptions
+    title = "Text-to-image model"
+    options_type = BaseTrainingOptions
 
     def __init__(self, options: BaseTrainingOptions, arrays: TrainingArrays) -> None:
-        require_captions(options, arrays)
-        self._options = options
+        self._network, self._init = options.network, options.init_weights
         if options.init_weights is not None:
             check_sdxl("init_weights", options.init_weights)
-        self._start: OptionalWeightsUri = options.init_weights
-        super().__init__(options, arrays, _vae_uri(options))
+            vae = vae_of(options.init_weights)
+        else:
+            assert options.network is not None
+            vae = options.network.vae
+        super().__init__(options, arrays, vae)
 
     @property
-    def options(self) -> BaseTrainingOptions:
-        """The options."""
-        return self._options
-
-    @functools.cached_property
-    def frozen(self) -> Mapping[str, str]:
-        """The VAE, and the text encoders unless they are trained."""
-        if self._start is not None and not self._options.train_text_encoders:
-            return {"base": fingerprint_of(self._start)}
-        return {"vae": self._latents.records.info.facts["vae"]}
+    def start(self) -> str | None:
+        """`init_weights`."""
+        return self._init
 
     @functools.cached_property
     def parts(self) -> Parts:
         """Those of the weights it starts from; networks of the options, at random, where there are none."""
-        if self._start is not None:
-            return load_parts(self._start)
-        network = self._options.network
-        assert network is not None
+        network = self._network
+        if network is None:
+            return load_parts(str(self.start))
         tokenizer = self._tokenizer
+        *_, latent_channels, height, width = self._latents.records.info.shape
         return Parts(
-            unet=make_unet(network, int(network_config(network.vae, "AutoencoderKL")["latent_channels"]), self._side),
+            unet=make_unet(network, latent_channels, max(height, width)),
             encoders=[make_encoder(network, number, tokenizer) for number in (0, 1)],
             tokenizers=[tokenizer, tokenizer],
             vae=load_vae(network.vae),
@@ -139,86 +126,19 @@ class BaseTraining(LatentTraining):
     @functools.cached_property
     def budget(self) -> TokenBudget:
         """What the text encoders see."""
-        if self._start is not None:
-            return budget_of(self._start)
+        if self._network is None:
+            return budget_of(str(self.start))
         return TokenBudget([counter_of(self._tokenizer)], CLIP_TOKENS)
 
-    @functools.cached_property
-    def text_cache(self) -> TextCache | None:
-        """Only where the text encoders are frozen."""
-        if self._start is None or self._options.train_text_encoders:
-            return None
-        return text_cache(self._options, self._start, self.prompts.distinct)
-
-    def build(self) -> nn.Module:
-        """The UNet, and the text encoders unless they are frozen."""
-        self.__dict__.pop("parts", None)  # random weights are made under the seed of the caller
-        parts = self.parts
-        unet = parts.unet.requires_grad_(True).train()
-        if self._options.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        trained = self._options.train_text_encoders
-        return TextToImage(unet, [e.requires_grad_(True).train() for e in parts.encoders] if trained else [])
-
-    def predict(self, network: nn.Module, noisy: Noisy, batch: Batch) -> Tensor:
-        """The UNet's prediction."""
-        unet: Any = network.get_submodule("unet")
-        found: Tensor = unet(
-            noisy.latents,
-            noisy.timesteps.to(noisy.latents.device),
-            encoder_hidden_states=noisy.text.hidden,
-            added_cond_kwargs=self.added(noisy.text, len(noisy.latents)),
-            return_dict=False,
-        )[0]
-        return found
-
-    def encoders_of(self, network: nn.Module) -> Sequence[Any]:
-        """Those that are trained, or else the frozen ones."""
-        trained = list(network.get_submodule("encoders").children())
-        return trained or self.parts.encoders
-
-    def trained_parts(self, average: nn.Module) -> Parts:
-        """The model with what was learned in its place."""
-        start, unet = self.parts, average.get_submodule("unet")
-        assert isinstance(unet, UNet2DConditionModel)
-        return Parts(unet, self.encoders_of(average), start.tokenizers, start.vae, start.schedule)
-
-    def picture(self, average: nn.Module) -> np.ndarray:
-        """A row per source: its image, and what is drawn of its prompt."""
-        rows = self.chosen()
-        drawn = self.drawn(self.trained_parts(average), rows)
-        return self.grid([[self.arrays.images[row], *made] for row, made in zip(rows, drawn, strict=True)])
-
-    def save(self, average: nn.Module, summary: Summary) -> Saved:
-        """Put `weights/`, a folder of StableDiffusionXLPipeline."""
-        parts, options = self.trained_parts(average), self._options
-        figures = self.figures(parts)
-        encoders, blocks = "trained" if options.train_text_encoders else "frozen", parts.unet.config.block_out_channels
-        rows = {
-            "network": f"UNet in SDXL's form, blocks {tuple(blocks)}; text encoders {encoders}",
-            **size_rows(average, options),
-            **training_rows(options, self.arrays, summary),
-            "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}, SDXL's schedule",
-            "prompts": f"{', '.join(options.prompts)}; none in {options.drop_prompt:.0%} of the rows",
-            **{name: f"{value:.4f}" for name, value in figures.items()},
-        }
-        card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows)
-        record = record_of(self.name, options, self.arrays, summary, figures)
-        folder = Folder(options.out).child(WEIGHTS_NAME)
-        return Saved(put_model(folder, parts, card, record, options.store_dtype), figures=figures)
-
-    def figures(self, parts: Parts) -> dict[str, float]:
-        """What is measured at the end: nothing but the loss, without a judge."""
-        return {}
-
-    @property
-    def _side(self) -> int:
-        return int(max(self._latents.records.info.shape[-2:]))
+    def learned(self, rows: np.ndarray) -> np.ndarray:
+        """The images of sources."""
+        images: np.ndarray = self.arrays.images[rows]
+        return images
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
         """That of new text encoders, trained on the captions and the sentence of all classes."""
-        labels, network = self.arrays.label_set, self._options.network
+        labels, network = self.arrays.label_set, self._network
         assert network is not None
         texts = [*filter(None, self.arrays.captions), class_sentence(labels.ids.tolist(), labels)]
         return train_tokenizer(texts, network.vocabulary)
@@ -261,10 +181,3 @@ def make_encoder(network: BaseNetworkOptions, number: int, tokenizer: Any) -> An
         eos_token_id=tokenizer.eos_token_id,
     )
     return (CLIPTextModelWithProjection if number else CLIPTextModel)(config)
-
-
-def _vae_uri(options: BaseTrainingOptions) -> str:
-    if options.init_weights is not None:
-        return vae_of(options.init_weights)
-    assert options.network is not None
-    return options.network.vae

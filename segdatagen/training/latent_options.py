@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segdatagen.diffusion.latent_options import LatentSamplerOptions
 from segdatagen.training.options import TrainingOptions
-from segdatagen.weights import OptionalWeightsUri, WeightsUri
+from segdatagen.weights import OptionalWeightsUri
 
 PromptForm = Literal["caption", "simple", "appended"]
 """As in jobs: the caption; "A photo of" and the classes of the mask; SGA's "caption; class, class"."""
@@ -49,11 +49,3 @@ class LatentTrainingOptions(TrainingOptions):
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     sampler: LatentSamplerOptions = Field(default=LatentSamplerOptions(steps=20), description="of the sample grids")
     sample_rows: int = Field(default=6, ge=1, description="sources in a sample grid")
-
-
-class TunedOptions(LatentTrainingOptions):
-    """What trainings that begin with a text-to-image model can be told."""
-
-    fixed: ClassVar[tuple[str, ...]] = LatentTrainingOptions.fixed
-
-    base: WeightsUri

@@ -26,7 +26,7 @@ from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latent_parts import Parts, embed
-from segdatagen.training.latents import Kept, LatentCache, TextCache, latent_cache
+from segdatagen.training.latents import Cache, Kept, LatentCache, TextCache, latent_cache
 from segdatagen.training.noise import Noise
 from segdatagen.training.pictures import ENLARGED_SIDE, grid
 from segdatagen.training.training_prompts import TrainingPrompts, require_sources, write_prompts
@@ -104,7 +104,7 @@ class LatentTraining(ABC):
         """The prompts of all sources."""
         return write_prompts(self.options, self.arrays, self.budget)
 
-    def caches(self) -> list[LatentCache | TextCache]:
+    def caches(self) -> list[Cache]:
         """What has to be filled before the first step."""
         return [self._latents, *filter(None, [self.text_cache])]
 

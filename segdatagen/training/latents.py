@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -141,7 +141,20 @@ def cache_root(options: LatentTrainingOptions) -> Folder:
     return Folder(options.cache or f"{options.sources.rstrip('/')}{CACHE_SUFFIX}")
 
 
-def fill(caches: Sequence[LatentCache | TextCache], device: str, spread: Spread) -> None:
+class Cache(Protocol):
+    """Records, and how each shard of them is made on a device."""
+
+    @property
+    def records(self) -> RecordCache:
+        """The records."""
+        ...
+
+    def make(self, device: str, number: int) -> np.ndarray:
+        """One shard."""
+        ...
+
+
+def fill(caches: Sequence[Cache], device: str, spread: Spread) -> None:
     """Make what is missing of each."""
     for cache in caches:
         cache.records.fill(functools.partial(cache.make, device), spread)

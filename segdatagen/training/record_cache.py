@@ -35,7 +35,7 @@ class CacheInfo(BaseModel):
     facts: dict[str, str]
     counts: tuple[int, ...]
     shape: tuple[int, ...]
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "uint8"]
 
     @property
     def key(self) -> str:

@@ -40,6 +40,9 @@ class KindType(Protocol):
 KINDS = {
     "vae": "vae:VaeTraining",
     "base": "base:BaseTraining",
+    "text2mask": "text2mask:Text2MaskTraining",
+    "controlnet": "controlnet:ControlNetTraining",
+    "t2i_adapter": "t2i_adapter:AdapterTraining",
     "mask_ddpm": "mask_ddpm:MaskDDPMTraining",
     "segmenter": "segmenter:SegmenterTraining",
 }
