@@ -1,5 +1,6 @@
 """Trainings of latent diffusion: noise and losses against closed forms, caches against the VAE, and what they leave."""
 
+import json
 import math
 import os
 import shutil
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import child_environment, make_scenes_store, visible
+from conftest import Refused, child_environment, make_scenes_store, visible
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file
@@ -444,6 +447,11 @@ def test_text_cache_holds_what_the_encoders_make(store: Path, base: Path, tmp_pa
     prompts = [kind.prompts.texts[4][2], "", kind.prompts.texts[0][0]]
     kept = kind.embedded(build_network(kind, CPU), prompts, CPU)
     made = load_base(str(base), Numerics(), "cpu").text.encode(prompts)
+    live = ControlNetTraining(options.model_copy(update={"cache_prompts": False}), kind.arrays)
+    assert len(live.caches()) == 1
+    found_live = live.embedded(build_network(live, CPU), prompts, CPU)
+    torch.testing.assert_close(found_live.hidden, made.hidden)
+    assert not found_live.hidden.requires_grad
     torch.testing.assert_close(kept.hidden, made.hidden)
     torch.testing.assert_close(kept.pooled, made.pooled)
 
@@ -499,3 +507,91 @@ def test_lora_begins_as_the_base_and_is_merged_into_it(store: Path, base: Path, 
     config = write(tmp_path, "wrong", wrong)
     with pytest.raises(UsageError, match=r"lora.targets: nothing are not all layers"):
         train_here("text2mask", config)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without_captions(store: Path) -> None:
+    for path in store.glob("*.parquet"):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("caption")
+        pq.write_table(table.set_column(place, table.schema.field(place), pa.nulls(len(table), pa.string())), path)
+
+
+@pytest.fixture
+def wrong(tmp_path: Path, store: Path, base: Path, vae: Path) -> dict[str, str]:
+    """Copies of stores and weights, each with one thing wrong."""
+    names = ("captionless", "other", "inpainter", "attentive", "painter", "other_vae")
+    made = {name: tmp_path / name for name in names}
+    for name in ("captionless", "other"):
+        shutil.copytree(store, made[name])
+    for name in ("inpainter", "attentive", "painter"):
+        shutil.copytree(base, made[name])
+    shutil.copytree(vae, made["other_vae"])
+    without_captions(made["captionless"])
+    labels = made["other"] / "labels.yaml"
+    labels.write_text(labels.read_text().replace("name: car,", "name: automobile,"))
+    edit_json(made["inpainter"] / "unet" / "config.json", in_channels=9)
+    edit_json(made["attentive"] / "unet" / "config.json", down_block_types=["CrossAttnDownBlock2D"] * 2)
+    edit_json(made["painter"] / "training.json", classes=["sea", "sky"], label_set="coast")
+    edit_json(made["other_vae"] / "config.json", _class_name="VQModel")
+    return {name: str(path) for name, path in made.items()} | {"base": str(base), "store": str(store)}
+
+
+LORA_AND_TEXT = {"lora": {"rank": 2}, "train_text_encoders": True}
+OF_IMAGE = {"prior": {"name": "canny", "of": "image"}}
+Changes = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "changes"),
+    [
+        ("`train base` on sources without captions", "base", {"sources": "captionless"}),
+        ("`train controlnet` on sources without captions", "controlnet", {"sources": "captionless"}),
+        ("`train base` with fewer sources than a batch", "base", {"batch_size": 8}),
+        ("`train base` with neither `network` nor `init_weights`", "base", {"network": None}),
+        ("`train base` with a VAE that is none", "base", {"network": NETWORK | {"vae": "other_vae"}}),
+        ("`train text2mask` with a base that was made to inpaint", "text2mask", {"base": "inpainter"}),
+        ("`train text2mask` with a VAE as the base", "text2mask", {"base": "other_vae"}),
+        ("`train text2mask` on from one of other classes", "text2mask", {"init_weights": "painter"}),
+        (
+            "`train text2mask` with LoRA and text encoders",
+            "text2mask",
+            LORA_AND_TEXT,
+        ),
+        ("`train t2i_adapter` with a base of another architecture", "t2i_adapter", {"base": "attentive"}),
+        (
+            "`train t2i_adapter` with a prior of the image alone",
+            "t2i_adapter",
+            OF_IMAGE,
+        ),
+        ("`train t2i_adapter` with `w1: [1, 0]`", "t2i_adapter", {"w1": [1, 0]}),
+        ("`train vae` with a validation store of other labels", "vae", {"validation": "other"}),
+    ],
+)
+def test_wrong_training(
+    refused_here: Refused,
+    wrong: dict[str, str],
+    vae: Path,
+    tmp_path: Path,
+    row: str,
+    kind: str,
+    changes: dict[str, Any],
+) -> None:
+    plain = {
+        "base": base_fields(Path(wrong["store"]), tmp_path / "out", vae),
+        "vae": fields(Path(wrong["store"]), tmp_path / "out", block_channels=[8, 16], norm_groups=4),
+    }
+    found = plain.get(kind, fields(Path(wrong["store"]), tmp_path / "out", base=wrong["base"], **TUNED.get(kind, {})))
+    if kind == "vae":
+        found = {name: value for name, value in found.items() if name not in ("sampler", "sample_rows")}
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: placed(one) for name, one in value.items()}
+        return wrong.get(value, value) if isinstance(value, str) else value
+
+    config = write(tmp_path, "train", found | placed(changes))
+    refused_here("train", kind, config, "--local", row=row)

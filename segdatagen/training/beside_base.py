@@ -75,7 +75,9 @@ class BesideBaseTraining(LatentTraining):
 
     @functools.cached_property
     def text_cache(self) -> TextCache | None:
-        """Embeddings of the prompts."""
+        """Embeddings of the prompts, where the options want it."""
+        if not self._options.cache_prompts:
+            return None
         return text_cache(self._options, self._options.base, self.prompts.distinct)
 
     @abstractmethod

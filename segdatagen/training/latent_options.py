@@ -46,6 +46,9 @@ class LatentTrainingOptions(TrainingOptions):
     min_snr_gamma: float | None = Field(default=None, gt=0, description="Hang et al. (2023); 5 in the paper")
     cache: str | None = Field(default=None, min_length=1, description="URI of the caches; unset: beside the store")
     cache_dtype: Literal["float16", "float32"] = "float16"
+    cache_prompts: bool = Field(
+        default=True, description="keep embeddings of frozen text encoders, too: small ones are faster than the disk"
+    )
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     sampler: LatentSamplerOptions = Field(default=LatentSamplerOptions(steps=20), description="of the sample grids")
     sample_rows: int = Field(default=6, ge=1, description="sources in a sample grid")

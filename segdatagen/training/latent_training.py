@@ -131,7 +131,8 @@ class LatentTraining(ABC):
         """Embeddings of prompts: by the encoders that learn, or as they were kept."""
         cache = self.text_cache
         if cache is None:
-            return embed(self.parts.tokenizers, self.encoders_of(network), prompts)
+            encoders = [encoder.to(device) for encoder in self.encoders_of(network)]
+            return embed(self.parts.tokenizers, encoders, prompts)
         found = cache.at(prompts)
         return TextCondition(found.hidden.to(device), None if found.pooled is None else found.pooled.to(device))
 

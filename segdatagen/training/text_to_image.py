@@ -98,8 +98,8 @@ class TextToImageTraining(LatentTraining):
 
     @functools.cached_property
     def text_cache(self) -> TextCache | None:
-        """Only where the text encoders are frozen."""
-        if self.start is None or self._options.train_text_encoders:
+        """Only where the text encoders are frozen, and the options want it."""
+        if self.start is None or self._options.train_text_encoders or not self._options.cache_prompts:
             return None
         return text_cache(self._options, self.start, self.prompts.distinct)
 
