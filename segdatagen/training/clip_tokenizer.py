@@ -6,24 +6,36 @@ The same texts make the same tokenizer. It does not know what reads the tokens.
 import json
 from collections.abc import Sequence
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
 from segdatagen.prompts import CLIP_TOKENS
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> CLIPTokenizer:
     """A tokenizer of at most `vocabulary` tokens, or as many more as there are bytes: unseen words fall apart."""
     letters = sorted(ByteLevel.alphabet())
-    bytes_alone = [*letters, *(f"{letter}</w>" for letter in letters)]
-    blank = _tokenizer(bytes_alone, [])
-    room = max(vocabulary - len(bytes_alone) - 2, 0)
-    trained = blank.train_new_from_iterator([sorted(set(texts))], len(bytes_alone) + 2 + room, show_progress=False)
-    model = json.loads(trained.backend_tokenizer.to_str())["model"]
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-    return _tokenizer(bytes_alone, merges[:room])
+    ends = [f"{letter}{WORD_END}" for letter in letters]
+    blank = _tokenizer([*letters, *ends], []).backend_tokenizer
+    inner = Tokenizer(BPE(continuing_subword_prefix="", end_of_word_suffix=WORD_END))
+    inner.normalizer, inner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    room = max(vocabulary - len(letters) - len(ends) - 2, 0)
+    trainer = BpeTrainer(
+        vocab_size=len(letters) + len(ends) + 2 + room,
+        show_progress=False,
+        # Letters at the end of a word would be numbered in the order of a hash table, and ties of merges go by number.
+        special_tokens=[START, END, *ends],
+        initial_alphabet=letters,
+        end_of_word_suffix=WORD_END,
+    )
+    inner.train_from_iterator(sorted(set(texts)), trainer)
+    merges = [tuple(pair) for pair in json.loads(inner.to_str())["model"]["merges"]]
+    return _tokenizer([*letters, *ends], merges[:room])
 
 
 def _tokenizer(bytes_alone: Sequence[str], merges: Sequence[tuple[str, ...]]) -> CLIPTokenizer:
