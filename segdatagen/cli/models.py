@@ -40,7 +40,10 @@ class NamesBenchmarks(TyperCommand):
 def train(
     kind: Annotated[
         str,
-        typer.Argument(metavar="KIND", help="vae, base, text2mask, controlnet, t2i_adapter, mask_ddpm or segmenter"),
+        typer.Argument(
+            metavar="KIND",
+            help="vae, base, text2mask, controlnet, t2i_adapter, mask_ddpm, segmenter, captioner or clip",
+        ),
     ],
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train, on which source store.")],
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,

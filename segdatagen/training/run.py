@@ -45,6 +45,8 @@ KINDS = {
     "t2i_adapter": "t2i_adapter:AdapterTraining",
     "mask_ddpm": "mask_ddpm:MaskDDPMTraining",
     "segmenter": "segmenter:SegmenterTraining",
+    "captioner": "captioner:CaptionerTraining",
+    "clip": "clip:ClipTraining",
 }
 """Module and class of every kind. Only the one that is trained is imported: some take seconds."""
 
