@@ -256,6 +256,15 @@ def assert_same(found: Path, whole: Path) -> None:
         assert (found / "weights" / name).read_bytes() == (whole / "weights" / name).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["captioner", "clip"])
+def test_lower_precision_takes_nearly_the_same_steps(kind: str, configure: Configure, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        train_here(kind, configure(kind, precision, precision=precision, steps=4))
+    losses = [[float(loss) for loss in losses_of(tmp_path / name)] for name in ("fp32", "bf16")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+
+
 # As in a run
 
 

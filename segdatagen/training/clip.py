@@ -169,7 +169,8 @@ class ClipTraining:
         ):
             if own:
                 which = torch.tensor([texts.index(text) for text in own], device=seen.device)
-                loss = loss + contrastive_loss(scale * vectors @ said[which].T, which)
+                with torch.autocast(seen.device.type, enabled=False):  # two similar texts are one number in bfloat16
+                    loss = loss + contrastive_loss(scale * vectors @ said[which].T, which)
         return loss
 
     def picture(self, average: nn.Module) -> np.ndarray:
