@@ -1,5 +1,6 @@
 """Trainings of latent diffusion: noise and losses against closed forms, caches against the VAE, and what they leave."""
 
+import csv
 import json
 import math
 import os
@@ -619,3 +620,22 @@ def test_ray_fills_the_caches_and_trains_the_weights_of_the_local_loop(store: Pa
     assert visible(tmp_path / "cache_ray") == visible(tmp_path / "cache_here")
     there = tensors_of(on_ray.weights)
     assert [name for name, tensor in here_weights.items() if not torch.equal(tensor, there[name])] == []
+
+
+@pytest.mark.parametrize("kind", ["base", *TUNED])
+def test_less_memory_is_the_same_training(store: Path, vae: Path, base: Path, tmp_path: Path, kind: str) -> None:
+    """As presets for GPUs ask for it: the losses are those of the plain training, and in bf16 they stay numbers."""
+    plain = fields(store, tmp_path / "plain", base=str(base), batch_size=4, steps=3, **TUNED.get(kind, {}))
+    if kind == "base":
+        plain = base_fields(store, tmp_path / "plain", vae, batch_size=4, steps=3)
+    frugal = plain | {"out": str(tmp_path / "frugal"), "gradient_checkpointing": True, "accumulate": 2}
+    losses = []
+    for name, found in (("plain", plain), ("frugal", frugal)):
+        train_here(kind, write(tmp_path, name, found))
+        with (tmp_path / name / "loss.csv").open() as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 3
+    half = train_here(kind, write(tmp_path, "half", frugal | {"out": str(tmp_path / "half"), "precision": "bf16"}))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(half.weights).values())
+    assert math.isfinite(half.loss)
