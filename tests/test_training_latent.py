@@ -1,8 +1,10 @@
 """Trainings of latent diffusion: noise and losses against closed forms, caches against the VAE, and what they leave."""
 
+import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from safetensors.torch import load_file
 from tiny_latent import make_vae
 from torch import Tensor
 
+from segdatagen.config_files import read_config
 from segdatagen.diffusion.latent_models import load_adapter, load_base, load_controlnet
 from segdatagen.diffusion.latent_options import Numerics
 from segdatagen.errors import SegdatagenError, UsageError
@@ -43,7 +46,7 @@ from segdatagen.training.loop import build_network
 from segdatagen.training.noise import SDXL_SCHEDULE, Noise
 from segdatagen.training.pictures import colour_masks
 from segdatagen.training.record_cache import INFO_NAME, CacheInfo, RecordCache
-from segdatagen.training.run import train
+from segdatagen.training.run import kind_type, train
 from segdatagen.training.t2i_adapter import AdapterTraining, AdapterTrainingOptions
 from segdatagen.training.text2mask import Text2MaskTraining, Text2MaskTrainingOptions
 from segdatagen.training.vae import moments
@@ -595,3 +598,44 @@ def test_wrong_training(
 
     config = write(tmp_path, "train", found | placed(changes))
     refused_here("train", kind, config, "--local", row=row)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "jobs").glob("*/*.yaml")), ids=str)
+def test_shipped_configurations_of_trainings_can_be_read(path: Path) -> None:
+    told = path.read_text()
+    found = re.search(rf"segdatagen train (\w+) \S*{path.parent.name}/{path.name}", told)
+    if found is None:
+        assert "methods:" in told or "steps:" not in told  # a job or a label set
+        return
+    options = read_config(kind_type(found[1]).options_type, str(path))
+    assert options.batch_size % (options.num_workers * options.accumulate) == 0
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_fills_the_caches_and_trains_the_weights_of_the_local_loop(store: Path, base: Path, tmp_path: Path) -> None:
+    found = fields(store, tmp_path / "here", base=str(base), cache=str(tmp_path / "cache_here"), **TUNED["t2i_adapter"])
+    here_weights = tensors_of(train_here("t2i_adapter", write(tmp_path, "here", found)).weights)
+    found |= {"out": str(tmp_path / "ray"), "cache": str(tmp_path / "cache_ray")}
+    on_ray = train("t2i_adapter", write(tmp_path, "ray", found), False, None, lambda _: None)
+    assert visible(tmp_path / "cache_ray") == visible(tmp_path / "cache_here")
+    there = tensors_of(on_ray.weights)
+    assert [name for name, tensor in here_weights.items() if not torch.equal(tensor, there[name])] == []
+
+
+@pytest.mark.parametrize("kind", ["base", *TUNED])
+def test_less_memory_is_the_same_training(store: Path, vae: Path, base: Path, tmp_path: Path, kind: str) -> None:
+    """As presets for GPUs ask for it: the losses are those of the plain training, and in bf16 they stay numbers."""
+    plain = fields(store, tmp_path / "plain", base=str(base), batch_size=4, steps=3, **TUNED.get(kind, {}))
+    if kind == "base":
+        plain = base_fields(store, tmp_path / "plain", vae, batch_size=4, steps=3)
+    frugal = plain | {"out": str(tmp_path / "frugal"), "gradient_checkpointing": True, "accumulate": 2}
+    losses = []
+    for name, found in (("plain", plain), ("frugal", frugal)):
+        train_here(kind, write(tmp_path, name, found))
+        with (tmp_path / name / "loss.csv").open() as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 3
+    half = train_here(kind, write(tmp_path, "half", frugal | {"out": str(tmp_path / "half"), "precision": "bf16"}))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(half.weights).values())
+    assert math.isfinite(half.loss)

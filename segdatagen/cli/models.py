@@ -61,7 +61,11 @@ def train(
     last: list[TrainingProgress] = []
 
     def describe() -> str:
-        return f"loss {last[0].loss:.4f}, {last[0].steps_per_second:.2f} steps/s" if last else ""
+        return (
+            f"loss {last[0].loss:.4f}, {last[0].steps_per_second:.2f} steps/s, {last[0].images_per_second:.0f} images/s"
+            if last
+            else ""
+        )
 
     shown = screen.Meter("train", as_json, describe)
 

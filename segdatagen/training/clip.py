@@ -145,7 +145,7 @@ class ClipTraining:
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Contrastive loss of a region of each row with the texts of classes, and of the rows with their captions.
 
-        A worker contrasts its own rows: on more workers each sees fewer others.
+        Rows are contrasted with those that are computed together: with more workers, or `accumulate`, each meets fewer.
         """
         images, channels = batch.images.cpu().numpy(), batch.channels.cpu().numpy()
         crops, classes = [], []

@@ -22,6 +22,7 @@ class TrainingProgress:
     steps: int
     loss: float
     steps_per_second: float
+    images_per_second: float = 0.0
 
 
 Progress = Callable[[TrainingProgress], None]
@@ -38,6 +39,8 @@ class Summary:
     steps: int
     seconds: float
     loss: float
+    speed: str = "not measured"
+    """Of the last steps: images per second, share of the device's peak where that is known, memory."""
 
 
 @dataclass(frozen=True)

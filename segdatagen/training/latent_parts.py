@@ -3,7 +3,6 @@
 Parts are those of diffusers and transformers, in SDXL's form. It does not know which of them a kind trains.
 """
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from segdatagen.diffusion.latent_models import LatentModels
 from segdatagen.diffusion.text import TextEncoder
 from segdatagen.errors import UsageError
 from segdatagen.latent_folders import Shape, check_base, read_json
-from segdatagen.training.latent_weights import load_network, load_text_encoders, load_tokenizers, load_vae
+from segdatagen.training.latent_weights import cast_copy, load_network, load_text_encoders, load_tokenizers, load_vae
 from segdatagen.weights import local_weights
 
 
@@ -52,7 +51,10 @@ class Parts:
 
     def as_dtype(self, dtype: torch.dtype) -> "Parts":
         """A copy on the CPU in another type of number."""
-        unet, vae, *encoders = (copy.deepcopy(one).to("cpu", dtype) for one in (self.unet, self.vae, *self.encoders))
+        networks: list[Any] = [self.unet, self.vae, *self.encoders]
+        unet, vae, *encoders = (cast_copy(network, dtype) for network in networks)
+        assert isinstance(unet, UNet2DConditionModel)
+        assert isinstance(vae, AutoencoderKL)
         return Parts(unet, encoders, self.tokenizers, vae, self.schedule)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -136,5 +136,10 @@ def load_tokenizers(folder: Path) -> list[Any]:
     return [CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in WITHOUT_TENSORS]
 
 
+def cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A copy on the CPU in another type of number. By torch's own `to`: diffusers' prints a warning on the way."""
+    return torch.nn.Module.to(copy.deepcopy(model), "cpu", dtype)
+
+
 def _as_dtype(model: Any, dtype: torch.dtype) -> Any:
-    return copy.deepcopy(model).to("cpu", dtype) if isinstance(model, torch.nn.Module) else model.as_dtype(dtype)
+    return cast_copy(model, dtype) if isinstance(model, torch.nn.Module) else model.as_dtype(dtype)

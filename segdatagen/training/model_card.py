@@ -29,13 +29,18 @@ def training_rows(options: TrainingOptions, arrays: TrainingArrays, summary: Sum
         "starts from": "random weights" if init is None else f"`{init}`",
         "steps": f"{summary.steps:,} of batch {options.batch_size}",
         "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}, "
-        f"warm-up {options.warmup_steps} steps",
+        f"warm-up {options.warmup_steps} steps" + _clipped(options),
         "average of the weights": ema,
         "time": f"{summary.seconds / 60:.0f} minutes",
+        "speed": summary.speed,
         "last loss (smoothed)": f"{summary.loss:.4f}",
         "licence": "that of the data, and of the weights it starts from; segdatagen adds no terms",
         "command": f"`{summary.command}`",
     }
+
+
+def _clipped(options: TrainingOptions) -> str:
+    return "" if options.max_grad_norm is None else f", gradients up to {options.max_grad_norm:g}"
 
 
 def model_card(title: str, rows: Mapping[str, str]) -> str:
