@@ -103,10 +103,18 @@ class Captioner:
         if options.weights is None:
             raise UsageError(f"captioner: {options.kind} has no model to load")
         folder = check_captioner(options.weights, options.kind)
-        self._model, self._processor = _load(folder, options.weights, getattr(torch, options.dtype))
+        self._model, self._processor = load_captioner(folder, options.weights, getattr(torch, options.dtype))
         self._model = self._model.to(device).eval()
         self._options, self._device = options, device
         self._said: dict[str, str] = {}
+
+    @classmethod
+    def of_model(cls, options: CaptionerOptions, model: Any, processor: Any) -> Captioner:
+        """A captioner around a model in memory, where it is, with what `load_captioner` would give as its processor."""
+        captioner = cls.__new__(cls)
+        captioner._model, captioner._processor = model, processor
+        captioner._options, captioner._device, captioner._said = options, str(model.device), {}
+        return captioner
 
     def captions(self, images: Sequence[Image]) -> list[str]:
         """What the model says of each image, uint8 H x W x 3 RGB of any size; "" where it says nothing.
@@ -196,8 +204,11 @@ def check_all_tensors(folder: Path) -> None:
             raise UsageError(f"the weights {folder / name} cannot be read ({error}): fetch them again") from error
 
 
-def _load(folder: Path, uri: str, dtype: Any) -> tuple[Any, Any]:
-    """Model and processor of a folder. Raises UsageError where transformers cannot make one of it."""
+def load_captioner(folder: Path, uri: str, dtype: Any) -> tuple[Any, Any]:
+    """Model and processor of a folder that was checked, padded as answers need it, on the CPU.
+
+    Raises UsageError where transformers cannot make one of it.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 

@@ -97,34 +97,39 @@ class ClipScorer:
 
     def __init__(self, options: ClipOptions, label_set: LabelSet, device: str = "cpu") -> None:
         """Load. Raises UsageError where `check_clip` does, or transformers cannot load it as CLIP."""
-        import torch
-
         folder = check_clip(options, label_set)
-        self._options, self._device = options, device
-        self._model, self._processor = _load(folder, options.weights)
-        self._model = self._model.to(device).eval()
+        model, processor, tokenizer = load_clip(folder, options.weights)
+        self._set_up(options, label_set, (model.to(device).eval(), processor, tokenizer))
+
+    @classmethod
+    def of_model(cls, options: ClipOptions, label_set: LabelSet, loaded: tuple[Any, Any, Any]) -> ClipScorer:
+        """A scorer around a model in memory, where it is: model, image processor, tokenizer, as of `load_clip`."""
+        scorer = cls.__new__(cls)
+        scorer._set_up(options, label_set, loaded)
+        return scorer
+
+    def _set_up(self, options: ClipOptions, label_set: LabelSet, loaded: tuple[Any, Any, Any]) -> None:
+        self._options = options
+        self._model, self._processor, self._tokenizer = loaded
+        self._device = self._model.device
         self._table = label_set.channel_table()
         classes = named_classes(label_set)
         self._ids = {int(self._table[label.id]): label.id for label in classes}
         self._place = {channel: place for place, channel in enumerate(self._ids)}
-        with torch.inference_mode():
-            self._texts = self._encode_texts(folder, [options.text_of(label.prompt) for label in classes])
+        self._texts = self.text_vectors([options.text_of(label.prompt) for label in classes])
 
     def scores(self, image: Image, mask: Mask) -> dict[int, float]:
         """The score of each class, by class id in label order: the mean over its regions in `mask` of class ids.
 
         `image` uint8 H x W x 3 and `mask` H x W. Classes without a region of enough pixels, and background, have none.
         """
-        import torch
-
         channels = self._table[mask]
         shown = [channel for channel in np.unique(channels).tolist() if channel in self._ids]
         most, least = self._options.max_regions, self._options.min_pixels
         regions = [region for channel in shown for region in regions_of(channels, channel, least, most)]
         if not regions:
             return {}
-        with torch.inference_mode():
-            found = self._measure(self._encode([region.crop(image) for region in regions]))
+        found = self._measure(self.image_vectors([region.crop(image) for region in regions]))
         own = np.array([found[row, self._place[region.channel]] for row, region in enumerate(regions)])
         of = np.array([region.channel for region in regions])
         return {self._ids[channel]: float(own[of == channel].mean()) for channel in shown if (of == channel).any()}
@@ -133,12 +138,12 @@ class ClipScorer:
         """What each of the crops `[N, D]` has of each class, float64 [N, C]."""
         similar = (images @ self._texts.T).double()
         if self._options.measure == "probability":
-            similar = (similar * self._model.logit_scale.double().exp()).softmax(dim=1)
+            similar = (similar * self._model.logit_scale.detach().double().exp()).softmax(dim=1)
         found: np.ndarray = similar.cpu().numpy()
         return found
 
-    def _encode(self, crops: Sequence[Image]) -> Tensor:
-        """Unit vectors float32 `[N, D]` of crops uint8 H x W x 3 of any sizes."""
+    def image_vectors(self, crops: Sequence[Image]) -> Tensor:
+        """Unit vectors float32 `[N, D]` of crops uint8 H x W x 3 of any sizes, on the device."""
         import torch
 
         pixels = torch.from_numpy(np.stack(self._processor(images=list(crops), return_tensors="np")["pixel_values"]))
@@ -146,18 +151,21 @@ class ClipScorer:
         for start in range(0, len(pixels), CHUNK):
             part = pixels[start : start + CHUNK]
             full = torch.cat([part, part.new_zeros(CHUNK - len(part), *part.shape[1:])]).to(self._device)
-            hidden = self._model.vision_model(pixel_values=full).pooler_output
-            found.append(_unit(self._model.visual_projection(hidden))[: len(part)])
+            with torch.inference_mode():
+                hidden = self._model.vision_model(pixel_values=full).pooler_output
+                found.append(_unit(self._model.visual_projection(hidden))[: len(part)])
         return torch.cat(found)
 
-    def _encode_texts(self, folder: Path, texts: Sequence[str]) -> Tensor:
-        """Unit vectors float32 `[C, D]` of texts, each alone, so that padding changes nothing."""
+    def text_vectors(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors float32 `[N, D]` of texts, each alone, so that padding changes nothing, on the device."""
         import torch
 
-        tokenizer, found = _tokenizer(folder, self._options.weights), []
+        found = []
         for text in texts:
-            ids = torch.tensor([tokenizer(text).input_ids], device=self._device)
-            found.append(_unit(self._model.text_projection(self._model.text_model(input_ids=ids).pooler_output)))
+            ids = torch.tensor([self._tokenizer(text).input_ids], device=self._device)
+            with torch.inference_mode():
+                hidden = self._model.text_model(input_ids=ids).pooler_output
+                found.append(_unit(self._model.text_projection(hidden)))
         return torch.cat(found)
 
 
@@ -182,8 +190,11 @@ def _tokenizer(folder: Path, uri: str) -> Any:
         raise UsageError(f"the tokenizer of {uri} cannot be loaded: {problem}") from error
 
 
-def _load(folder: Path, uri: str) -> tuple[Any, Any]:
-    """Model and image processor of a folder. Raises UsageError where transformers cannot make CLIP of it."""
+def load_clip(folder: Path, uri: str) -> tuple[Any, Any, Any]:
+    """Model, image processor and tokenizer of a folder that was checked, on the CPU.
+
+    Raises UsageError where transformers cannot make CLIP of it.
+    """
     from transformers import CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.utils import logging
@@ -199,4 +210,4 @@ def _load(folder: Path, uri: str) -> tuple[Any, Any]:
         raise UsageError(f"{uri} cannot be loaded as CLIP by transformers: {problem}") from error
     if absent := sorted(found["missing_keys"]):
         raise UsageError(f"the weights of {uri} lack {len(absent)} tensors, {absent[0]} first")
-    return model, processor
+    return model, processor, _tokenizer(folder, uri)

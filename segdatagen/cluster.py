@@ -160,7 +160,11 @@ def require_resources(actors: int, cpus_per_actor: float, gpus_per_actor: float,
 
 
 def spread(
-    failed: str, inputs: Sequence[Input], work: Callable[[Input], Result], num_cpus: float = 1.0
+    failed: str,
+    inputs: Sequence[Input],
+    work: Callable[[Input], Result],
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
 ) -> Iterator[tuple[int, Result]]:
     """`work(input)` for every input as tasks of Ray Data, with its place among the inputs, as they end.
 
@@ -180,7 +184,7 @@ def spread(
         return  # Ray Data takes no empty list
     blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
     with deprecated_arguments():
-        made = blocks.map(task, num_cpus=num_cpus, max_retries=MAX_RETRIES)
+        made = blocks.map(task, num_cpus=num_cpus, num_gpus=num_gpus or None, max_retries=MAX_RETRIES)
     try:
         for row in made.iter_rows():
             yield int(row["number"]), row["result"]

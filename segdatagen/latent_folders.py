@@ -135,7 +135,7 @@ def _check_file(uri: str, path: Path, shape: Shape) -> None:
 
 def check_vae(uri: str, shape: Shape) -> None:
     """Raise UsageError unless this VAE can stand in for that of a model, like SDXL's with the fp16 fix."""
-    config = _network_config(uri, "AutoencoderKL")
+    config = network_config(uri, "AutoencoderKL")
     found = int(config["latent_channels"]), 2 ** (len(config["block_out_channels"]) - 1)
     if found != (shape.latent_channels, shape.vae_factor):
         raise UsageError(
@@ -146,7 +146,7 @@ def check_vae(uri: str, shape: Shape) -> None:
 
 def check_controlnet(uri: str, shape: Shape) -> None:
     """Raise UsageError unless this ControlNet was made for a UNet of this shape."""
-    config = _network_config(uri, "ControlNetModel")
+    config = network_config(uri, "ControlNetModel")
     found = tuple(config["block_out_channels"]), int(config["cross_attention_dim"])
     if found != (shape.blocks, shape.text_channels):
         raise UsageError(f"the ControlNet {uri} is for another base: {_differ(found, shape)}")
@@ -154,7 +154,7 @@ def check_controlnet(uri: str, shape: Shape) -> None:
 
 def check_adapter(uri: str, shape: Shape) -> None:
     """Raise UsageError unless this T2I-Adapter was made for a UNet of this shape."""
-    config = _network_config(uri, "T2IAdapter")
+    config = network_config(uri, "T2IAdapter")
     channels, deepest = tuple(config["channels"]), shape.blocks[-1]
     if channels not in (shape.blocks, (*shape.blocks, deepest)):  # SDXL's have one more, for the middle block
         found = ", ".join(map(str, channels))
@@ -189,7 +189,8 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
     return found
 
 
-def _network_config(uri: str, wanted: str) -> dict[str, Any]:
+def network_config(uri: str, wanted: str) -> dict[str, Any]:
+    """`config.json` of a folder with one network. Raises UsageError unless it is of the class `wanted`."""
     folder = local_weights(uri)
     config = read_json(folder / "config.json", f"{uri} is no {wanted}")
     require_no_code(uri, config)

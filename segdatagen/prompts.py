@@ -26,6 +26,8 @@ CLIP_TOKENS = 77
 LOOSE_ENDS = " ,;:."
 """Characters that a caption does not keep at its end: others follow, or its next words are gone."""
 _A_TEXT = "text on one line without spaces at its ends"
+_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children"}
+"""Plurals that are not made with -s."""
 _VARIATION_NAME = re.compile("[a-z][a-z0-9_]*")
 _A_NAME = "lower-case letters, digits and underscores, the first a letter"
 
@@ -171,7 +173,7 @@ def class_sentence(class_ids: Iterable[int], label_set: LabelSet) -> str:
 
 
 class ClassFinder:
-    """Finds the classes of a label set that a text names, by name, prompt name or alias, in the singular or with -s.
+    """Finds the classes of a label set that a text names, by name, prompt name or alias, in the singular or the plural.
 
     Of names that overlap the longest counts: "traffic light" is no "light". Background is never found.
     """
@@ -180,13 +182,23 @@ class ClassFinder:
         self._ids: dict[str, int] = {}
         for label in named_classes(label_set):
             for word in (label.name, label.prompt, *label.aliases):
-                self._ids.setdefault(" ".join(word.casefold().split()), label.id)
+                singular = " ".join(word.casefold().split())
+                self._ids.setdefault(singular, label.id)
+                self._ids.setdefault(_plural(singular), label.id)
         longest_first = sorted(self._ids, key=lambda word: (-len(word), word))
         self._words = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?:e?s)?(?!\w)")
 
     def find(self, text: str) -> list[int]:
         """Ids of the classes that are named, ascending, each once."""
         return sorted({self._ids[found[1]] for found in self._words.finditer(" ".join(text.casefold().split()))})
+
+
+def _plural(name: str) -> str:
+    """The plural of a name where -s is not enough: "people", "lorries"; otherwise the name."""
+    *before, last = name.split(" ")
+    if last.endswith("y") and last[-2:-1] not in ("", "a", "e", "o", "u"):
+        return " ".join([*before, f"{last[:-1]}ies"])
+    return " ".join([*before, _PLURALS.get(last, last)])
 
 
 def append_classes(caption: str, classes: Sequence[str]) -> str:

@@ -211,27 +211,41 @@ def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int 
     return counts
 
 
-def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, LabelSet]:
-    """A whole store in memory, for training: images uint8 [N, H, W, 3], channels int16 [N, H, W], label set.
+def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, LabelSet, tuple[str | None, ...]]:
+    """A whole store in memory, for training: images uint8 [N, H, W, 3], channels int16 [N, H, W], label set, captions.
 
     Ignored pixels have channel -1. Raises UsageError where a source has no image or no mask.
     """
     store = open_store(uri)
-    table = store.label_set.channel_table()
     width, height = geometry.size
     images = np.empty((store.info.num_sources, height, width, 3), np.uint8)
     channels = np.empty((store.info.num_sources, height, width), np.int16)
-    place = 0
-    for part in store.info.parts:
-        rows = read_part(store.folder, part.name, ["source_id", "image", "mask"])
-        for row in rows.to_pylist():
-            for name in ("mask", "image"):
-                if row[name] is None:
-                    raise UsageError(f"{uri}: source {row['source_id']} has no {name}: training needs images and masks")
-            images[place] = geometry.apply_image(decode_image(row["image"]))
-            channels[place] = table[geometry.apply_mask(decode_mask(row["mask"]), ignore_id_of(store.label_set))]
-            place += 1
-    return images, channels, store.label_set
+    captions: list[str | None] = []
+    for number in range(len(store.info.parts)):
+        place = len(captions)
+        part_images, part_channels, part_captions = read_part_arrays(store, number, geometry)
+        captions += part_captions
+        images[place : len(captions)], channels[place : len(captions)] = part_images, part_channels
+    return images, channels, store.label_set, tuple(captions)
+
+
+def read_part_arrays(
+    store: SourceStore, number: int, geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
+    """One part of a store, of n sources, as `read_arrays` has it: images [n, H, W, 3], channels [n, H, W], captions."""
+    rows = read_part(store.folder, store.info.parts[number].name, ["source_id", "image", "mask", "caption"])
+    table, ignored, (width, height) = store.label_set.channel_table(), ignore_id_of(store.label_set), geometry.size
+    images = np.empty((rows.num_rows, height, width, 3), np.uint8)
+    channels = np.empty((rows.num_rows, height, width), np.int16)
+    for place, row in enumerate(rows.to_pylist()):
+        for name in ("mask", "image"):
+            if row[name] is None:
+                raise UsageError(
+                    f"{store.folder.uri}: source {row['source_id']} has no {name}: training needs images and masks"
+                )
+        images[place] = geometry.apply_image(decode_image(row["image"]))
+        channels[place] = table[geometry.apply_mask(decode_mask(row["mask"]), ignored)]
+    return images, channels, rows["caption"].to_pylist()
 
 
 def ignore_id_of(label_set: LabelSet) -> int:

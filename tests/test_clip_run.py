@@ -39,7 +39,7 @@ MIN_PIXELS = 20
 def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A CLIP that was taught what the regions of real scenes show."""
     folder = tmp_path_factory.mktemp("clip")
-    images, channels, _ = read_arrays(str(make_scenes_store(folder / "store", 24)), Geometry(size=(SIZE, SIZE)))
+    images, channels, *_ = read_arrays(str(make_scenes_store(folder / "store", 24)), Geometry(size=(SIZE, SIZE)))
     named = {label.id for label in named_classes(LABELS)}
     crops, ids = [], []
     for image, mask in zip(images, channels, strict=True):

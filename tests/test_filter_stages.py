@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def batch(store: Path) -> Batch:
     """Images of scenes with the masks of other scenes, as a generator that went wrong would leave them."""
-    images, _, _ = read_arrays(str(store), GEOMETRY)
+    images, *_ = read_arrays(str(store), GEOMETRY)
     read = open_store(str(store)).read_rows
     rows = read("part-00000.parquet", range(NUM_ROWS), ["source_id", "mask", *PANOPTIC]).to_pydict()
     moved = {name: objects([*rows[name][1:], rows[name][0]]) for name in ("mask", *PANOPTIC)}
@@ -252,7 +252,7 @@ def test_distances_count_the_bits_that_differ(one: int, others: list[int]) -> No
 
 def test_copies_of_a_source_are_nearer_than_other_scenes(store: Path) -> None:
     """The default limit of 8 bits stands between them: see DESIGN.md."""
-    images, _, _ = read_arrays(str(store), GEOMETRY)
+    images, *_ = read_arrays(str(store), GEOMETRY)
     hashes = [perceptual_hash(image) for image in images]
     chance = np.random.default_rng(0)
     for image, hashed in zip(images, hashes, strict=True):
@@ -267,7 +267,7 @@ def test_distances_to_the_own_and_to_the_nearest_source(store: Path, tmp_path: P
     put_index(run, [hash_part(opened.folder, GEOMETRY, part.name) for part in opened.info.parts])
     assert has_index(run, opened)
     stage = DuplicatesStage(*read_index(run))
-    images, _, _ = read_arrays(str(store), GEOMETRY)
+    images, *_ = read_arrays(str(store), GEOMETRY)
     chance = np.random.default_rng(1)
     rows = [*images[:3], *chance.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)]
     own = [*opened.index["source_id"].to_pylist()[:4], "nobody"]

@@ -85,7 +85,7 @@ def test_trained_segmenter_finds_large_classes_and_records_what_it_lacks(
     assert result.weights is not None
     weights = read_weights(Path(result.weights), SegmenterWeights)
     labels = load_label_set("scenes")
-    images, channels, _ = read_arrays(str(stores[1]), Geometry(size=SIZE, fit="resize"))
+    images, channels, *_ = read_arrays(str(stores[1]), Geometry(size=SIZE, fit="resize"))
     segmenter = Segmenter(result.weights, labels.names, batch_size=4)
     found, losses = segmenter.judge(images, channels)
     assert np.array_equal(found, segmenter.predict(images))

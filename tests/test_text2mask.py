@@ -185,7 +185,8 @@ def test_variants_share_the_seed_of_their_layout() -> None:
     [
         ("A car on the street", ["road", "car"]),
         ("Traffic lights,  and a TRAFFIC\nSIGN.", ["traffic sign", "traffic light"]),
-        ("Two lorries and buses", []),
+        ("Two lorries and buses", ["truck"]),
+        ("several people under an open sky", ["sky", "person"]),
         ("carpets, a skyline, streetcars", []),
         ("houses; bushes", ["building", "tree"]),
         ("", []),

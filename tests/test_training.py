@@ -1,6 +1,8 @@
 """Training: the same weights however often it is killed and wherever it runs, and refusals that name their reason."""
 
 import csv
+import dataclasses
+import errno
 import itertools
 import os
 import signal
@@ -24,7 +26,7 @@ from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image
 from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
-from segdatagen.training.checkpoints import KEPT, Checkpoint, load_newest, save_checkpoint
+from segdatagen.training.checkpoints import Checkpoint, load_newest, save_checkpoint
 from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step, sources_of_step
 from segdatagen.training.kind import TrainingProgress, TrainingResult
 from segdatagen.training.loop import build_network, learning_rate_at, update_average
@@ -194,8 +196,8 @@ def test_changed_training_is_refused_and_named(configure: Configure, tmp_path: P
     for change, words in (
         ({"batch_size": 4}, "its batch_size is 2, not 4"),
         ({"hidden": 6, "seed": 5}, "its hidden is 4, not 6; its seed is 0, not 5"),
-        ({"size": [40, 32]}, "its images or masks are others"),
-        ({"sources": str(make_scenes_store(tmp_path / "other", 7))}, "its images or masks are others"),
+        ({"size": [40, 32]}, "its images, masks or captions are others"),
+        ({"sources": str(make_scenes_store(tmp_path / "other", 7))}, "its images, masks or captions are others"),
         ({"steps": STEPS - 1}, f"has done {STEPS} steps already"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -225,7 +227,7 @@ def test_loss_that_is_no_number_stops_the_training(configure: Configure, tmp_pat
 
 
 def test_wrong_use_is_refused(configure: Configure) -> None:
-    with pytest.raises(UsageError, match="unknown kind of training 'gan': choose one of mask_ddpm"):
+    with pytest.raises(UsageError, match="unknown kind of training 'gan': choose one of vae"):
         train("gan", str(configure("out")), True, None, silent)
     with pytest.raises(UsageError, match="stepz: unknown key"):
         train_here(configure("out", stepz=3))
@@ -288,6 +290,17 @@ def test_labels_are_dropped_for_the_whole_batch_of_all_workers(scenes_store: Pat
     assert 1 <= sum(dropped) <= 14  # 6 of 20 are expected, 4 standard deviations around them
 
 
+def test_captions_tell_two_trainings_apart_only_where_they_are_read(scenes_store: Path, tmp_path: Path) -> None:
+    arrays = kind_of(fields(scenes_store, tmp_path)).arrays
+    assert len(arrays.captions) == 6
+    assert all(arrays.captions)
+    other = dataclasses.replace(arrays, captions=(None, *arrays.captions[1:]))
+    assert other.fingerprint() == arrays.fingerprint()
+    assert other.fingerprint(with_captions=True) != arrays.fingerprint(with_captions=True)
+    with pytest.raises(UsageError, match="5 captions do not belong to 6 images"):
+        dataclasses.replace(arrays, captions=arrays.captions[1:])
+
+
 def test_loss_is_one_where_nothing_is_predicted(scenes_store: Path, tmp_path: Path) -> None:
     kind = kind_of(fields(scenes_store, tmp_path))
     network = build_network(kind, CPU)
@@ -338,9 +351,9 @@ def test_last_two_checkpoints_are_kept_and_a_torn_one_is_passed_over(tmp_path: P
     folder = Folder(str(tmp_path / "checkpoints"))
     assert load_newest(folder) is None
     for step in (5, 10, 15):
-        save_checkpoint(folder, Checkpoint(step, {"model.a": torch.full((3,), float(step))}, {"seconds": step / 2}))
+        save_checkpoint(folder, Checkpoint(step, {"model.a": torch.full((3,), float(step))}, {"seconds": step / 2}), 2)
     files = sorted((tmp_path / "checkpoints").iterdir())
-    assert len(files) == KEPT == 2
+    assert len(files) == 2
     newest = load_newest(folder)
     assert newest is not None
     assert (newest.step, newest.facts) == (15, {"seconds": 7.5})
@@ -361,3 +374,88 @@ def test_training_resumes_behind_a_torn_checkpoint(configure: Configure, tmp_pat
     newest = max((tmp_path / "out" / "checkpoints").iterdir())
     os.truncate(newest, newest.stat().st_size // 2)
     assert_same_weights(train_here(configure("out")), whole)
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole(configure: Configure) -> None:
+    whole = weights_of(train_here(configure("whole", batch_size=4, steps=6)))
+    parts = weights_of(train_here(configure("parts", batch_size=4, steps=6, accumulate=4)))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+    with pytest.raises(UsageError, match="batch_size 4 is not a multiple of num_workers x accumulate, 1 x 3"):
+        train_here(configure("uneven", batch_size=4, accumulate=3))
+
+
+def test_gradients_are_shortened(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        lengths.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    train_here(configure("free", steps=4))
+    free = lengths.copy()
+    lengths.clear()
+    train_here(configure("held", steps=4, max_grad_norm=0.01))
+    assert min(free) > 0.02
+    assert lengths == pytest.approx([0.01] * 4, rel=1e-3)
+
+
+def test_weights_that_are_no_numbers_are_no_checkpoint(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of step 16 is a number, what it leaves is not: the checkpoint of step 8 stays the newest."""
+    step, done = torch.optim.AdamW.step, [0]
+
+    def spoil(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        step(self, *arguments)
+        done[0] += 1
+        if done[0] == 16:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+    with pytest.raises(SegdatagenError, match=r"after step 16 the weights .* are no numbers: lower learning_rate and"):
+        train_here(configure("out"))
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000008.safetensors"]
+    monkeypatch.undo()
+    assert_same_weights(train_here(configure("out")), train_here(configure("whole")))
+
+
+def test_no_space_for_a_checkpoint_is_one_line_and_the_last_one_stays(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, checkpoints = os.fsync, tmp_path / "out" / "checkpoints"
+
+    def full(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"{checkpoints}/.step-00000016"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SegdatagenError, match=r"step-00000016.safetensors: no space left, free some and run the same"):
+        train_here(configure("out"))
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000008.safetensors"]
+    monkeypatch.undo()
+    assert train_here(configure("out")).step == STEPS
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(configure: Configure, tmp_path: Path) -> None:
+    train_here(configure("out", keep_checkpoints=1))
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000024.safetensors"]
+
+
+def test_tensorboard_has_the_losses_of_the_log(configure: Configure, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_here(configure("out"))
+    board = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    board.Reload()
+    rows = {int(row["step"]): row for row in log_of(tmp_path / "out")}
+    assert [event.step for event in board.Scalars("loss")] == [8, 10, 16, 20, 24]
+    for event in board.Scalars("loss"):
+        assert event.value == pytest.approx(float(rows[event.step]["loss"]), rel=1e-5)
+    assert all(float(row["images_per_second"]) > 0 and float(row["peak_gib"]) > 0.05 for row in rows.values())
+    assert " images/s on the CPU; " in (tmp_path / "out" / "weights" / "README.md").read_text()

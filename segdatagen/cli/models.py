@@ -38,7 +38,13 @@ class NamesBenchmarks(TyperCommand):
 
 
 def train(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="mask_ddpm or segmenter")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="vae, base, text2mask, controlnet, t2i_adapter, mask_ddpm, segmenter, captioner or clip",
+        ),
+    ],
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What to train, on which source store.")],
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     address: Address = None,
@@ -55,7 +61,11 @@ def train(
     last: list[TrainingProgress] = []
 
     def describe() -> str:
-        return f"loss {last[0].loss:.4f}, {last[0].steps_per_second:.2f} steps/s" if last else ""
+        return (
+            f"loss {last[0].loss:.4f}, {last[0].steps_per_second:.2f} steps/s, {last[0].images_per_second:.0f} images/s"
+            if last
+            else ""
+        )
 
     shown = screen.Meter("train", as_json, describe)
 
@@ -76,7 +86,8 @@ def train(
         screen.say("max_hours are over: the same command goes on")
     else:
         judged = "" if result.mean_iou is None else f", mIoU {result.mean_iou:.3f} on the validation images"
-        screen.say(f"weights: {result.weights}{judged}")
+        figures = "".join(f", {name} {value:.4f}" for name, value in result.figures.items())
+        screen.say(f"weights: {result.weights}{judged}{figures}")
 
 
 def prefetch(

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one safetensors file each, put whole or not at all; the last two are kept.
+"""Checkpoints of a training: one safetensors file each, put whole or not at all; the newest are kept.
 
 Tensors are flattened by parameter name under `model.`, `average.` and `optimizer.`; the step and the facts of the
 training are JSON in the header. Knows no kind of network, and nothing is pickled.
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from segdatagen.errors import SegdatagenError
 from segdatagen.storage import Folder
 
-KEPT = 2
 SUFFIX = ".safetensors"
 _HEADER_LENGTH_BYTES = 8
 
@@ -31,12 +30,12 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
-def save_checkpoint(folder: Folder, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint, then delete all but the last two."""
+def save_checkpoint(folder: Folder, checkpoint: Checkpoint, keep: int) -> None:
+    """Put a checkpoint, then delete all but the last `keep`. Raises StorageError, with the last ones as they were."""
     metadata = {"step": str(checkpoint.step), "facts": json.dumps(checkpoint.facts)}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     folder.put(_name(checkpoint.step), save(stored, metadata=metadata))
-    folder.delete(_names(folder)[:-KEPT])
+    folder.delete(_names(folder)[:-keep])
 
 
 def load_newest(folder: Folder) -> Checkpoint | None:

@@ -6,6 +6,7 @@ resumed training, and one on more workers, sees what an uninterrupted one sees. 
 
 import functools
 import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,23 +20,28 @@ from segdatagen.records import derive_seed
 
 @dataclass(frozen=True)
 class TrainingArrays:
-    """Images uint8 `[N, H, W, 3]` RGB, mask channels int16 `[N, H, W]` (below 0: ignored), and their label set."""
+    """Images uint8 `[N, H, W, 3]` RGB, mask channels int16 `[N, H, W]` (below 0: ignored), label set and captions."""
 
     images: np.ndarray
     channels: np.ndarray
     label_set: LabelSet
+    captions: tuple[str | None, ...]
 
     def __post_init__(self) -> None:
         if not len(self.images):
             raise UsageError("the source store holds no images: there is nothing to train on")
         if self.images.shape[:3] != self.channels.shape:
             raise UsageError(f"images {self.images.shape} and masks {self.channels.shape} do not belong together")
+        if len(self.captions) != len(self.images):
+            raise UsageError(f"{len(self.captions)} captions do not belong to {len(self.images)} images")
 
-    def fingerprint(self) -> str:
-        """Hash of all pixels and the label set, 32 hex digits."""
+    def fingerprint(self, with_captions: bool = False) -> str:
+        """Hash of all pixels, the label set and, for who reads them, the captions: 32 hex digits."""
         digest = hashlib.blake2b(self.label_set.fingerprint().encode(), digest_size=16)
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.channels).data)
+        if with_captions:
+            digest.update(json.dumps(self.captions).encode())
         return digest.hexdigest()
 
 
@@ -60,13 +66,16 @@ class Order:
 class Batch:
     """One worker's rows of a step: images uint8 `[B, H, W, 3]`, channels int64 `[B, H, W]`, and sources of chance.
 
-    `chance` is the same on all workers of the step; `row_chance` holds one CPU generator per row.
+    `chance` is the same on all workers of the step; `row_chance` holds one CPU generator per row. `sources` int64 `[B]`
+    and `flipped` bool `[B]` say what the rows are, for who keeps more of each source.
     """
 
     images: Tensor
     channels: Tensor
     chance: torch.Generator
     row_chance: list[torch.Generator]
+    sources: np.ndarray
+    flipped: np.ndarray
 
 
 def sources_of_step(num_sources: int, seed: int, step: int, batch_size: int) -> np.ndarray:
@@ -90,16 +99,18 @@ def batch_of_step(arrays: TrainingArrays, order: Order, step: int, share: Share,
     sources = sources_of_step(len(arrays.images), seed, step, batch_size)[rows.start : rows.stop]
     row_chance = [generator_for(seed, "row", step, row) for row in rows]
     images, channels = arrays.images[sources], arrays.channels[sources]
+    flipped = np.zeros(length, np.bool_)
     if order.flip:
-        for place, generator in enumerate(row_chance):
-            if float(torch.rand((), generator=generator)) < 0.5:
-                images[place] = images[place, :, ::-1]
-                channels[place] = channels[place, :, ::-1]
+        flipped[:] = [float(torch.rand((), generator=generator)) < 0.5 for generator in row_chance]
+        images[flipped] = images[flipped, :, ::-1]
+        channels[flipped] = channels[flipped, :, ::-1]
     return Batch(
         torch.from_numpy(images).to(device),
         torch.from_numpy(channels).to(device, torch.int64),
         generator_for(seed, "step", step),
         row_chance,
+        sources,
+        flipped,
     )
 
 

@@ -3,8 +3,8 @@
 A kind knows its network and its loss; it does not know steps, checkpoints, devices or how many workers there are.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ class TrainingProgress:
     steps: int
     loss: float
     steps_per_second: float
+    images_per_second: float = 0.0
 
 
 Progress = Callable[[TrainingProgress], None]
@@ -38,6 +39,8 @@ class Summary:
     steps: int
     seconds: float
     loss: float
+    speed: str = "not measured"
+    """Of the last steps: images per second, share of the device's peak where that is known, memory."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class TrainingResult:
     seconds: float
     weights: str | None
     mean_iou: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Saved:
 
     uri: str
     mean_iou: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What else was measured, by name."""
 
 
 class Kind(Protocol):
@@ -69,6 +75,10 @@ class Kind(Protocol):
 
     name: str
     arrays: TrainingArrays
+    reads_captions: bool
+    """Whether other captions make it another training."""
+    frozen: Mapping[str, str]
+    """Fingerprints of the networks that it uses and does not train, by name: they are in no checkpoint."""
 
     @property
     def options(self) -> TrainingOptions:

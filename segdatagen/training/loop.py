@@ -6,9 +6,11 @@ up already; the first worker writes. It does not know kinds, and it prints nothi
 """
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +22,13 @@ from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import encode_image
 from segdatagen.records import derive_seed
 from segdatagen.storage import Folder
+from segdatagen.training.boards import Boards
 from segdatagen.training.checkpoints import Checkpoint, collect, load_newest, restore, save_checkpoint
 from segdatagen.training.data import Batch, Order, Share, batch_of_step
 from segdatagen.training.kind import Kind, Progress, Summary, TrainingProgress, TrainingResult
 from segdatagen.training.loss_log import LossLog
 from segdatagen.training.options import TrainingOptions
+from segdatagen.training.speed import Speedometer
 
 REPORT_EVERY = 10
 """Steps between reports; losses stay on the device until then, and workers agree on stopping."""
@@ -65,16 +69,19 @@ class Loop:
         )
         self._autocast = options.precision == "bf16" or (options.precision == "auto" and device.type == "cuda")
         self._pending: list[Tensor] = []
+        self._speedometer = Speedometer(options.batch_size, device)
+        self._speed = "not measured"
         self._seconds_before = 0.0
-        self._began = self._reported = time.monotonic()
+        self._began = time.monotonic()
 
     def run(self) -> TrainingResult:
         """Resume, train, and write what the last step leaves."""
         options = self._options
         step = self._resume()
+        self._boards = [Boards(self._folder, step)] if self._share.rank == 0 else []
         stop = False
         while step < options.steps and not stop:
-            self._train_step(step)
+            self._speedometer.step(functools.partial(self._train_step, step))
             step += 1
             due = step % options.checkpoint_every == 0 or step == options.steps
             if due or step % REPORT_EVERY == 0:
@@ -83,25 +90,45 @@ class Loop:
                 self._write(step)
             if self._share.rank == 0 and (step % options.sample_every == 0 or step == options.steps):
                 self._put_picture(step)
+        for board in self._boards:
+            board.close()
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)
         if step == options.steps and self._share.rank == 0:
             saved = self._kind.save(self._average, self._summary(step))
-            result = replace(result, seconds=self._seconds(), weights=saved.uri, mean_iou=saved.mean_iou)
+            result = replace(
+                result,
+                seconds=self._seconds(),
+                weights=saved.uri,
+                mean_iou=saved.mean_iou,
+                figures=dict(saved.figures),
+            )
         return result
 
     def _train_step(self, step: int) -> None:
         options = self._options
         order = Order(options.seed, options.batch_size, options.flip)
-        batch = batch_of_step(self._kind.arrays, order, step, self._share, self._device)
+        parts = options.accumulate
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate_at(options, step)
         self._optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            loss = self._loss(batch)
-        loss.backward()
+        losses = []
+        for part in range(parts):
+            share = Share(self._share.rank * parts + part, self._share.num_workers * parts)
+            batch = batch_of_step(self._kind.arrays, order, step, share, self._device)
+            with self._gradients_stay_here(part + 1 < parts):
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                    loss = self._loss(batch) / parts
+                loss.backward()
+            losses.append(loss.detach().float())
+        if options.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._network.parameters(), options.max_grad_norm)
         self._optimizer.step()
         update_average(self._average, self._network, options.ema_decay if step >= options.ema_start else 0.0)
-        self._pending.append(loss.detach().float())
+        self._pending.append(torch.stack(losses).sum())
+
+    def _gradients_stay_here(self, wanted: bool) -> AbstractContextManager[Any]:
+        """Within it workers do not average gradients: the last part of a batch does it for all."""
+        return self._loss.no_sync() if wanted and isinstance(self._loss, DistributedDataParallel) else nullcontext()
 
     def _report(self, step: int) -> bool:
         """Log the losses since the last report, as means over the workers; True where it is time to stop."""
@@ -116,19 +143,25 @@ class Loop:
         first = step - len(losses) + 1
         for place, loss in enumerate(losses):
             if not math.isfinite(loss):
-                raise SegdatagenError(
-                    f"the loss of step {first + place} is {loss}: lower learning_rate and start from the last "
-                    f"checkpoint in {self._checkpoints.uri}"
-                )
+                raise self._no_number(f"the loss of step {first + place} is {loss}")
         rates = [learning_rate_at(self._options, first - 1 + place) for place in range(len(losses))]
-        self._log.add(first, losses, rates, self._seconds())
+        speed = self._speedometer.lap()
+        self._speed = speed.as_text()
+        self._log.add(first, losses, rates, self._seconds(), speed)
         if self._share.rank == 0:
-            now = time.monotonic()
-            speed = len(losses) / max(now - self._reported, 1e-9)
-            self._progress(TrainingProgress(step, self._options.steps, sum(losses) / len(losses), speed))
-            self._reported = now
+            loss, pace = sum(losses) / len(losses), speed.images_per_second
+            steps_per_second = pace / self._options.batch_size
+            self._progress(TrainingProgress(step, self._options.steps, loss, steps_per_second, pace))
+        for board in self._boards:
+            scalars = {"loss": losses[-1], "learning_rate": rates[-1], "images_per_second": speed.images_per_second}
+            board.add(step, scalars)
         self._pending.clear()
         return agreed
+
+    def _no_number(self, what: str) -> SegdatagenError:
+        return SegdatagenError(
+            f"{what}: lower learning_rate and start from the last checkpoint in {self._checkpoints.uri}"
+        )
 
     def _resume(self) -> int:
         """The step to go on from: 0, or that of the newest checkpoint that can be read."""
@@ -149,10 +182,17 @@ class Loop:
         return checkpoint.step
 
     def _write(self, step: int) -> None:
-        """Log first: rows beyond the newest checkpoint are dropped on resume, missing rows would be lost."""
+        """Log first: rows beyond the newest checkpoint are dropped on resume, missing rows would be lost.
+
+        A step whose loss is a number may leave weights that are none: they would be what the next start goes on from.
+        """
+        for name, parameter in self._network.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._no_number(f"after step {step} the weights {name} are no numbers")
         self._log.put()
         tensors = collect(self._network, self._average, self._optimizer)
-        save_checkpoint(self._checkpoints, Checkpoint(step, tensors, self._facts | {"seconds": self._seconds()}))
+        checkpoint = Checkpoint(step, tensors, self._facts | {"seconds": self._seconds()})
+        save_checkpoint(self._checkpoints, checkpoint, self._options.keep_checkpoints)
 
     def _put_picture(self, step: int) -> None:
         picture = self._kind.picture(self._average)
@@ -169,6 +209,7 @@ class Loop:
             steps=step,
             seconds=self._seconds(),
             loss=self._log.loss,
+            speed=self._speed,
         )
 
 
@@ -222,7 +263,8 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 def facts_of(kind: Kind) -> dict[str, Any]:
     """What a resumed training must have in common with its checkpoint."""
     fixed = kind.options.model_dump(mode="json", include=set(kind.options.fixed))
-    return {"kind": kind.name, "data": kind.arrays.fingerprint(), "fixed": fixed}
+    data = kind.arrays.fingerprint(kind.reads_captions)
+    return {"kind": kind.name, "data": data, "fixed": fixed, "frozen": dict(kind.frozen)}
 
 
 def require_same_training(found: dict[str, Any], wanted: dict[str, Any], out: str) -> None:
@@ -239,8 +281,10 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]
         yield f"its kind is {found['kind']}, not {wanted['kind']}"
         return
     if found["data"] != wanted["data"]:
-        yield "its images or masks are others"
+        yield "its images, masks or captions are others"
     for name in sorted(found["fixed"].keys() | wanted["fixed"].keys()):
         before, now = found["fixed"].get(name), wanted["fixed"].get(name)
         if before != now:
             yield f"its {name} is {before}, not {now}"
+    before, now = found.get("frozen", {}), wanted["frozen"]
+    yield from (f"its {name} had other weights" for name in sorted(now) if before.get(name) != now[name])

@@ -12,18 +12,20 @@ import numpy as np
 from segdatagen.images import encode_image
 from segdatagen.storage import Folder
 from segdatagen.training.pictures import loss_curve, smoothed
+from segdatagen.training.speed import Speed
 
 CSV_NAME = "loss.csv"
 CURVE_NAME = "loss.png"
-COLUMNS = ("step", "loss", "learning_rate", "seconds")
+COLUMNS = ("step", "loss", "learning_rate", "seconds", "images_per_second", "peak_gib")
+Row = tuple[int, float, float, float, float, float]
 
 
 class LossLog:
-    """Loss, learning rate and time in training of every step, in memory and in a folder."""
+    """Loss, learning rate, time in training, speed and memory of every step, in memory and in a folder."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._rows: list[tuple[int, float, float, float]] = []
+        self._rows: list[Row] = []
 
     def resume(self, step: int) -> None:
         """Take over the rows of the first `step` steps; a log that is lost starts anew."""
@@ -33,13 +35,16 @@ class LossLog:
             return
         for row in csv.DictReader(io.StringIO(text)):
             if int(row["step"]) <= step:
-                loss, learning_rate, seconds = (float(row[name]) for name in COLUMNS[1:])
-                self._rows.append((int(row["step"]), loss, learning_rate, seconds))
+                loss, rate, seconds, speed, peak = (float(row.get(name) or "nan") for name in COLUMNS[1:])
+                self._rows.append((int(row["step"]), loss, rate, seconds, speed, peak))
 
-    def add(self, first_step: int, losses: Sequence[float], learning_rates: Sequence[float], seconds: float) -> None:
-        """Rows for consecutive steps, counted from 1, that ended after `seconds` of training."""
+    def add(
+        self, first_step: int, losses: Sequence[float], learning_rates: Sequence[float], seconds: float, speed: Speed
+    ) -> None:
+        """Rows for consecutive steps, counted from 1, that ended after `seconds` of training, with this speed."""
+        pace, peak = round(speed.images_per_second, 2), round(speed.peak_bytes / 2**30, 3)
         for place, (loss, learning_rate) in enumerate(zip(losses, learning_rates, strict=True)):
-            self._rows.append((first_step + place, loss, learning_rate, round(seconds, 1)))
+            self._rows.append((first_step + place, loss, learning_rate, round(seconds, 1), pace, peak))
 
     @property
     def loss(self) -> float:

@@ -3,6 +3,7 @@
 Knows the network and the noise schedule; steps, averages and checkpoints are the loop's.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -25,13 +26,12 @@ from segdatagen.records import derive_seed
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
+from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions, require_same_network
-from segdatagen.training.pictures import colour_masks, grid
+from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid
 from segdatagen.weights import WEIGHTS_NAME, MaskDDPMWeights, check_mask_ddpm, load_mask_ddpm, save_mask_ddpm
 
 IMAGES_PER_MASK = 3
-ENLARGED_SIDE = 128
-"""Pixels that a small sample is enlarged to, by whole factors, so that a grid can be looked at."""
 
 
 class MaskDDPMTrainingOptions(TrainingOptions):
@@ -51,6 +51,8 @@ class MaskDDPMTraining:
     """The kind `mask_ddpm`."""
 
     name = "mask_ddpm"
+    reads_captions = False
+    frozen: Mapping[str, str] = {}
     options_type = MaskDDPMTrainingOptions
 
     def __init__(self, options: MaskDDPMTrainingOptions, arrays: TrainingArrays) -> None:
@@ -130,27 +132,10 @@ class MaskDDPMTraining:
         return Saved(folder.uri)
 
     def _model_card(self, average: nn.Module, summary: Summary) -> str:
-        options, label_set = self.options, self.arrays.label_set
-        width, height = options.size
-        count = sum(parameter.numel() for parameter in average.parameters())
-        ema = f"{options.ema_decay:g} after {options.ema_start:,} steps"
-        rows = {
-            "network": f"mask-guided DDPM, hidden {options.hidden}, attention {'on' if options.attention else 'off'}",
-            "parameters": f"{count:,}, stored as {options.store_dtype}",
-            "classes": f"{label_set.num_classes}: {', '.join(label.name for label in label_set.classes)}",
-            "data": f"`{options.sources}`, {summary.num_images:,} images, fingerprint `{summary.data_fingerprint}`",
-            "size": f"{width} x {height}, fit {options.fit}",
-            "starts from": "random weights" if options.init_weights is None else f"`{options.init_weights}`",
-            "steps": f"{summary.steps:,} of batch {options.batch_size}",
-            "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}, "
-            f"warm-up {options.warmup_steps} steps",
-            "average of the weights": ema,
-            "time": f"{summary.seconds / 60:.0f} minutes",
-            "last loss (smoothed)": f"{summary.loss:.4f}",
-            "command": f"`{summary.command}`",
-        }
-        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-        return f"# Mask-guided DDPM for {label_set.name}\n\n| | |\n|---|---|\n{table}\n"
+        options = self.options
+        network = f"mask-guided DDPM, hidden {options.hidden}, attention {'on' if options.attention else 'off'}"
+        rows = {"network": network, **size_rows(average, options), **training_rows(options, self.arrays, summary)}
+        return model_card(f"Mask-guided DDPM for {self.arrays.label_set.name}", rows)
 
     def _formatted(self, x: Tensor) -> Tensor:
         memory_format = torch.channels_last if self.options.channels_last else torch.contiguous_format

@@ -39,7 +39,10 @@ class TrainingOptions(BaseModel):
     seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16", "auto"] = Field(default="auto", description="auto: bf16 on a GPU, else fp32")
     channels_last: bool = True
+    accumulate: int = Field(default=1, ge=1, description="parts that a worker's share of a batch is computed in")
+    max_grad_norm: float | None = Field(default=None, gt=0, description="longer gradients are shortened to this")
     checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, description="the newest ones")
     sample_every: int = Field(default=1000, ge=1)
     num_workers: int = Field(default=1, ge=1)
     use_gpu: bool = False
@@ -58,6 +61,11 @@ class TrainingOptions(BaseModel):
     def _equal_shares(self) -> "TrainingOptions":
         if self.batch_size % self.num_workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")
+        if self.batch_size % (self.num_workers * self.accumulate):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_workers x accumulate, "
+                f"{self.num_workers} x {self.accumulate}"
+            )
         return self
 
     @property

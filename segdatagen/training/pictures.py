@@ -16,6 +16,8 @@ LEFT, RIGHT, TOP, BOTTOM = 80, 20, 20, 60
 SMOOTHING = 0.98
 FAINT, STRONG, GRID, INK = (190, 205, 230), (30, 80, 170), (228, 228, 228), (40, 40, 40)
 GAP = 4
+ENLARGED_SIDE = 128
+"""Pixels that a small picture is enlarged to, by whole factors, so that a grid can be looked at."""
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> np.ndarray:
@@ -62,8 +64,12 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 def colour_masks(channels: np.ndarray, label_set: LabelSet) -> np.ndarray:
     """Channels `[..., H, W]` as RGB uint8 `[..., H, W, 3]`; below 0 in the colour of ignored pixels."""
-    palette = np.vstack([label_set.colours, [ignore_colour_of(label_set)]]).astype(np.uint8)
-    return palette[np.where(channels < 0, label_set.num_classes, channels)]
+    return palette_of(label_set)[np.where(channels < 0, label_set.num_classes, channels)]
+
+
+def palette_of(label_set: LabelSet) -> np.ndarray:
+    """Colours uint8 `[C + 1, 3]` of the channels, and last that of ignored pixels."""
+    return np.vstack([label_set.colours, [ignore_colour_of(label_set)]]).astype(np.uint8)
 
 
 def grid(cells: Sequence[Sequence[np.ndarray]], magnify: int = 1) -> np.ndarray:

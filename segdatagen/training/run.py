@@ -4,21 +4,24 @@ The entry of the command line and of programs. It knows which kinds there are; i
 """
 
 import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from segdatagen.cluster import connect, spread
 from segdatagen.config_files import read_config
 from segdatagen.errors import UsageError
 from segdatagen.sources import read_arrays
+from segdatagen.storage import Folder
 from segdatagen.training.data import Share, TrainingArrays
 from segdatagen.training.kind import Kind, Progress, TrainingResult
+from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.loop import train_loop
-from segdatagen.training.mask_ddpm import MaskDDPMTraining
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.ray_train import train_on_ray
-from segdatagen.training.segmenter import SegmenterTraining
 
 
 class KindType(Protocol):
@@ -34,7 +37,18 @@ class KindType(Protocol):
         ...
 
 
-KINDS: dict[str, KindType] = {"mask_ddpm": MaskDDPMTraining, "segmenter": SegmenterTraining}
+KINDS = {
+    "vae": "vae:VaeTraining",
+    "base": "base:BaseTraining",
+    "text2mask": "text2mask:Text2MaskTraining",
+    "controlnet": "controlnet:ControlNetTraining",
+    "t2i_adapter": "t2i_adapter:AdapterTraining",
+    "mask_ddpm": "mask_ddpm:MaskDDPMTraining",
+    "segmenter": "segmenter:SegmenterTraining",
+    "captioner": "captioner:CaptionerTraining",
+    "clip": "clip:ClipTraining",
+}
+"""Module and class of every kind. Only the one that is trained is imported: some take seconds."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +69,59 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     Raises UsageError for wrong options, for an unusable source store, where `out` holds another training, and where
     `use_gpu` finds none; SegdatagenError where the training fails.
     """
-    if kind not in KINDS:
-        raise UsageError(f"unknown kind of training {kind!r}: choose one of {', '.join(KINDS)}")
-    options = read_config(KINDS[kind].options_type, config_uri)
+    options = read_config(kind_type(kind).options_type, config_uri)
     command = f"segdatagen train {kind} {config_uri}{' --local' if local else ''}"
     worker = functools.partial(train_share, TrainingRequest(kind, options, command))
+    Folder(options.out).require_writable()
     if local:
         return worker(Share(), local_device(options.use_gpu), progress)
-    return train_on_ray(worker, options, address, progress)
+    with connect(address):
+        if isinstance(options, LatentTrainingOptions):
+            _fill_on_ray(kind_type(kind)(options, read_training_arrays(options)), options)
+        return train_on_ray(worker, options, address, progress)
+
+
+def kind_type(name: str) -> KindType:
+    """The class of a kind. Raises UsageError where there is none of this name."""
+    if name not in KINDS:
+        raise UsageError(f"unknown kind of training {name!r}: choose one of {', '.join(KINDS)}")
+    module, _, class_name = KINDS[name].partition(":")
+    found: KindType = getattr(importlib.import_module(f"segdatagen.training.{module}"), class_name)
+    return found
 
 
 def train_share(request: TrainingRequest, share: Share, device: torch.device, progress: Progress) -> TrainingResult:
     """One worker of a training: reads the whole store, trains its share of every batch."""
-    options = request.options
-    arrays = TrainingArrays(*read_arrays(options.sources, options.geometry))
-    return train_loop(KINDS[request.kind](options, arrays), share, device, progress, request.command)
+    kind = kind_type(request.kind)(request.options, read_training_arrays(request.options))
+    if isinstance(request.options, LatentTrainingOptions) and share.num_workers == 1:
+        from segdatagen.training.latents import fill, here
+
+        fill(caches_of(kind), device.type, here)  # they are whole already where Ray filled them
+    return train_loop(kind, share, device, progress, request.command)
+
+
+def read_training_arrays(options: TrainingOptions) -> TrainingArrays:
+    """The sources of a training, in memory. Raises UsageError where the store cannot be used."""
+    return TrainingArrays(*read_arrays(options.sources, options.geometry))
+
+
+def caches_of(kind: Kind) -> list[Any]:
+    """The caches of a kind of latent diffusion; its modules import diffusers, which others do without."""
+    from segdatagen.training.latent_training import LatentTraining
+
+    return kind.caches() if isinstance(kind, LatentTraining) else []
+
+
+def _fill_on_ray(kind: Kind, options: TrainingOptions) -> None:
+    """Fill the caches of a kind by tasks of Ray Data, one per part of the store."""
+    from segdatagen.training.latents import fill
+
+    def spread_numbers(numbers: Sequence[int], work: Callable[[int], int]) -> Iterator[int]:
+        failed = f"the cache of {options.sources} cannot be made"
+        gpus = 1.0 if options.use_gpu else 0.0
+        return (number for _, number in spread(failed, numbers, work, num_gpus=gpus))
+
+    fill(caches_of(kind), "cuda" if options.use_gpu else "cpu", spread_numbers)
 
 
 def local_device(use_gpu: bool) -> torch.device:

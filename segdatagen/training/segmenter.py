@@ -3,6 +3,7 @@
 Judges and filters read the last: IoU and mean loss of each class. Steps, averages and checkpoints are the loop's.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -27,12 +28,12 @@ from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
+from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions, require_same_network
-from segdatagen.training.pictures import colour_masks, grid
+from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid
 from segdatagen.weights import WEIGHTS_NAME
 
 PICTURE_ROWS = 8
-PICTURE_SIDE = 128
 JUDGED_AT_ONCE = 32
 
 
@@ -54,6 +55,8 @@ class SegmenterTraining:
     """The kind `segmenter`."""
 
     name = "segmenter"
+    reads_captions = False
+    frozen: Mapping[str, str] = {}
     options_type = SegmenterTrainingOptions
 
     def __init__(self, options: SegmenterTrainingOptions, arrays: TrainingArrays) -> None:
@@ -93,7 +96,7 @@ class SegmenterTraining:
         found, _ = self._judge(average, images, channels)
         painted = [colour_masks(masks, self.arrays.label_set) for masks in (channels, found)]
         rows = [[images[i], painted[0][i], painted[1][i]] for i in range(len(chosen))]
-        return grid(rows, magnify=max(1, PICTURE_SIDE // max(self.options.size)))
+        return grid(rows, magnify=max(1, ENLARGED_SIDE // max(self.options.size)))
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:
         """Put `weights/` with `README.md`, `model.safetensors` and `config.json`."""
@@ -145,26 +148,16 @@ class SegmenterTraining:
         return logits.argmax(1).cpu().numpy().astype(np.int16), pixel_losses(logits, wanted).cpu().numpy()
 
     def _model_card(self, average: nn.Module, config: SegmenterWeights, summary: Summary) -> str:
-        options, label_set = self.options, self.arrays.label_set
-        count = sum(parameter.numel() for parameter in average.parameters())
+        options = self.options
         rows = {
             "network": f"SegFormer, hidden {options.hidden}, depths {options.depths}, strides {options.strides}",
-            "parameters": f"{count:,}, stored as {options.store_dtype}",
-            "data": f"`{options.sources}`, {summary.num_images:,} images, fingerprint `{summary.data_fingerprint}`",
-            "size": f"{options.size[0]} x {options.size[1]}, fit {options.fit}",
-            "starts from": "random weights" if options.init_weights is None else f"`{options.init_weights}`",
-            "steps": f"{summary.steps:,} of batch {options.batch_size}",
-            "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}",
-            "time": f"{summary.seconds / 60:.0f} minutes",
+            **size_rows(average, options),
+            **training_rows(options, self.arrays, summary),
             "mIoU": f"{config.mean_iou} on `{options.validation}`, {len(self.validation.images):,} images",
-            "command": f"`{summary.command}`",
         }
-        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
         classes = "\n".join(
             f"| {name} | {iou} | {loss if loss is None else round(loss, 4)} |"
             for name, iou, loss in zip(config.classes, config.iou, config.class_losses, strict=True)
         )
-        return (
-            f"# Segmenter for {label_set.name}\n\n| | |\n|---|---|\n{table}\n\n"
-            f"| class | IoU | mean loss |\n|---|---|---|\n{classes}\n"
-        )
+        card = model_card(f"Segmenter for {self.arrays.label_set.name}", rows)
+        return f"{card}\n| class | IoU | mean loss |\n|---|---|---|\n{classes}\n"

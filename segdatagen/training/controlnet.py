@@ -1,0 +1,83 @@
+"""Training of a ControlNet that draws after the colour maps of masks (SegGen, section 3.3), beside a frozen base.
+
+It begins as a copy of the UNet's way down behind layers of zeros: at first it changes nothing. Steps, averages and
+checkpoints are the loop's.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel
+from torch import nn
+
+from segdatagen.diffusion.conditions import Conditions, ControlEncoder
+from segdatagen.images import Image
+from segdatagen.latent_folders import check_controlnet
+from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit, with_control
+from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.latent_training import Noisy
+from segdatagen.training.latent_weights import load_network, require_classes
+from segdatagen.training.pictures import colour_masks
+from segdatagen.training.vae import colour_maps_of
+from segdatagen.weights import local_weights
+
+EMBEDDING_CHANNELS = (16, 32, 96, 256)
+"""Of the layers that see the picture: each but the first halves it. A VAE of factor 4 needs the first three."""
+
+
+class ControlNetTrainingOptions(BesideBaseOptions):
+    """The YAML of `segdatagen train controlnet`. `init_weights` are those of a ControlNet of the same classes."""
+
+
+class ControlNetTraining(BesideBaseTraining):
+    """The kind `controlnet`."""
+
+    name = "controlnet"
+    title = "ControlNet on colour maps"
+    options_type = ControlNetTrainingOptions
+
+    def __init__(self, options: ControlNetTrainingOptions, arrays: TrainingArrays) -> None:
+        super().__init__(options, arrays)
+        if options.init_weights is not None:
+            check_controlnet(options.init_weights, self.shape)
+            require_classes("init_weights", options.init_weights, arrays.label_set)
+
+    def build(self) -> nn.Module:
+        """A ControlNet of the base, or that of `init_weights`."""
+        init, unet = self.options.init_weights, self.parts.unet
+        network: Any
+        if init is not None:
+            network = load_network(ControlNetModel, local_weights(init), init)
+        else:
+            halvings = self.shape.vae_factor.bit_length() - 1
+            channels = EMBEDDING_CHANNELS[: halvings + 1]
+            network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+        if self.options.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        built: nn.Module = network.requires_grad_(True).train()
+        return built
+
+    def steering(self, network: nn.Module, noisy: Noisy, batch: Batch) -> dict[str, Any]:
+        """Residuals of the way down and of the middle."""
+        down, middle = network(
+            noisy.latents,
+            noisy.timesteps.to(noisy.latents.device),
+            encoder_hidden_states=noisy.text.hidden,
+            controlnet_cond=in_unit(colour_maps_of(batch.channels, self.arrays.label_set)),
+            added_cond_kwargs=self.added(noisy.text, len(noisy.latents)),
+            return_dict=False,
+        )
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    def condition(self, average: Any, conditions: Conditions, rows: np.ndarray) -> Conditions:
+        """With the colour maps of the sources. Of a copy: the encoder takes layers off."""
+        encoder = ControlEncoder(copy.deepcopy(average).eval())
+        control = encoder.encode(in_unit(torch.from_numpy(np.stack(self.shown(rows)))), self.options.sample_scale)
+        return with_control(conditions, controls=[control])
+
+    def shown(self, rows: np.ndarray) -> Sequence[Image]:
+        """The colour maps of masks."""
+        return list(colour_masks(self.arrays.channels[rows], self.arrays.label_set))

@@ -1,0 +1,145 @@
+"""Weights of latent diffusion in the layout of `from_pretrained`, put whole, with a record of their training.
+
+diffusers and transformers write the files; the one that says what a folder is comes last. Knows no kind.
+"""
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from transformers import CLIPTokenizer
+from transformers.utils import logging
+
+from segdatagen.config_files import read_stored
+from segdatagen.diffusion.latent_models import NETWORKS
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.labels import LabelSet
+from segdatagen.latent_folders import WITHOUT_TENSORS, tensors_variant
+from segdatagen.storage import Folder
+from segdatagen.training.data import TrainingArrays
+from segdatagen.training.kind import Summary
+from segdatagen.training.options import TrainingOptions
+from segdatagen.weights import CARD_NAME, StoreDtype, local_weights
+
+RECORD_NAME = "training.json"
+LAST_NAMES = ("config.json", "model_index.json")
+"""At the top of a folder: without it the folder is no model."""
+
+
+class TrainingRecord(BaseModel):
+    """`training.json`: what a folder was trained on, for programs. A folder that was not trained here has none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    label_set: str
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    training: dict[str, Any] = {}
+    figures: dict[str, float] = {}
+
+
+def record_of(
+    kind: str, options: TrainingOptions, arrays: TrainingArrays, summary: Summary, figures: Mapping[str, float]
+) -> TrainingRecord:
+    """The record of a training that ends here."""
+    return TrainingRecord(
+        kind=kind,
+        label_set=arrays.label_set.name,
+        classes=arrays.label_set.names,
+        size=options.size,
+        training={
+            "steps": summary.steps,
+            "batch_size": options.batch_size,
+            "images": summary.num_images,
+            "data": summary.data_fingerprint,
+            "loss": round(summary.loss, 5),
+        },
+        figures={name: round(value, 5) for name, value in figures.items()},
+    )
+
+
+def read_record(uri: str) -> TrainingRecord | None:
+    """The record of weights that were trained here; None for others. Raises UsageError where it is damaged."""
+    folder = Folder(str(local_weights(uri)))
+    if not folder.exists(RECORD_NAME):
+        return None
+    return read_stored(folder, RECORD_NAME, TrainingRecord, UsageError)
+
+
+def require_classes(option: str, uri: str, label_set: LabelSet) -> None:
+    """Raise UsageError where weights were trained on the colours of other classes."""
+    record = read_record(uri)
+    if record is not None and record.classes != label_set.names:
+        raise UsageError(
+            f"{option}: {uri} was trained on the classes of {record.label_set} ({', '.join(record.classes)}), and the "
+            f"sources have those of {label_set.name}"
+        )
+
+
+def put_model(folder: Folder, model: Any, card: str, record: TrainingRecord, store_dtype: StoreDtype) -> str:
+    """Put a network or a pipeline as `save_pretrained` writes it, its model card and its record; returns the URI.
+
+    `model` stays as it is: tensors are cast on a copy. By way of a temporary folder, since object stores have none of
+    the calls that the libraries make.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            logging.disable_progress_bar()  # across the display of the whole
+            _as_dtype(model, getattr(torch, store_dtype)).save_pretrained(scratch)
+        except (OSError, SafetensorError) as error:
+            raise SegdatagenError(f"{scratch}: the weights cannot be written there first ({error})") from error
+        names = sorted(path.relative_to(scratch).as_posix() for path in Path(scratch).rglob("*") if path.is_file())
+        folder.put(CARD_NAME, card.encode())
+        folder.put(RECORD_NAME, record.model_dump_json(indent=2).encode())
+        for name in sorted(names, key=lambda name: name in LAST_NAMES):
+            folder.put_file(name, Path(scratch) / name)
+    return folder.uri
+
+
+def load_vae(uri: str) -> AutoencoderKL:
+    """A VAE of a folder, float32, on the CPU, not to be trained. Raises UsageError where there is none."""
+    return load_network(AutoencoderKL, local_weights(uri), uri).eval().requires_grad_(False)
+
+
+def load_network(kind: Any, folder: Path, uri: str) -> Any:
+    """A network of diffusers or transformers from its folder, float32, on the CPU. Raises UsageError."""
+    try:
+        logging.disable_progress_bar()
+        ours = kind.__module__.startswith("diffusers")
+        types: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+        return kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=tensors_variant(folder),
+            **(types if ours else {"dtype": torch.float32}),
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{uri}: no {kind.__name__} can be loaded from {folder} ({reason})") from error
+
+
+def load_text_encoders(folder: Path, uri: str) -> list[Any]:
+    """Both text encoders of a base in SDXL's form, float32, on the CPU. Raises UsageError where one is broken."""
+    return [load_network(NETWORKS[name], folder / name, uri) for name in ("text_encoder", "text_encoder_2")]
+
+
+def load_tokenizers(folder: Path) -> list[Any]:
+    """Both tokenizers of a base in SDXL's form."""
+    return [CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in WITHOUT_TENSORS]
+
+
+def cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A copy on the CPU in another type of number. By torch's own `to`: diffusers' prints a warning on the way."""
+    return torch.nn.Module.to(copy.deepcopy(model), "cpu", dtype)
+
+
+def _as_dtype(model: Any, dtype: torch.dtype) -> Any:
+    return cast_copy(model, dtype) if isinstance(model, torch.nn.Module) else model.as_dtype(dtype)

@@ -1,0 +1,54 @@
+"""Low-rank adaptation of a UNet by peft: only the added layers learn, and they are merged before anybody loads them.
+
+Hu et al. (2021), "LoRA". It does not know what the UNet is trained on.
+"""
+
+import copy
+
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from segdatagen.errors import UsageError
+from segdatagen.training.latent_options import LoraOptions
+
+
+class LowRank(nn.Module):
+    """The parameters that LoRA adds, by their names in the UNet, with `/` for `.`: the UNet itself is not in here."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        found = {name.replace(".", "/"): p for name, p in unet.named_parameters() if p.requires_grad}
+        self.layers = nn.ParameterDict(found)
+
+
+def add_low_rank(unet: UNet2DConditionModel, options: LoraOptions) -> LowRank:
+    """Add the layers to a UNet whose own parameters are frozen. Raises UsageError for targets that it has not.
+
+    The second matrix of each is zero, so that nothing is changed yet.
+    """
+    config = LoraConfig(
+        r=options.rank, lora_alpha=options.alpha or options.rank, target_modules=list(options.targets), bias="none"
+    )
+    try:
+        unet.add_adapter(config)
+    except ValueError as error:
+        names = ", ".join(options.targets)
+        raise UsageError(f"lora.targets: {names} are not all layers of this UNet ({error})") from error
+    return LowRank(unet)
+
+
+def merged(unet: UNet2DConditionModel, learned: LowRank) -> UNet2DConditionModel:
+    """A copy of the UNet in which the layers have the learned values, and are added to the layers they belong to."""
+    whole = copy.deepcopy(unet)
+    parameters = dict(whole.named_parameters())
+    for name, value in learned.layers.items():
+        parameters[name.replace("/", ".")].data.copy_(value.data)
+    for name, module in list(whole.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(whole.get_submodule(parent), child, module.get_base_layer())
+    whole._hf_peft_config_loaded = False
+    return whole.requires_grad_(False)

@@ -1,0 +1,49 @@
+"""Model cards: what weights say of the training that made them, for people.
+
+Rows that every kind has are written here; a kind adds its own. It knows no network.
+"""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from segdatagen.training.data import TrainingArrays
+from segdatagen.training.kind import Summary
+from segdatagen.training.options import TrainingOptions
+
+
+def size_rows(network: nn.Module, options: TrainingOptions) -> dict[str, str]:
+    """How many parameters there are."""
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return {"parameters": f"{count:,}, stored as {options.store_dtype}"}
+
+
+def training_rows(options: TrainingOptions, arrays: TrainingArrays, summary: Summary) -> dict[str, str]:
+    """Data, size, steps, optimizer and time of a training."""
+    labels, init = arrays.label_set, options.init_weights
+    ema = f"{options.ema_decay:g} after {options.ema_start:,} steps"
+    return {
+        "classes": f"{labels.num_classes} of {labels.name}: {', '.join(labels.names)}",
+        "data": f"`{options.sources}`, {summary.num_images:,} images, fingerprint `{summary.data_fingerprint}`",
+        "size": f"{options.size[0]} x {options.size[1]}, fit {options.fit}",
+        "starts from": "random weights" if init is None else f"`{init}`",
+        "steps": f"{summary.steps:,} of batch {options.batch_size}",
+        "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}, "
+        f"warm-up {options.warmup_steps} steps" + _clipped(options),
+        "average of the weights": ema,
+        "time": f"{summary.seconds / 60:.0f} minutes",
+        "speed": summary.speed,
+        "last loss (smoothed)": f"{summary.loss:.4f}",
+        "licence": "that of the data, and of the weights it starts from; segdatagen adds no terms",
+        "command": f"`{summary.command}`",
+    }
+
+
+def _clipped(options: TrainingOptions) -> str:
+    return "" if options.max_grad_norm is None else f", gradients up to {options.max_grad_norm:g}"
+
+
+def model_card(title: str, rows: Mapping[str, str]) -> str:
+    """A heading and a table, as Markdown."""
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"# {title}\n\n| | |\n|---|---|\n{table}\n"

@@ -1,0 +1,87 @@
+"""What the kinds have in common that learn from captions: checks, a tokenizer of the captions, folders of models.
+
+The tokenizer follows from the texts alone, so that a resumed training has the same. Knows no network.
+"""
+
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.sources import read_arrays
+from segdatagen.storage import Folder
+from segdatagen.training.data import TrainingArrays
+from segdatagen.training.latent_weights import RECORD_NAME, TrainingRecord
+from segdatagen.training.options import TrainingOptions
+from segdatagen.weights import CARD_NAME, CONFIG_NAME, StoreDtype
+
+PAD, START, END, PICTURE = "<pad>", "<s>", "</s>", "<image>"
+
+
+def require_captions(captions: Sequence[str | None], uri: str, kind: str, otherwise: str = "") -> list[str]:
+    """The captions, each on one line. Raises UsageError, with what else helps, where a source has none."""
+    found = [" ".join((caption or "").split()) for caption in captions]
+    if missing := found.count(""):
+        raise UsageError(
+            f"{uri}: {missing} of {len(found)} sources have no caption, and {kind} learns from captions: "
+            f"ingest with --captions, or choose a data set that has them{otherwise}"
+        )
+    return found
+
+
+def require_sources(found: int, wanted: int, uri: str) -> None:
+    """Raise UsageError where a store holds fewer than are wanted."""
+    if found < wanted:
+        raise UsageError(f"{uri}: {found} sources are too few, {wanted} are needed: ingest more")
+
+
+def read_validation(uri: str, options: TrainingOptions, arrays: TrainingArrays, most: int) -> TrainingArrays:
+    """The first sources of a store to judge by, `most` at most. Raises UsageError where its labels are others."""
+    found = TrainingArrays(*read_arrays(uri, options.geometry))
+    if found.label_set != arrays.label_set:
+        raise UsageError(f"validation: {uri} has other labels than {options.sources}")
+    return TrainingArrays(found.images[:most], found.channels[:most], found.label_set, found.captions[:most])
+
+
+def decoder_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `size` tokens: any text can be said, frequent words are one token each."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    letters, special = sorted(pre_tokenizers.ByteLevel.alphabet()), [PAD, START, END, PICTURE]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, show_progress=False, special_tokens=special, initial_alphabet=letters
+    )
+    inner.train_from_iterator(sorted(set(texts)), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, bos_token=START, eos_token=END)
+
+
+@contextmanager
+def model_folder(model: Any, store_dtype: StoreDtype, *others: Any) -> Iterator[Path]:
+    """A folder of this machine with a model of transformers, cast on a copy, its processor and tokenizer."""
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            copy.deepcopy(model).to("cpu", getattr(torch, store_dtype)).save_pretrained(scratch)
+            for other in others:
+                other.save_pretrained(scratch)
+        except (OSError, SafetensorError) as error:
+            raise SegdatagenError(f"{scratch}: the weights cannot be written there first ({error})") from error
+        yield Path(scratch)
+
+
+def put_model_folder(folder: Folder, scratch: Path, card: str, record: TrainingRecord) -> None:
+    """Put card, record and all files of `scratch`; `config.json` comes last, so that a folder that has one is whole."""
+    folder.put(CARD_NAME, card.encode())
+    folder.put(RECORD_NAME, record.model_dump_json(indent=2).encode())
+    for path in sorted(scratch.iterdir(), key=lambda path: (path.name == CONFIG_NAME, path.name)):
+        folder.put_file(path.name, path)

@@ -1,0 +1,124 @@
+"""The kind `vae`: its loss against the formulas, the folder that it leaves, and what it says of wrong input."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import make_scenes_store
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from segdatagen.errors import UsageError
+from segdatagen.images import decode_image
+from segdatagen.sources import read_arrays
+from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
+from segdatagen.training.latent_weights import read_record
+from segdatagen.training.loop import build_network
+from segdatagen.training.pictures import colour_masks
+from segdatagen.training.run import train
+from segdatagen.training.vae import VaeTraining, VaeTrainingOptions, moments
+
+CPU = torch.device("cpu")
+
+
+def fields(store: Path, out: Path) -> dict[str, Any]:
+    return {
+        "sources": str(store),
+        "out": str(out),
+        "size": [32, 32],
+        "block_channels": [8, 16],
+        "layers_per_block": 1,
+        "norm_groups": 4,
+        "steps": 6,
+        "batch_size": 2,
+        "learning_rate": 2e-3,
+        "ema_start": 4,
+        "torch_threads": 1,
+    }
+
+
+def configure(folder: Path, name: str, store: Path, **changes: Any) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(fields(store, folder / name) | changes))
+    return str(path)
+
+
+def kind_of(store: Path, out: Path, **changes: Any) -> VaeTraining:
+    options = VaeTrainingOptions.model_validate(fields(store, out) | changes)
+    return VaeTraining(options, TrainingArrays(*read_arrays(options.sources, options.geometry)))
+
+
+def test_training_leaves_a_folder_that_diffusers_loads(scenes_store: Path, tmp_path: Path) -> None:
+    result = train("vae", configure(tmp_path, "out", scenes_store, store_dtype="float16"), True, None, lambda _: None)
+    assert result.weights is not None
+    vae = AutoencoderKL.from_pretrained(result.weights, torch_dtype=torch.float32)
+    record = read_record(result.weights)
+    assert record is not None
+    assert record.figures.keys() == {"psnr", "colour_map_accuracy", "worst_class_accuracy"} == result.figures.keys()
+    assert 0 <= record.figures["colour_map_accuracy"] <= 1
+    arrays = kind_of(scenes_store, tmp_path).arrays
+    pictures = np.concatenate([arrays.images, colour_masks(arrays.channels, arrays.label_set)])
+    mean, logvar = moments(vae, pictures)
+    drawn = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    assert float(vae.config.scaling_factor) * float(drawn.std()) == pytest.approx(1, rel=0.02)
+    picture = decode_image((tmp_path / "out" / "samples" / "step-00000006.png").read_bytes())
+    assert picture.shape == (6 * (128 + 4) + 4, 5 * (128 + 4) + 4, 3)
+    card = Path(result.weights, "README.md").read_text()
+    for words in ("6 of batch 2", "licence", "colour_map_accuracy", "50% of the rows are colour maps"):
+        assert words in card
+    further = train(
+        "vae", configure(tmp_path, "further", scenes_store, init_weights=result.weights), True, None, lambda _: None
+    )
+    assert further.loss < result.loss
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_loss_is_that_of_the_formulas(scenes_store: Path, tmp_path: Path, share: float) -> None:
+    kind = kind_of(scenes_store, tmp_path, colour_maps=share, edge_weight=0.5, kl_weight=0.25, pixel_loss="l2")
+    network = build_network(kind, CPU)
+    order = Order(0, 2, True)
+    loss = kind.loss(network, batch_of_step(kind.arrays, order, 3, Share(), CPU))
+    batch = batch_of_step(kind.arrays, order, 3, Share(), CPU)
+    pictures = colour_masks(batch.channels.numpy(), kind.arrays.label_set) if share else batch.images.numpy()
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    posterior: DiagonalGaussianDistribution = network.encode(pixels).latent_dist  # type: ignore[operator]
+    for generator in batch.row_chance:
+        torch.rand((), generator=generator)
+    noise = torch.stack([torch.randn(posterior.mean.shape[1:], generator=g) for g in batch.row_chance])
+    made = network.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[operator]
+    edges = [(a[:, :, 1:] - a[:, :, :-1], a[:, :, :, 1:] - a[:, :, :, :-1]) for a in (made, pixels)]
+    wanted = ((made - pixels) ** 2).mean()
+    wanted = wanted + 0.5 * sum(((found - real) ** 2).mean() for found, real in zip(*edges, strict=True))
+    wanted = wanted + 0.25 * posterior.kl().mean() / posterior.mean[0].numel()
+    torch.testing.assert_close(loss, wanted)
+
+
+def test_wrong_options_are_refused(scenes_store: Path, tmp_path: Path) -> None:
+    def refuse(words: str, **changes: Any) -> None:
+        with pytest.raises(UsageError, match=words):
+            train("vae", configure(tmp_path, "refused", scenes_store, **changes), True, None, lambda _: None)
+        assert not (tmp_path / "refused").exists()
+
+    refuse("block_channels: 10 is not a multiple of norm_groups 4", block_channels=[8, 10])
+    AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, **_two_levels()).save_pretrained(tmp_path / "other")
+    refuse("is another network: its layers_per_block is 2", init_weights=str(tmp_path / "other"), layers_per_block=1)
+    refuse("there are no weights builtin:none", init_weights="builtin:none")
+
+
+def _two_levels() -> dict[str, Any]:
+    return {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 2,
+    }
+
+
+def test_a_palette_as_small_as_a_store_is_learned(tmp_path: Path) -> None:
+    """A network of two levels that sees colour maps alone comes to keep most pixels of two scenes."""
+    store = make_scenes_store(tmp_path / "store", 2)
+    changes = {"steps": 150, "colour_maps": 1.0, "learning_rate": 5e-3, "ema_start": 1000, "block_channels": [16, 16]}
+    result = train("vae", configure(tmp_path, "out", store, **changes), True, None, lambda _: None)
+    assert result.figures["colour_map_accuracy"] > 0.8
