@@ -1,4 +1,4 @@
-"""Folders of diffusers models, looked at without torch: which networks they hold, and whether those fit together.
+"""Folders of diffusers models, looked at before they are loaded: what they hold, and whether that fits together.
 
 A folder has the layout of `from_pretrained`: `model_index.json` and a folder per component, or one network with its
 `config.json`. What is wrong is found before any process starts that would load it. Nothing is loaded here.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdatagen.errors import UsageError
+from segdatagen.network_tensors import check_network
 from segdatagen.weights import local_weights, safetensors_shapes
 
 Family = Literal["sdxl", "sd15"]
@@ -71,9 +72,9 @@ def check_base(uri: str, config_uri: str | None = None) -> Shape:
         if config_uri is not None:
             raise UsageError(f"{uri} is a folder with configurations of its own: leave base_config out")
         shape = _shape(uri, place)
-        for name in COMPONENTS[shape.family]:
+        for name, kind in COMPONENTS[shape.family].items():
             if name not in WITHOUT_TENSORS:
-                tensors_variant(place / name)
+                check_network(place / name, kind, read_json(place / name / "config.json", uri))
         return shape
     if place.suffix != ".safetensors":
         raise UsageError(f"{uri} is no safetensors file, and pickles are not loaded: convert it first")
@@ -164,18 +165,6 @@ def check_adapter(uri: str, shape: Shape) -> None:
         )
 
 
-def tensors_variant(folder: Path) -> str | None:
-    """`fp16` where a folder holds half-precision weights alone, None where it has whole ones. Raises UsageError."""
-    names = {path.name for path in folder.glob("*.safetensors*")}
-    if any(name.startswith(("diffusion_pytorch_model.safetensors", "model.safetensors")) for name in names):
-        return None
-    if any(".fp16." in name for name in names):
-        return "fp16"
-    others = sorted(path.name for path in folder.glob("*.bin")) or sorted(names)
-    found = f"only {', '.join(others)}" if others else "none"
-    raise UsageError(f"{folder} needs weights as safetensors, and holds {found}: fetch or convert them")
-
-
 def read_json(path: Path, problem: str) -> dict[str, Any]:
     """A JSON object from a file. Raises UsageError that begins with `problem`."""
     try:
@@ -195,7 +184,7 @@ def _network_config(uri: str, wanted: str) -> dict[str, Any]:
     require_no_code(uri, config)
     if config.get("_class_name") != wanted:
         raise UsageError(f"{uri} holds a {config.get('_class_name', 'network without a name')}, and needs a {wanted}")
-    tensors_variant(folder)
+    check_network(folder, wanted, config)
     return config
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import SIZE, JobFactory, Refused, make_scenes_store
 from kept_events import Events
+from safetensors.torch import load_file, save_file
 from tiny_latent import save_models
 
 from segdatagen.colours import encode
@@ -241,6 +243,23 @@ def test_options_that_do_not_go_together(
     options = options_of(models, "guided", **changes)
     execution = {"gpus_per_actor": int("on a GPU" in row)}
     refused_here("plan", make_job(methods={"guided": options}, plan=plan_of("guided"), execution=execution), row=row)
+
+
+def test_networks_that_are_not_whole(refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "base", tmp_path / "cut")
+    path = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    options = options_of(models, "imgsyn")
+    job = make_job(methods={"imgsyn": options | {"base": str(tmp_path / "cut")}}, plan=plan_of("imgsyn"))
+    refused_here("plan", job, row="a base that is cut off")
+    shutil.copytree(models / "controlnet", tmp_path / "controlnet")
+    path = tmp_path / "controlnet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["conv_in.bias"]
+    save_file(tensors, path)
+    options["controls"][0]["weights"] = str(tmp_path / "controlnet")
+    job = make_job(methods={"imgsyn": options}, plan=plan_of("imgsyn"))
+    refused_here("plan", job, row="a ControlNet that lacks tensors")
 
 
 def test_compiling_needs_a_compiler(

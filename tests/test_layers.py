@@ -40,6 +40,7 @@ LAYERS = {
     "peak_memory": 1,
     "layouts": 1,
     "latent_folders": 1,
+    "network_tensors": 1,
     "method_options": 1,
     "clip_scores": 1,
     "class_ranks": 1,
