@@ -11,8 +11,9 @@ import pytest
 from conftest import SIZE, JobFactory, Refused, make_scenes_store
 from kept_events import Events
 from safetensors.torch import load_file, save_file
-from tiny_latent import save_models
+from tiny_latent import make_adapter, save_coarse, save_models
 
+from segdatagen.cli import main
 from segdatagen.colours import encode
 from segdatagen.driver import RunOptions
 from segdatagen.images import decode_image, decode_mask
@@ -260,6 +261,32 @@ def test_networks_that_are_not_whole(refused_here: Refused, make_job: JobFactory
     options["controls"][0]["weights"] = str(tmp_path / "controlnet")
     job = make_job(methods={"imgsyn": options}, plan=plan_of("imgsyn"))
     refused_here("plan", job, row="a ControlNet that lacks tensors")
+
+
+def test_an_adapter_that_takes_more_pixels_at_once(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    save_coarse(tmp_path / "base", levels=4)
+    make_adapter(downscale_factor=16).save_pretrained(tmp_path / "adapter")
+    control = {"kind": "t2i_adapter", "weights": str(tmp_path / "adapter"), "prior": CANNY}
+    options = options_of(models, "guided", base=str(tmp_path / "base"), controls=[control])
+
+    def job(width: int, base: Path) -> Path:
+        changes = {"methods": {"guided": options | {"base": str(base)}}, "plan": plan_of("guided")}
+        return make_job(geometry={"size": [width, 32]}, **changes)
+
+    refused_here("plan", job(40, tmp_path / "base"), row="a size that the T2I-Adapter does not divide")
+    refused_here("plan", job(32, models / "base"), row="a T2I-Adapter of a base with other latents")
+    assert main(["plan", str(job(48, tmp_path / "base")), "--dry-run"]) == 0
+
+
+def test_a_t2i_adapter_of_another_family(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    make_adapter(adapter_type="full_adapter").save_pretrained(tmp_path / "adapter")
+    control = {"kind": "t2i_adapter", "weights": str(tmp_path / "adapter"), "prior": CANNY}
+    job = make_job(methods={"guided": options_of(models, "guided", controls=[control])}, plan=plan_of("guided"))
+    refused_here("plan", job, row="a T2I-Adapter of SD 1.5 for a base of SDXL")
 
 
 def test_compiling_needs_a_compiler(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from tiny_latent import make_adapter, make_controlnet, make_pipeline, make_vae, save_pipeline
 
 from segdatagen.diffusion import render as renderer
@@ -231,6 +231,68 @@ def test_a_base_that_cannot_be_used_costs_a_line(
         check_base(str(copy))
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "features"),
+    [
+        ("sdxl", {"channels": [32, 64]}, [32, 64]),
+        ("sdxl", {"channels": [32, 64, 64]}, [32, 64, 64]),
+        ("sd15", {"adapter_type": "full_adapter", "downscale_factor": 2}, [32, 64]),
+        ("sd15", {"adapter_type": "light_adapter", "channels": [32, 64], "downscale_factor": 2}, [32, 64, 64]),
+    ],
+)
+def test_adapters_of_either_family_fit(
+    folder: Path, tmp_path: Path, family: Any, more: dict[str, Any], features: list[int]
+) -> None:
+    """Their features have the channels of the blocks, and the size that each family adds them at."""
+    adapter = make_adapter(**more)
+    adapter.save_pretrained(tmp_path / "adapter")
+    blocks = tuple(features) if family == "sd15" else (32, 64)
+    factor = check_adapter(str(tmp_path / "adapter"), replace(check_base(str(folder)), family=family, blocks=blocks))
+    found = adapter(torch.rand(1, 3, 16, 16))
+    assert [feature.shape[1] for feature in found] == features
+    assert found[0].shape[2:] == (16 // factor, 16 // factor)
+    assert factor == (4 if family == "sdxl" else 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "sentence"),
+    [
+        ("sdxl", {"adapter_type": "full_adapter"}, "is a full_adapter: a base of sdxl takes a full_adapter_xl"),
+        ("sd15", {}, "is a full_adapter_xl: a base of sd15 takes a full_adapter or a light_adapter"),
+        ("sd15", {"adapter_type": "full_adapter", "channels": [32, 64, 64]}, "its features have 32, 64, 64 channels"),
+        ("sdxl", {"in_channels": 1}, "takes pictures of 1 channels, and visual priors have 3"),
+        ("sdxl", {"downscale_factor": 8}, "its features stand for 8 x 8 pixels, and those of the base for 4 x 4"),
+    ],
+)
+def test_adapters_that_do_not_fit_cost_a_line(
+    folder: Path, tmp_path: Path, family: Any, more: dict[str, Any], sentence: str
+) -> None:
+    make_adapter(**more).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UsageError) as refused:
+        check_adapter(str(tmp_path / "adapter"), replace(check_base(str(folder)), family=family))
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"conditioning_channels": 1}, "takes pictures of 1 channels, and visual priors have 3"),
+        (
+            {"conditioning_embedding_out_channels": (8, 16, 32)},
+            "it brings pictures to 1/4 of their size, and the base draws at 1/2",
+        ),
+    ],
+)
+def test_controlnets_of_other_pictures_cost_a_line(
+    models: LatentModels, tmp_path: Path, more: dict[str, Any], sentence: str
+) -> None:
+    config = make_controlnet(models.network.unet).config
+    ControlNetModel.from_config({**config, **more}).save_pretrained(tmp_path / "control")
+    with pytest.raises(UsageError) as refused:
+        check_controlnet(str(tmp_path / "control"), models.shape)
+    assert sentence in str(refused.value)
 
 
 def test_networks_of_another_base_cost_a_line(folder: Path, tmp_path: Path) -> None:
