@@ -49,6 +49,9 @@ ADAPTER_TYPES: dict[Family, dict[str, int]] = {
     "sd15": {"full_adapter": 1, "light_adapter": 1},
 }
 """Kinds of T2I-Adapters of each family, and how many latents their first features stand for along each side."""
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTIONS = ("epsilon", "v_prediction")
+"""Noise schedules, and what a network predicts, that every solver here can do."""
 PICTURE_CHANNELS = 3
 """Of every visual prior."""
 
@@ -109,10 +112,9 @@ def _shape(uri: str, folder: Path) -> Shape:
     vae = read_json(folder / "vae" / "config.json", f"{uri} has no vae")
     if (unet.get("addition_embed_type") == "text_time") != (family == "sdxl"):
         raise UsageError(f"{uri}: its unet is not that of {family}: use a model of SDXL or of SD 1.5")
-    latent_channels, unet_channels = (
-        _number(f"{uri}/vae", vae, "latent_channels"),
-        _number(f"{uri}/unet", unet, "out_channels"),
-    )
+    _check_schedule(uri, folder)
+    latent_channels = _number(f"{uri}/vae", vae, "latent_channels")
+    unet_channels = _number(f"{uri}/unet", unet, "out_channels")
     if unet_channels != latent_channels:
         raise UsageError(f"{uri}: its unet has {unet_channels} latent channels, its vae {latent_channels}")
     shape = Shape(
@@ -126,6 +128,26 @@ def _shape(uri: str, folder: Path) -> Shape:
     if shape.in_channels != latent_channels and not shape.inpaints:
         raise UsageError(f"{uri}: a unet of {shape.in_channels} input channels is neither for text nor for inpainting")
     return shape
+
+
+def _check_schedule(uri: str, folder: Path) -> None:
+    """Raise UsageError unless a base says what noise it was trained with: a solver would take its own default."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path, f"{uri} has no scheduler")
+    place = f"{uri}/scheduler: its scheduler_config.json"
+    steps, kind = config.get("num_train_timesteps"), config.get("prediction_type", PREDICTIONS[0])
+    if kind not in PREDICTIONS:
+        raise UsageError(f"{place} gives prediction_type {kind!r}, and one of {', '.join(PREDICTIONS)} is needed")
+    if not _is_count(steps):
+        raise UsageError(f"{place} gives num_train_timesteps {steps!r}, and a whole number is needed")
+    if config.get("trained_betas") is not None:
+        return
+    if config.get("beta_schedule") not in SCHEDULES:
+        found = config.get("beta_schedule")
+        raise UsageError(f"{place} gives beta_schedule {found!r}, and one of {', '.join(SCHEDULES)} is needed")
+    for name in ("beta_start", "beta_end"):
+        if not isinstance(config.get(name), float):
+            raise UsageError(f"{place} gives {name} {config.get(name)!r}, and a number is needed")
 
 
 def _check_file(uri: str, path: Path, shape: Shape) -> None:

@@ -253,6 +253,12 @@ def test_networks_that_are_not_whole(refused_here: Refused, make_job: JobFactory
     options = options_of(models, "imgsyn")
     job = make_job(methods={"imgsyn": options | {"base": str(tmp_path / "cut")}}, plan=plan_of("imgsyn"))
     refused_here("plan", job, row="a base that is cut off")
+    shutil.rmtree(tmp_path / "cut" / "scheduler")
+    refused_here("plan", job, row="a base without a scheduler")
+    config = tmp_path / "cut" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": [64, 64]}))
+    shutil.copytree(models / "base" / "scheduler", tmp_path / "cut" / "scheduler")
+    refused_here("plan", job, row="a base whose blocks see text of several widths")
     shutil.copytree(models / "controlnet", tmp_path / "controlnet")
     path = tmp_path / "controlnet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)

@@ -15,11 +15,12 @@ from tiny_latent import make_adapter, make_controlnet, make_pipeline, make_vae, 
 
 from segdatagen.diffusion import render as renderer
 from segdatagen.diffusion.conditions import InpaintCondition
+from segdatagen.diffusion.denoise import SCHEDULERS
 from segdatagen.diffusion.latent_models import LatentModels, load_adapter, load_base, load_controlnet
 from segdatagen.diffusion.latent_options import LatentSamplerOptions, Numerics
 from segdatagen.diffusion.render import Wanted, describe, inpainting, render
 from segdatagen.errors import UsageError
-from segdatagen.latent_folders import check_adapter, check_base, check_controlnet, check_vae
+from segdatagen.latent_folders import PREDICTIONS, SCHEDULES, check_adapter, check_base, check_controlnet, check_vae
 
 SIZE = (32, 40)
 OPTIONS = LatentSamplerOptions(steps=2, guidance=4.0)
@@ -174,6 +175,25 @@ def test_controlnet_and_adapter_come_from_their_folders(models: LatentModels, fo
     assert [tuple(feature.shape) for feature in features] == [(1, 32, 8, 8), (1, 64, 8, 8)]
 
 
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, None])
+def test_every_solver_can_do_the_schedules_that_are_taken(
+    folder: Path, tmp_path: Path, models: LatentModels, schedule: str | None, kind: str
+) -> None:
+    """Named ones, and betas one by one."""
+    shutil.copytree(folder, tmp_path / "base")
+    own = {"trained_betas": [0.00002 * n for n in range(1, 1001)]} if schedule is None else {}
+    edit(schedule_of(tmp_path / "base"), beta_schedule=schedule, prediction_type=kind, **own)
+    check_base(str(tmp_path / "base"))
+    config = json.loads(schedule_of(tmp_path / "base").read_text())
+    x = torch.rand(1, 4, 8, 8)
+    for name in SCHEDULERS:
+        scheduler = replace(models.network, schedule=config).scheduler(LatentSamplerOptions(scheduler=name, steps=3))
+        for t in scheduler.timesteps:
+            x = scheduler.step(x, t, x, return_dict=False)[0]
+            assert x.isfinite().all()
+
+
 # What does not fit
 
 
@@ -181,6 +201,10 @@ def edit(path: Path, **changes: Any) -> None:
     """Replace fields of a JSON file; None removes one."""
     found = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+
+def schedule_of(folder: Path) -> Path:
+    return folder / "scheduler" / "scheduler_config.json"
 
 
 def drop(path: Path) -> None:
@@ -209,6 +233,19 @@ def as_bin(path: Path) -> None:
         (lambda f: edit(f / "unet" / "config.json", addition_embed_type=None), "its unet is not that of sdxl"),
         (lambda f: edit(f / "unet" / "config.json", in_channels=8), "a unet of 8 input channels is neither"),
         (lambda f: edit(f / "vae" / "config.json", latent_channels=16), "its unet has 4 latent channels, its vae 16"),
+        (lambda f: edit(f / "unet" / "config.json", cross_attention_dim=[64, 64]), "is [64, 64], and a whole number"),
+        (lambda f: edit(f / "unet" / "config.json", cross_attention_dim=None), "base/unet: cross_attention_dim of its"),
+        (lambda f: edit(f / "unet" / "config.json", out_channels=None), "out_channels of its config.json is None"),
+        (lambda f: edit(f / "unet" / "config.json", in_channels=True), "in_channels of its config.json is True"),
+        (lambda f: edit(f / "unet" / "config.json", block_out_channels=32), "is 32, and whole numbers are needed"),
+        (lambda f: edit(f / "vae" / "config.json", latent_channels=None), "latent_channels of its config.json is None"),
+        (lambda f: edit(f / "vae" / "config.json", block_out_channels=[]), "is [], and whole numbers are needed"),
+        (lambda f: drop(f / "scheduler"), "has no scheduler: "),
+        (lambda f: (schedule_of(f)).write_text("[]"), "holds no JSON object"),
+        (lambda f: edit(schedule_of(f), num_train_timesteps=None), "gives num_train_timesteps None"),
+        (lambda f: edit(schedule_of(f), beta_start=None), "gives beta_start None, and a number is needed"),
+        (lambda f: edit(schedule_of(f), beta_schedule="flow"), "gives beta_schedule 'flow', and one of linear, "),
+        (lambda f: edit(schedule_of(f), prediction_type="sample"), "gives prediction_type 'sample', and one of eps"),
         (lambda f: drop(f / "unet" / "config.json"), "has no unet: "),
         (lambda f: drop(f / "tokenizer_2"), "has no tokenizer_2: "),
         (
