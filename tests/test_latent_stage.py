@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_memory import hold
 from tiny_latent import make_adapter, make_controlnet, make_pipeline, save_pipeline
 
 from segdatagen.datasets.scenes import make_scene, scene_seed
@@ -165,6 +166,17 @@ def test_blank_images_are_drawn_again_and_the_better_one_is_stored(base: Path) -
         again_batch = {name: column[row : row + 1] for name, column in batch.items()}
         if taken == seeds[0]:
             np.testing.assert_array_equal(pixels(again(again_batch))[0], decode_image(found["image"][row]))
+
+
+def test_a_batch_that_did_not_fit_is_not_tried_again(base: Path) -> None:
+    """Neither in a redraw nor in the next block; rows say what they were made with, and are what that makes."""
+    stage, small = (make_stage(base, microbatch=size, redraws=Redraws(100.0, 1)) for size in (4, 2))
+    refused = hold(stage._models.network.unet, 4)  # a guided pair takes two places
+    for block in (rows([0, 1, 0], [1, 2, 3]), rows([1, 0, 1, 0], [4, 5, 6, 7])):
+        found = stage(block)
+        assert set(found["microbatch"]) == {2}
+        np.testing.assert_array_equal(pixels(found), pixels(small(block)))
+    assert refused == [8]
 
 
 @pytest.mark.parametrize(
