@@ -104,6 +104,19 @@ def test_what_is_not_drawn_anew_comes_back_from_its_latents(models: LatentModels
     assert np.abs(first[:, :16].astype(int) - second[:, :16]).max() > 8
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_a_latent_is_drawn_anew_where_any_of_its_pixels_is(models: LatentModels, share: float) -> None:
+    random = np.random.default_rng(1)
+    redrawn = random.random((2, *SIZE)) < share
+    images = random.integers(0, 256, (2, *SIZE, 3)).astype(np.uint8)
+    found = inpainting(models, images, redrawn).redrawn
+    for source in range(2):
+        for row in range(SIZE[0] // 2):
+            for column in range(SIZE[1] // 2):
+                wanted = redrawn[source, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].any()
+                assert float(found[source, 0, row, column]) == wanted
+
+
 def test_half_precision_stays_close(folder: Path, models: LatentModels) -> None:
     numerics = Numerics(dtype="bfloat16", channels_last=True, fuse_qkv=True)
     half = load_base(str(folder), numerics, "cpu")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from small_memory import hold
-from tiny_latent import make_adapter, make_controlnet, make_pipeline, save_pipeline
+from tiny_latent import VAE_FACTOR, make_adapter, make_controlnet, make_pipeline, save_pipeline
 
 from segdatagen.datasets.scenes import make_scene, scene_seed
 from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions
@@ -139,6 +139,22 @@ def test_inpainting_leaves_every_other_pixel_as_it_is(base: Path) -> None:
     found = pixels(stage(batch))[0]
     np.testing.assert_array_equal(found[:, :20], scene.image[:, :20])
     assert (found[:, 20:] != scene.image[:, 20:]).any(axis=-1).mean() > 0.9
+
+
+def test_thin_things_are_drawn_anew_and_nothing_beside_them(base: Path) -> None:
+    """Of every latent the one pixel that diffusers does not look at."""
+    stage = make_stage(base, inpaint=LABELS)
+    scene = make_scene(scene_seed("train", 0), WIDTH, HEIGHT)
+    mask = np.full_like(scene.mask, 255)
+    mask[1::VAE_FACTOR, 1::VAE_FACTOR] = scene.mask[1::VAE_FACTOR, 1::VAE_FACTOR]
+    mask[:, :20] = 255
+    drawn = mask != 255
+    batch = rows([0, 0], [1, 2])
+    batch["mask"] = objects([encode_mask(mask)] * 2)
+    first, second = pixels(stage(batch)).astype(int)
+    for image in (first, second):
+        np.testing.assert_array_equal(image[~drawn], scene.image[~drawn])
+    assert np.abs(first[drawn] - second[drawn]).mean() > 8, "two seeds, two images"
 
 
 def test_background_is_not_drawn_anew(base: Path) -> None:
