@@ -9,7 +9,6 @@ import torch
 from diffusers import (
     ControlNetModel,
     MultiAdapter,
-    SchedulerMixin,
     StableDiffusionXLAdapterPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLInpaintPipeline,
@@ -374,7 +373,3 @@ def test_pictures_are_embedded_as_if_each_were_alone(controlnet: ControlNetModel
     assert len(together) > 1
     for picture, embedded in zip(shown.split(1), together, strict=True):
         assert torch.equal(encoder.encode(picture).embedded[0], embedded)
-
-
-def test_schedulers_are_solvers_of_diffusers() -> None:
-    assert all(issubclass(scheduler, SchedulerMixin) for scheduler in SCHEDULERS.values())
