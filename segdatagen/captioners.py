@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from segdatagen.errors import UsageError
+from segdatagen.errors import UsageError, one_line
 from segdatagen.labels import Text
 from segdatagen.latent_folders import read_json, require_no_code
 from segdatagen.weights import CONFIG_NAME, OptionalWeightsUri, local_weights
@@ -192,9 +192,8 @@ def _load(folder: Path, uri: str, dtype: Any) -> tuple[Any, Any]:
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
         )
     except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"the captioner {uri} cannot be loaded as an image-text-to-text model of transformers: {problem}"
+            f"the captioner {uri} cannot be loaded as an image-text-to-text model of transformers: {one_line(error)}"
         ) from error
     if absent := sorted(found["missing_keys"]):
         raise UsageError(f"the weights of the captioner {uri} lack {len(absent)} tensors, {absent[0]} first")

@@ -43,6 +43,7 @@ LAYERS = {
     "network_tensors": 1,
     "method_options": 1,
     "clip_scores": 1,
+    "clip_tokenizer": 1,
     "class_ranks": 1,
     "regions": 1,
     "judges": 5,

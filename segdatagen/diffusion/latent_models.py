@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from segdatagen.clip_tokenizer import load_clip_tokenizer
 from segdatagen.diffusion.conditions import ControlEncoder
 from segdatagen.diffusion.denoise import LatentNetwork
 from segdatagen.diffusion.single_file import load_networks
@@ -67,11 +68,7 @@ def load_base(uri: str, numerics: Numerics, device: str, config_uri: str | None 
         ),
         vae=load_vae(numerics.vae, numerics, device) if numerics.vae else _upcast(networks["vae"], numerics),
         text=TextEncoder(
-            [
-                CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
-                for name in WITHOUT_TENSORS
-                if name in COMPONENTS[shape.family]
-            ],
+            [load_clip_tokenizer(folder / name) for name in WITHOUT_TENSORS if name in COMPONENTS[shape.family]],
             [networks[name] for name in ("text_encoder", "text_encoder_2") if name in networks],
             bool(index.get("force_zeros_for_empty_prompt", False)),
         ),
