@@ -51,7 +51,7 @@ class CaptionerOptions(BaseModel):
     @model_validator(mode="after")
     def _weights_belong_to_models(self) -> CaptionerOptions:
         if self.kind in MODEL_KINDS and self.weights is None:
-            raise ValueError(f"weights: missing; {self.kind} needs a local folder of a model")
+            raise ValueError(f"weights: missing; {self.kind} needs those of a model")
         fields = type(self).model_fields.items()
         unused = sorted(name for name, field in fields if name != "kind" and getattr(self, name) != field.default)
         if unused and self.kind not in MODEL_KINDS:

@@ -189,6 +189,7 @@ class InpaintOptions(LatentOptions):
 
 
 COMBINATIONS = {
+    "mask_ddpm": "none (its network sees the mask itself)",
     "imgsyn": "one controlnet with the prior colour_map",
     "masksyn": "one controlnet with the prior colour_map, of the mask that it makes",
     "guided": "one or more of controlnet and t2i_adapter, with any prior",
