@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from segdatagen.errors import UsageError
+from segdatagen.errors import UsageError, one_line
 from segdatagen.images import pixel_hash
 from segdatagen.labels import Text
 from segdatagen.latent_folders import read_json, require_no_code
@@ -55,7 +55,7 @@ class CaptionerOptions(BaseModel):
     @model_validator(mode="after")
     def _weights_belong_to_models(self) -> CaptionerOptions:
         if self.kind in MODEL_KINDS and self.weights is None:
-            raise ValueError(f"weights: missing; {self.kind} needs a local folder of a model")
+            raise ValueError(f"weights: missing; {self.kind} needs those of a model")
         fields = type(self).model_fields.items()
         unused = sorted(name for name, field in fields if name != "kind" and getattr(self, name) != field.default)
         if unused and self.kind not in MODEL_KINDS:
@@ -220,9 +220,8 @@ def load_captioner(folder: Path, uri: str, dtype: Any) -> tuple[Any, Any]:
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
         )
     except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"the captioner {uri} cannot be loaded as an image-text-to-text model of transformers: {problem}"
+            f"the captioner {uri} cannot be loaded as an image-text-to-text model of transformers: {one_line(error)}"
         ) from error
     if absent := sorted(found["missing_keys"]):
         raise UsageError(f"the weights of the captioner {uri} lack {len(absent)} tensors, {absent[0]} first")

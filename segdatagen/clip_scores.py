@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segdatagen.captioners import check_all_tensors
-from segdatagen.errors import UsageError
+from segdatagen.clip_tokenizer import load_clip_tokenizer
+from segdatagen.errors import UsageError, one_line
 from segdatagen.labels import LabelSet, Text
 from segdatagen.latent_folders import read_json, require_no_code
 from segdatagen.prompts import CLIP_TOKENS, named_classes, parse_template
@@ -83,7 +84,7 @@ def check_clip(options: ClipOptions, label_set: LabelSet) -> Path:
     check_all_tensors(folder)
     if not named_classes(label_set):
         raise UsageError(f"the label set {label_set.name} has no class but background: there is nothing to score")
-    tokenizer = _tokenizer(folder, uri)
+    tokenizer = load_clip_tokenizer(folder)
     longest = min(CLIP_TOKENS, int(tokenizer.model_max_length))
     for text in (options.text_of(label.prompt) for label in named_classes(label_set)):
         tokens = len(tokenizer(text, truncation=False, verbose=False).input_ids)
@@ -180,16 +181,6 @@ def _unit(vectors: Tensor) -> Tensor:
     return functional.normalize(vectors, dim=-1)
 
 
-def _tokenizer(folder: Path, uri: str) -> Any:
-    from transformers import CLIPTokenizer
-
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise UsageError(f"the tokenizer of {uri} cannot be loaded: {problem}") from error
-
-
 def load_clip(folder: Path, uri: str) -> tuple[Any, Any, Any]:
     """Model, image processor and tokenizer of a folder that was checked, on the CPU.
 
@@ -206,8 +197,7 @@ def load_clip(folder: Path, uri: str) -> tuple[Any, Any, Any]:
             folder, dtype="float32", use_safetensors=True, output_loading_info=True, local_files_only=True
         )
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise UsageError(f"{uri} cannot be loaded as CLIP by transformers: {problem}") from error
+        raise UsageError(f"{uri} cannot be loaded as CLIP by transformers: {one_line(error)}") from error
     if absent := sorted(found["missing_keys"]):
         raise UsageError(f"the weights of {uri} lack {len(absent)} tensors, {absent[0]} first")
-    return model, processor, _tokenizer(folder, uri)
+    return model, processor, load_clip_tokenizer(folder)

@@ -15,3 +15,8 @@ class UsageError(SegdatagenError):
     """Wrong use or wrong input, found before anything was written or any actor started."""
 
     exit_status = 2
+
+
+def one_line(error: Exception) -> str:
+    """The first 200 characters of what a library says of an error, on one line."""
+    return " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""Folders of diffusers models, looked at without torch: which networks they hold, and whether those fit together.
+"""Folders of diffusers models, looked at before they are loaded: what they hold, and whether that fits together.
 
 A folder has the layout of `from_pretrained`: `model_index.json` and a folder per component, or one network with its
 `config.json`. What is wrong is found before any process starts that would load it. Nothing is loaded here.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdatagen.errors import UsageError
+from segdatagen.network_tensors import check_network
 from segdatagen.weights import local_weights, safetensors_shapes
 
 Family = Literal["sdxl", "sd15"]
@@ -43,6 +44,18 @@ TEXT_TENSORS: dict[Family, str] = {
 """A tensor that such a file of each family has, and of the other has not."""
 
 
+ADAPTER_TYPES: dict[Family, dict[str, int]] = {
+    "sdxl": {"full_adapter_xl": 2},
+    "sd15": {"full_adapter": 1, "light_adapter": 1},
+}
+"""Kinds of T2I-Adapters of each family, and how many latents their first features stand for along each side."""
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTIONS = ("epsilon", "v_prediction")
+"""Noise schedules, and what a network predicts, that every solver here can do."""
+PICTURE_CHANNELS = 3
+"""Of every visual prior."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What of a UNet others have to fit: its family, channels of its blocks, of its latents and of its text."""
@@ -71,9 +84,9 @@ def check_base(uri: str, config_uri: str | None = None) -> Shape:
         if config_uri is not None:
             raise UsageError(f"{uri} is a folder with configurations of its own: leave base_config out")
         shape = _shape(uri, place)
-        for name in COMPONENTS[shape.family]:
+        for name, kind in COMPONENTS[shape.family].items():
             if name not in WITHOUT_TENSORS:
-                tensors_variant(place / name)
+                check_network(place / name, kind, read_json(place / name / "config.json", uri))
         return shape
     if place.suffix != ".safetensors":
         raise UsageError(f"{uri} is no safetensors file, and pickles are not loaded: convert it first")
@@ -99,20 +112,42 @@ def _shape(uri: str, folder: Path) -> Shape:
     vae = read_json(folder / "vae" / "config.json", f"{uri} has no vae")
     if (unet.get("addition_embed_type") == "text_time") != (family == "sdxl"):
         raise UsageError(f"{uri}: its unet is not that of {family}: use a model of SDXL or of SD 1.5")
-    latent_channels = int(vae["latent_channels"])
-    if int(unet["out_channels"]) != latent_channels:
-        raise UsageError(f"{uri}: its unet has {unet['out_channels']} latent channels, its vae {latent_channels}")
+    _check_schedule(uri, folder)
+    latent_channels = _number(f"{uri}/vae", vae, "latent_channels")
+    unet_channels = _number(f"{uri}/unet", unet, "out_channels")
+    if unet_channels != latent_channels:
+        raise UsageError(f"{uri}: its unet has {unet_channels} latent channels, its vae {latent_channels}")
     shape = Shape(
         family=family,
-        blocks=tuple(unet["block_out_channels"]),
-        in_channels=int(unet["in_channels"]),
+        blocks=_numbers(f"{uri}/unet", unet, "block_out_channels"),
+        in_channels=_number(f"{uri}/unet", unet, "in_channels"),
         latent_channels=latent_channels,
-        text_channels=int(unet["cross_attention_dim"]),
-        vae_factor=2 ** (len(vae["block_out_channels"]) - 1),
+        text_channels=_number(f"{uri}/unet", unet, "cross_attention_dim"),
+        vae_factor=2 ** (len(_numbers(f"{uri}/vae", vae, "block_out_channels")) - 1),
     )
     if shape.in_channels != latent_channels and not shape.inpaints:
         raise UsageError(f"{uri}: a unet of {shape.in_channels} input channels is neither for text nor for inpainting")
     return shape
+
+
+def _check_schedule(uri: str, folder: Path) -> None:
+    """Raise UsageError unless a base says what noise it was trained with: a solver would take its own default."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path, f"{uri} has no scheduler")
+    place = f"{uri}/scheduler: its scheduler_config.json"
+    steps, kind = config.get("num_train_timesteps"), config.get("prediction_type", PREDICTIONS[0])
+    if kind not in PREDICTIONS:
+        raise UsageError(f"{place} gives prediction_type {kind!r}, and one of {', '.join(PREDICTIONS)} is needed")
+    if not _is_count(steps):
+        raise UsageError(f"{place} gives num_train_timesteps {steps!r}, and a whole number is needed")
+    if config.get("trained_betas") is not None:
+        return
+    if config.get("beta_schedule") not in SCHEDULES:
+        found = config.get("beta_schedule")
+        raise UsageError(f"{place} gives beta_schedule {found!r}, and one of {', '.join(SCHEDULES)} is needed")
+    for name in ("beta_start", "beta_end"):
+        if not isinstance(config.get(name), float):
+            raise UsageError(f"{place} gives {name} {config.get(name)!r}, and a number is needed")
 
 
 def _check_file(uri: str, path: Path, shape: Shape) -> None:
@@ -136,7 +171,7 @@ def _check_file(uri: str, path: Path, shape: Shape) -> None:
 def check_vae(uri: str, shape: Shape) -> None:
     """Raise UsageError unless this VAE can stand in for that of a model, like SDXL's with the fp16 fix."""
     config = network_config(uri, "AutoencoderKL")
-    found = int(config["latent_channels"]), 2 ** (len(config["block_out_channels"]) - 1)
+    found = _number(uri, config, "latent_channels"), 2 ** (len(_numbers(uri, config, "block_out_channels")) - 1)
     if found != (shape.latent_channels, shape.vae_factor):
         raise UsageError(
             f"the vae {uri} makes {found[0]} latent channels at 1/{found[1]} of the size, and the base wants "
@@ -145,35 +180,48 @@ def check_vae(uri: str, shape: Shape) -> None:
 
 
 def check_controlnet(uri: str, shape: Shape) -> None:
-    """Raise UsageError unless this ControlNet was made for a UNet of this shape."""
+    """Raise UsageError unless this ControlNet was made for a UNet of this shape, and for pictures of three channels."""
     config = network_config(uri, "ControlNetModel")
-    found = tuple(config["block_out_channels"]), int(config["cross_attention_dim"])
+    found = _numbers(uri, config, "block_out_channels"), _number(uri, config, "cross_attention_dim")
     if found != (shape.blocks, shape.text_channels):
         raise UsageError(f"the ControlNet {uri} is for another base: {_differ(found, shape)}")
+    _require_channels(f"the ControlNet {uri}", _number(uri, config, "conditioning_channels", PICTURE_CHANNELS))
+    factor = 2 ** (len(_numbers(uri, config, "conditioning_embedding_out_channels")) - 1)
+    if factor != shape.vae_factor:
+        raise UsageError(
+            f"the ControlNet {uri} is for another base: it brings pictures to 1/{factor} of their size, and the base "
+            f"draws at 1/{shape.vae_factor}"
+        )
 
 
-def check_adapter(uri: str, shape: Shape) -> None:
-    """Raise UsageError unless this T2I-Adapter was made for a UNet of this shape."""
+def check_adapter(uri: str, shape: Shape) -> int:
+    """The pixels that this T2I-Adapter takes as one, along each side.
+
+    Raises UsageError unless it was made for a UNet of this family and shape, and for pictures of three channels.
+    """
     config = network_config(uri, "T2IAdapter")
-    channels, deepest = tuple(config["channels"]), shape.blocks[-1]
-    if channels not in (shape.blocks, (*shape.blocks, deepest)):  # SDXL's have one more, for the middle block
-        found = ", ".join(map(str, channels))
+    kinds, kind = ADAPTER_TYPES[shape.family], config.get("adapter_type", "full_adapter")
+    if kind not in kinds:
+        raise UsageError(f"the T2I-Adapter {uri} is a {kind}: a base of {shape.family} takes a {' or a '.join(kinds)}")
+    channels, deepest = _numbers(uri, config, "channels"), shape.blocks[-1]
+    features = (*channels, channels[-1]) if kind == "light_adapter" else channels
+    fitting = [shape.blocks]
+    if shape.family == "sdxl":
+        fitting.append((*shape.blocks, deepest))  # one more, for the middle block
+    if features not in fitting:
+        found = ", ".join(map(str, features))
         raise UsageError(
             f"the T2I-Adapter {uri} is for another base: its features have {found} channels, and the blocks of the "
             f"base {', '.join(map(str, shape.blocks))}"
         )
-
-
-def tensors_variant(folder: Path) -> str | None:
-    """`fp16` where a folder holds half-precision weights alone, None where it has whole ones. Raises UsageError."""
-    names = {path.name for path in folder.glob("*.safetensors*")}
-    if any(name.startswith(("diffusion_pytorch_model.safetensors", "model.safetensors")) for name in names):
-        return None
-    if any(".fp16." in name for name in names):
-        return "fp16"
-    others = sorted(path.name for path in folder.glob("*.bin")) or sorted(names)
-    found = f"only {', '.join(others)}" if others else "none"
-    raise UsageError(f"{folder} needs weights as safetensors, and holds {found}: fetch or convert them")
+    _require_channels(f"the T2I-Adapter {uri}", _number(uri, config, "in_channels", PICTURE_CHANNELS))
+    factor, wanted = _number(uri, config, "downscale_factor", 8), kinds[kind] * shape.vae_factor
+    if factor != wanted:
+        raise UsageError(
+            f"the T2I-Adapter {uri} is for another base: its features stand for {factor} x {factor} pixels, and those "
+            f"of the base for {wanted} x {wanted}"
+        )
+    return factor
 
 
 def read_json(path: Path, problem: str) -> dict[str, Any]:
@@ -196,8 +244,33 @@ def network_config(uri: str, wanted: str) -> dict[str, Any]:
     require_no_code(uri, config)
     if config.get("_class_name") != wanted:
         raise UsageError(f"{uri} holds a {config.get('_class_name', 'network without a name')}, and needs a {wanted}")
-    tensors_variant(folder)
+    check_network(folder, wanted, config)
     return config
+
+
+def _require_channels(network: str, found: int) -> None:
+    if found != PICTURE_CHANNELS:
+        raise UsageError(f"{network} takes pictures of {found} channels, and visual priors have {PICTURE_CHANNELS}")
+
+
+def _number(place: str, config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number of a config. Raises UsageError where there is none."""
+    found = config.get(name, default)
+    if not _is_count(found):
+        raise UsageError(f"{place}: {name} of its config.json is {found!r}, and a whole number is needed")
+    return int(found)
+
+
+def _numbers(place: str, config: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Whole numbers of a config, one at least. Raises UsageError where there are none."""
+    found = config.get(name)
+    if not isinstance(found, list) or not found or not all(map(_is_count, found)):
+        raise UsageError(f"{place}: {name} of its config.json is {found!r}, and whole numbers are needed")
+    return tuple(found)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _require_component(uri: str, folder: Path, name: str, entry: Any, wanted: str) -> None:

@@ -171,7 +171,12 @@ def check_latent(context: MethodContext) -> None:
     if options.numerics.vae:
         check_vae(options.numerics.vae, shape)
     for control in options.controls:
-        (check_controlnet if control.kind == "controlnet" else check_adapter)(control.weights, shape)
+        if control.kind == "controlnet":
+            check_controlnet(control.weights, shape)
+        else:
+            _require_multiples(
+                context, f"the T2I-Adapter {control.weights} takes", check_adapter(control.weights, shape)
+            )
         check_prior(control.prior)
     if shape.inpaints and not isinstance(options, InpaintOptions):
         raise UsageError(f"{options.base} was trained to inpaint: it can only be the base of the method inpaint")
@@ -209,11 +214,15 @@ def _options(context: MethodContext) -> LatentOptions:
 
 
 def _check_size(context: MethodContext, base: str, shape: Shape) -> None:
+    _require_multiples(context, f"a latent of {base} stands for", shape.vae_factor)
+
+
+def _require_multiples(context: MethodContext, what: str, factor: int) -> None:
+    """Raise UsageError unless both sides of the samples are multiples of `factor`."""
     width, height = context.geometry.size
-    if width % shape.vae_factor or height % shape.vae_factor:
+    if width % factor or height % factor:
         raise UsageError(
-            f"geometry.size is {width} x {height}: a latent of {base} stands for "
-            f"{shape.vae_factor} x {shape.vae_factor} pixels, give multiples of it"
+            f"geometry.size is {width} x {height}: {what} {factor} x {factor} pixels, give multiples of it"
         )
 
 

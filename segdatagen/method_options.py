@@ -9,7 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from segdatagen.captioners import CaptionerOptions
 from segdatagen.clip_scores import ClipOptions
-from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions, Numerics, require_whole_steps
+from segdatagen.diffusion.latent_options import (
+    ControlOptions,
+    LatentSamplerOptions,
+    Mask2ImgSampler,
+    Numerics,
+    Text2MaskSampler,
+    require_whole_steps,
+)
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.layouts import LayoutOptions
 from segdatagen.priors.options import PriorOptions
@@ -106,7 +113,12 @@ class LatentOptions(WithBestOf):
 
 
 class ImgSynOptions(LatentOptions):
-    """ImgSyn of SegGen (section 3): an image for the real mask, by a ControlNet that sees its colour map."""
+    """ImgSyn of SegGen (section 3): an image for the real mask, by a ControlNet that sees its colour map.
+
+    What its sampler leaves out is SegGen's (A.4).
+    """
+
+    sampler: Mask2ImgSampler = LatentSamplerOptions(preset="seggen_mask2img")
 
     @field_validator("controls")
     @classmethod
@@ -116,14 +128,14 @@ class ImgSynOptions(LatentOptions):
 
 
 class Text2MaskOptions(BaseModel):
-    """A text-to-image model that was fine-tuned to draw colour maps; by default as many steps as SegGen takes (A.2)."""
+    """A text-to-image model that was fine-tuned to draw colour maps. What its sampler leaves out is SegGen's (A.4)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weights: WeightsUri
     base_config: OptionalWeightsUri = Field(default=None, exclude_if=lambda value: value is None)
     """As of `base`."""
-    sampler: LatentSamplerOptions = LatentSamplerOptions(steps=200)
+    sampler: Text2MaskSampler = LatentSamplerOptions(preset="seggen_text2mask")
     numerics: Numerics = Numerics()
 
     @model_validator(mode="after")
@@ -135,6 +147,7 @@ class Text2MaskOptions(BaseModel):
 class MaskSynOptions(LatentOptions):
     """MaskSyn of SegGen (section 3): a mask for a caption, by Text2Mask, and an image for that mask as in ImgSyn."""
 
+    sampler: Mask2ImgSampler = LatentSamplerOptions(preset="seggen_mask2img")
     caption: CaptionerOptions = CaptionerOptions(kind="data_set")
     text2mask: Text2MaskOptions
     layout: LayoutOptions = LayoutOptions()
@@ -176,6 +189,7 @@ class InpaintOptions(LatentOptions):
 
 
 COMBINATIONS = {
+    "mask_ddpm": "none (its network sees the mask itself)",
     "imgsyn": "one controlnet with the prior colour_map",
     "masksyn": "one controlnet with the prior colour_map, of the mask that it makes",
     "guided": "one or more of controlnet and t2i_adapter, with any prior",

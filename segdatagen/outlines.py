@@ -63,9 +63,6 @@ def decode_panoptic(colour_map: ColourMap, label_set: LabelSet, num_segments: in
         raise UsageError(
             f"the colour map holds no class of label set {label_set.name}, only outlines and ignored pixels"
         )
-    ids = np.append(label_set.ids, label_set.ignore_ids[:1]).astype(
-        np.uint8 if label_set.ids.max() < 256 else np.uint16
-    )
     ids = np.append(label_set.ids, label_set.ignore_ids[:1])
     ids = ids.astype(np.uint8 if ids.max() <= 255 else np.uint16)
     mask = ids[np.where(edge, 0, kinds)]

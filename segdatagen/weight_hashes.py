@@ -36,7 +36,7 @@ class KeptHash(BaseModel):
 def content_hash(file: Path) -> bytes:
     """blake2b of the bytes of a file, 64 bytes; a large file that did not change is not read. Raises OSError."""
     before = file.stat()
-    folder, path = _cache(), str(file.absolute())
+    folder, path = cache_folder("weight_hashes"), str(file.absolute())
     if folder is None or before.st_size < KEPT_FROM:
         return _read(file)
     name = f"{hashlib.blake2b(path.encode(), digest_size=16).hexdigest()}.json"
@@ -58,8 +58,8 @@ def _read(file: Path) -> bytes:
         return hashlib.file_digest(stream, "blake2b").digest()
 
 
-def _cache() -> Folder | None:
-    """The folder of the cache; None for a user without a home."""
+def cache_folder(name: str) -> Folder | None:
+    """A folder of the cache; None for a user without a home."""
     with contextlib.suppress(RuntimeError):
-        return Folder(str(cache_root() / "weight_hashes"))
+        return Folder(str(cache_root() / name))
     return None

@@ -225,14 +225,18 @@ def load_mask_ddpm(uri: str, num_classes: int) -> tuple[MaskUNet, MaskDDPMWeight
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], uri: str) -> None:
     """Make `tensors` the weights of `model`. Raises `UsageError` unless names and shapes are exactly the model's."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    require_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, uri)
+    model.load_state_dict(tensors, assign=True)
+
+
+def require_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], uri: str) -> None:
+    """Raise UsageError, in one line, unless the tensors of the weights `uri` are those that a network expects."""
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise UsageError(
             f"the weights {uri} do not fit their {CONFIG_NAME}: {len(wrong)} tensors are missing, unexpected or of "
             f"another shape, {wrong[0]} first (expected {expected.get(wrong[0])}, found {found.get(wrong[0])})"
         )
-    model.load_state_dict(tensors, assign=True)
 
 
 def save_mask_ddpm(

@@ -280,7 +280,7 @@ def test_what_shows_only_on_loading_costs_one_line_too(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{kind: blip2}", "weights: missing; blip2 needs a local folder of a model"),
+        ("{kind: blip2}", "weights: missing; blip2 needs those of a model"),
         ("{kind: classes, weights: x}", "weights: classes has no model; only blip2, model have"),
         ("{kind: data_set, question: why}", "question: data_set has no model; only blip2, model have"),
         ("{kind: blip}", "kind: must be 'blip2', 'model', 'data_set' or 'classes', not 'blip'"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from conftest import SIZE, JobFactory, Refused, make_scenes_store
 from kept_events import Events
-from tiny_latent import save_models
+from safetensors.torch import load_file, save_file
+from tiny_latent import make_adapter, save_coarse, save_models
 
+from segdatagen.cli import main
 from segdatagen.colours import encode
 from segdatagen.driver import RunOptions
 from segdatagen.images import decode_image, decode_mask
@@ -241,6 +244,55 @@ def test_options_that_do_not_go_together(
     options = options_of(models, "guided", **changes)
     execution = {"gpus_per_actor": int("on a GPU" in row)}
     refused_here("plan", make_job(methods={"guided": options}, plan=plan_of("guided"), execution=execution), row=row)
+
+
+def test_networks_that_are_not_whole(refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "base", tmp_path / "cut")
+    path = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    options = options_of(models, "imgsyn")
+    job = make_job(methods={"imgsyn": options | {"base": str(tmp_path / "cut")}}, plan=plan_of("imgsyn"))
+    refused_here("plan", job, row="a base that is cut off")
+    shutil.rmtree(tmp_path / "cut" / "scheduler")
+    refused_here("plan", job, row="a base without a scheduler")
+    config = tmp_path / "cut" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": [64, 64]}))
+    shutil.copytree(models / "base" / "scheduler", tmp_path / "cut" / "scheduler")
+    refused_here("plan", job, row="a base whose blocks see text of several widths")
+    shutil.copytree(models / "controlnet", tmp_path / "controlnet")
+    path = tmp_path / "controlnet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["conv_in.bias"]
+    save_file(tensors, path)
+    options["controls"][0]["weights"] = str(tmp_path / "controlnet")
+    job = make_job(methods={"imgsyn": options}, plan=plan_of("imgsyn"))
+    refused_here("plan", job, row="a ControlNet that lacks tensors")
+
+
+def test_an_adapter_that_takes_more_pixels_at_once(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    save_coarse(tmp_path / "base", levels=4)
+    make_adapter(downscale_factor=16).save_pretrained(tmp_path / "adapter")
+    control = {"kind": "t2i_adapter", "weights": str(tmp_path / "adapter"), "prior": CANNY}
+    options = options_of(models, "guided", base=str(tmp_path / "base"), controls=[control])
+
+    def job(width: int, base: Path) -> Path:
+        changes = {"methods": {"guided": options | {"base": str(base)}}, "plan": plan_of("guided")}
+        return make_job(geometry={"size": [width, 32]}, **changes)
+
+    refused_here("plan", job(40, tmp_path / "base"), row="a size that the T2I-Adapter does not divide")
+    refused_here("plan", job(32, models / "base"), row="a T2I-Adapter of a base with other latents")
+    assert main(["plan", str(job(48, tmp_path / "base")), "--dry-run"]) == 0
+
+
+def test_a_t2i_adapter_of_another_family(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    make_adapter(adapter_type="full_adapter").save_pretrained(tmp_path / "adapter")
+    control = {"kind": "t2i_adapter", "weights": str(tmp_path / "adapter"), "prior": CANNY}
+    job = make_job(methods={"guided": options_of(models, "guided", controls=[control])}, plan=plan_of("guided"))
+    refused_here("plan", job, row="a T2I-Adapter of SD 1.5 for a base of SDXL")
 
 
 def test_compiling_needs_a_compiler(

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from tiny_latent import make_adapter, make_controlnet, make_pipeline, make_vae, save_pipeline
 
 from segdatagen.diffusion import render as renderer
 from segdatagen.diffusion.conditions import InpaintCondition
+from segdatagen.diffusion.denoise import SCHEDULERS
 from segdatagen.diffusion.latent_models import LatentModels, load_adapter, load_base, load_controlnet
 from segdatagen.diffusion.latent_options import LatentSamplerOptions, Numerics
 from segdatagen.diffusion.render import Wanted, describe, inpainting, render
 from segdatagen.errors import UsageError
-from segdatagen.latent_folders import check_adapter, check_base, check_controlnet, check_vae
+from segdatagen.latent_folders import PREDICTIONS, SCHEDULES, check_adapter, check_base, check_controlnet, check_vae
 
 SIZE = (32, 40)
 OPTIONS = LatentSamplerOptions(steps=2, guidance=4.0)
@@ -103,6 +104,19 @@ def test_what_is_not_drawn_anew_comes_back_from_its_latents(models: LatentModels
     assert np.abs(first[:, :16].astype(int) - second[:, :16]).max() > 8
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_a_latent_is_drawn_anew_where_any_of_its_pixels_is(models: LatentModels, share: float) -> None:
+    random = np.random.default_rng(1)
+    redrawn = random.random((2, *SIZE)) < share
+    images = random.integers(0, 256, (2, *SIZE, 3)).astype(np.uint8)
+    found = inpainting(models, images, redrawn).redrawn
+    for source in range(2):
+        for row in range(SIZE[0] // 2):
+            for column in range(SIZE[1] // 2):
+                wanted = redrawn[source, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].any()
+                assert float(found[source, 0, row, column]) == wanted
+
+
 def test_half_precision_stays_close(folder: Path, models: LatentModels) -> None:
     numerics = Numerics(dtype="bfloat16", channels_last=True, fuse_qkv=True)
     half = load_base(str(folder), numerics, "cpu")
@@ -174,6 +188,25 @@ def test_controlnet_and_adapter_come_from_their_folders(models: LatentModels, fo
     assert [tuple(feature.shape) for feature in features] == [(1, 32, 8, 8), (1, 64, 8, 8)]
 
 
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, None])
+def test_every_solver_can_do_the_schedules_that_are_taken(
+    folder: Path, tmp_path: Path, models: LatentModels, schedule: str | None, kind: str
+) -> None:
+    """Named ones, and betas one by one."""
+    shutil.copytree(folder, tmp_path / "base")
+    own = {"trained_betas": [0.00002 * n for n in range(1, 1001)]} if schedule is None else {}
+    edit(schedule_of(tmp_path / "base"), beta_schedule=schedule, prediction_type=kind, **own)
+    check_base(str(tmp_path / "base"))
+    config = json.loads(schedule_of(tmp_path / "base").read_text())
+    x = torch.rand(1, 4, 8, 8)
+    for name in SCHEDULERS:
+        scheduler = replace(models.network, schedule=config).scheduler(LatentSamplerOptions(scheduler=name, steps=3))
+        for t in scheduler.timesteps:
+            x = scheduler.step(x, t, x, return_dict=False)[0]
+            assert x.isfinite().all()
+
+
 # What does not fit
 
 
@@ -181,6 +214,10 @@ def edit(path: Path, **changes: Any) -> None:
     """Replace fields of a JSON file; None removes one."""
     found = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+
+def schedule_of(folder: Path) -> Path:
+    return folder / "scheduler" / "scheduler_config.json"
 
 
 def drop(path: Path) -> None:
@@ -209,6 +246,19 @@ def as_bin(path: Path) -> None:
         (lambda f: edit(f / "unet" / "config.json", addition_embed_type=None), "its unet is not that of sdxl"),
         (lambda f: edit(f / "unet" / "config.json", in_channels=8), "a unet of 8 input channels is neither"),
         (lambda f: edit(f / "vae" / "config.json", latent_channels=16), "its unet has 4 latent channels, its vae 16"),
+        (lambda f: edit(f / "unet" / "config.json", cross_attention_dim=[64, 64]), "is [64, 64], and a whole number"),
+        (lambda f: edit(f / "unet" / "config.json", cross_attention_dim=None), "base/unet: cross_attention_dim of its"),
+        (lambda f: edit(f / "unet" / "config.json", out_channels=None), "out_channels of its config.json is None"),
+        (lambda f: edit(f / "unet" / "config.json", in_channels=True), "in_channels of its config.json is True"),
+        (lambda f: edit(f / "unet" / "config.json", block_out_channels=32), "is 32, and whole numbers are needed"),
+        (lambda f: edit(f / "vae" / "config.json", latent_channels=None), "latent_channels of its config.json is None"),
+        (lambda f: edit(f / "vae" / "config.json", block_out_channels=[]), "is [], and whole numbers are needed"),
+        (lambda f: drop(f / "scheduler"), "has no scheduler: "),
+        (lambda f: (schedule_of(f)).write_text("[]"), "holds no JSON object"),
+        (lambda f: edit(schedule_of(f), num_train_timesteps=None), "gives num_train_timesteps None"),
+        (lambda f: edit(schedule_of(f), beta_start=None), "gives beta_start None, and a number is needed"),
+        (lambda f: edit(schedule_of(f), beta_schedule="flow"), "gives beta_schedule 'flow', and one of linear, "),
+        (lambda f: edit(schedule_of(f), prediction_type="sample"), "gives prediction_type 'sample', and one of eps"),
         (lambda f: drop(f / "unet" / "config.json"), "has no unet: "),
         (lambda f: drop(f / "tokenizer_2"), "has no tokenizer_2: "),
         (
@@ -231,6 +281,68 @@ def test_a_base_that_cannot_be_used_costs_a_line(
         check_base(str(copy))
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "features"),
+    [
+        ("sdxl", {"channels": [32, 64]}, [32, 64]),
+        ("sdxl", {"channels": [32, 64, 64]}, [32, 64, 64]),
+        ("sd15", {"adapter_type": "full_adapter", "downscale_factor": 2}, [32, 64]),
+        ("sd15", {"adapter_type": "light_adapter", "channels": [32, 64], "downscale_factor": 2}, [32, 64, 64]),
+    ],
+)
+def test_adapters_of_either_family_fit(
+    folder: Path, tmp_path: Path, family: Any, more: dict[str, Any], features: list[int]
+) -> None:
+    """Their features have the channels of the blocks, and the size that each family adds them at."""
+    adapter = make_adapter(**more)
+    adapter.save_pretrained(tmp_path / "adapter")
+    blocks = tuple(features) if family == "sd15" else (32, 64)
+    factor = check_adapter(str(tmp_path / "adapter"), replace(check_base(str(folder)), family=family, blocks=blocks))
+    found = adapter(torch.rand(1, 3, 16, 16))
+    assert [feature.shape[1] for feature in found] == features
+    assert found[0].shape[2:] == (16 // factor, 16 // factor)
+    assert factor == (4 if family == "sdxl" else 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "sentence"),
+    [
+        ("sdxl", {"adapter_type": "full_adapter"}, "is a full_adapter: a base of sdxl takes a full_adapter_xl"),
+        ("sd15", {}, "is a full_adapter_xl: a base of sd15 takes a full_adapter or a light_adapter"),
+        ("sd15", {"adapter_type": "full_adapter", "channels": [32, 64, 64]}, "its features have 32, 64, 64 channels"),
+        ("sdxl", {"in_channels": 1}, "takes pictures of 1 channels, and visual priors have 3"),
+        ("sdxl", {"downscale_factor": 8}, "its features stand for 8 x 8 pixels, and those of the base for 4 x 4"),
+    ],
+)
+def test_adapters_that_do_not_fit_cost_a_line(
+    folder: Path, tmp_path: Path, family: Any, more: dict[str, Any], sentence: str
+) -> None:
+    make_adapter(**more).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UsageError) as refused:
+        check_adapter(str(tmp_path / "adapter"), replace(check_base(str(folder)), family=family))
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"conditioning_channels": 1}, "takes pictures of 1 channels, and visual priors have 3"),
+        (
+            {"conditioning_embedding_out_channels": (8, 16, 32)},
+            "it brings pictures to 1/4 of their size, and the base draws at 1/2",
+        ),
+    ],
+)
+def test_controlnets_of_other_pictures_cost_a_line(
+    models: LatentModels, tmp_path: Path, more: dict[str, Any], sentence: str
+) -> None:
+    config = make_controlnet(models.network.unet).config
+    ControlNetModel.from_config({**config, **more}).save_pretrained(tmp_path / "control")
+    with pytest.raises(UsageError) as refused:
+        check_controlnet(str(tmp_path / "control"), models.shape)
+    assert sentence in str(refused.value)
 
 
 def test_networks_of_another_base_cost_a_line(folder: Path, tmp_path: Path) -> None:

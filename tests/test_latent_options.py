@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from segdatagen.config_files import describe
 from segdatagen.diffusion.latent_options import PRESETS, LatentSamplerOptions, Numerics
 from segdatagen.errors import UsageError
-from segdatagen.method_options import GuidedOptions
+from segdatagen.method_options import GuidedOptions, ImgSynOptions, MaskSynOptions
 from segdatagen.run_folder import recipe_fingerprint
 
 FROZEN = "ca1cd0b7955bcb062ec9df21cd471fc8"
@@ -64,6 +64,38 @@ def test_a_preset_is_what_its_paper_states(preset: str, written_out: dict[str, A
     assert fingerprint(sampler={"preset": preset}) == fingerprint(sampler=written_out)
     beside = {"steps": 7, "guidance": 2.0, "scheduler": "unipc"}
     assert LatentSamplerOptions.model_validate({"preset": preset} | beside) == LatentSamplerOptions(**beside)
+
+
+def seggen(sampler: dict[str, Any] | None, of: str) -> LatentSamplerOptions:
+    """The sampler of a method, or of its Text2Mask, of a job that says this of it; None: nothing."""
+    control = {"kind": "controlnet", "weights": "w", "prior": {"name": "colour_map", "of": "mask"}}
+    said = {} if sampler is None else {"sampler": sampler}
+    text2mask = {"weights": "t"} | (said if of == "text2mask" else {})
+    options = {"base": "b", "controls": [control]} | ({} if of == "text2mask" else said)
+    if of == "imgsyn":
+        return ImgSynOptions.model_validate(options).sampler
+    made = MaskSynOptions.model_validate(options | {"text2mask": text2mask})
+    return made.text2mask.sampler if of == "text2mask" else made.sampler
+
+
+@pytest.mark.parametrize(("of", "steps"), [("imgsyn", 40), ("masksyn", 40), ("text2mask", 200)])
+def test_what_a_sampler_of_seggen_leaves_out_is_that_of_the_paper(of: str, steps: int) -> None:
+    """And what it names is what it says."""
+    ours = LatentSamplerOptions(scheduler="euler", steps=steps)
+    for unnamed in (None, {}, {"preset": None}):
+        assert seggen(unnamed, of) == ours
+    assert seggen({"guidance": 4.0}, of) == ours.model_copy(update={"guidance": 4.0})
+    assert seggen({"scheduler": "unipc"}, of) == ours.model_copy(update={"scheduler": "unipc"})
+    assert seggen({"steps": 30}, of) == LatentSamplerOptions(steps=30)
+    assert seggen({"preset": "sga"}, of) == LatentSamplerOptions(steps=30)
+    assert seggen({"preset": "sga", "steps": 7}, of) == LatentSamplerOptions(steps=7)
+    written = seggen({"guidance": 4.0}, of).model_dump(mode="json")
+    assert seggen(written, of).model_dump(mode="json") == written, "a stored job is read as it was written"
+    with pytest.raises(ValidationError) as error:
+        seggen({"steps": 1001}, of)
+    place = "text2mask.sampler" if of == "text2mask" else "sampler"
+    wanted = f"{place}.steps: must be at most 1000, not 1001"
+    assert describe(error.value, ImgSynOptions if of == "imgsyn" else MaskSynOptions) == wanted
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_mask_ddpm import predict_noise, sample
+from small_memory import hold
 from torch import Tensor
 
 from segdatagen.datasets.scenes import make_scene, scene_seed
@@ -39,6 +41,10 @@ from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.diffusion.microbatch import draw_noise
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
+from segdatagen.images import encode_mask
+from segdatagen.labels import load_label_set
+from segdatagen.stages.mask_ddpm import MaskDDPMStage, MaskDDPMStageOptions
+from segdatagen.stages.stage import objects
 from segdatagen.weights import load_mask_ddpm
 
 CONFIG = MaskUNetConfig(num_classes=5, hidden=4, time_embedding=8)
@@ -295,6 +301,25 @@ def test_batch_is_halved_when_memory_runs_out_and_tells_it() -> None:
     made = generate_microbatched(small, MASKS, SEEDS, TWO_STEPS, microbatch=8)
     assert made.microbatch.tolist() == [2] * 5  # a guided pair takes two places
     assert np.array_equal(made.images, generate_microbatched(small, MASKS, SEEDS, TWO_STEPS, microbatch=2).images)
+
+
+def test_a_stage_does_not_try_again_what_did_not_fit(scenes_weights: Path) -> None:
+    labels = load_label_set("scenes")
+    sampler = SamplerOptions(sampler="ddim", steps=2, guidance=0.0)
+    stages = [
+        MaskDDPMStage(
+            MaskDDPMStageOptions(weights=str(scenes_weights), label_set=labels, sampler=sampler, microbatch=size)
+        )
+        for size in (4, 2)
+    ]
+    refused = hold(stages[0]._model, 2)
+    mask = encode_mask(np.full((32, 32), labels.ids[0], np.uint8))
+    for seeds in ([1, 2, 3], [4, 5, 6]):
+        batch = {"mask": objects([mask] * 3), "seed": np.array(seeds)}
+        found, wanted = (stage(batch) for stage in stages)
+        assert found["microbatch"].tolist() == [2] * 3
+        assert found["image"].tolist() == wanted["image"].tolist()
+    assert refused == [4]
 
 
 def test_one_image_that_does_not_fit_is_an_error() -> None:

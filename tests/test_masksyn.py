@@ -16,7 +16,7 @@ from test_captions import store_of
 from test_decisions import decide
 from test_faults import damage, run
 from test_publish import publish_quietly, published_ids
-from tiny_latent import save_models, save_pipeline
+from tiny_latent import save_coarse, save_models
 from tiny_segmenter import make_segmenter
 from tiny_text2mask import CAR, LAYOUTS, SIDE
 
@@ -351,15 +351,6 @@ def test_sizes_that_latents_of_the_text2mask_do_not_make(
     options = options_of(models, coarse)
     job = make_job(geometry={"size": [40, 24]}, methods={"masksyn": options}, plan=[PLAN])
     refused_here("plan", job, row="a Text2Mask whose latents stand for more pixels")
-
-
-def save_coarse(folder: Path) -> Path:
-    """A model whose VAE makes a latent of 16 x 16 pixels, as far as its configuration says."""
-    save_pipeline(folder)
-    config = folder / "vae" / "config.json"
-    text = json.loads(config.read_text())
-    config.write_text(json.dumps(text | {"block_out_channels": [16, 16, 16, 16, 32]}))
-    return folder
 
 
 def test_a_list_of_captions_is_no_source_of_other_methods(

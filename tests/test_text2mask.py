@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_memory import hold
 from test_captions import store_of
 from tiny_latent import save_pipeline
 from tiny_text2mask import BUILDING, CAR, GRASS, LAYOUTS, ROAD, SIDE, SKY
@@ -62,6 +63,17 @@ def rows(prompts: list[str], seeds: list[int]) -> Batch:
 
 def part(batch: Batch, places: list[int]) -> Batch:
     return {name: column[places] for name, column in batch.items()}
+
+
+def test_a_batch_that_did_not_fit_is_not_tried_again(untrained: Path) -> None:
+    """Neither for layouts that are drawn again nor in the next block."""
+    stage = make_stage(untrained, layout=LayoutOptions(redraws=1))
+    refused = hold(stage._models.network.unet, 2)
+    for seeds in ([1, 2, 3], [4, 5, 6]):
+        found = stage(rows([STREET, LAWN, STREET], seeds))
+        assert set(found["layout_microbatch"]) == {2}
+        assert all(entries is not None for entries in found["layout_candidates"]), "all were drawn twice"
+    assert refused == [4]
 
 
 def listed(found: Batch) -> list[dict[str, Any]]:

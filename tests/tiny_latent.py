@@ -64,11 +64,12 @@ def make_unet(in_channels: int = 4, text_channels: int = 2 * WIDTH) -> UNet2DCon
     ).eval()
 
 
-def make_vae() -> AutoencoderKL:
+def make_vae(levels: int = 2) -> AutoencoderKL:
+    """A VAE whose latents stand for 2^(levels - 1) pixels along each side."""
     return AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16,) * (levels - 1) + (32,),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         norm_num_groups=8,
         sample_size=32,
         scaling_factor=0.13025,
@@ -88,14 +89,9 @@ def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return network.eval()
 
 
-def make_adapter(channels: int = 3) -> T2IAdapter:
-    return T2IAdapter(
-        in_channels=channels,
-        channels=[32, 64],
-        num_res_blocks=1,
-        downscale_factor=2 * VAE_FACTOR,
-        adapter_type="full_adapter_xl",
-    ).eval()
+def make_adapter(**more: Any) -> T2IAdapter:
+    options = {"channels": [32, 64], "downscale_factor": 2 * VAE_FACTOR, "adapter_type": "full_adapter_xl"}
+    return T2IAdapter(num_res_blocks=1, **options | more).eval()
 
 
 def make_pipeline(in_channels: int = 4, second_width: int = WIDTH) -> StableDiffusionXLPipeline:
@@ -137,4 +133,12 @@ def save_models(folder: Path) -> Path:
 
 def save_pipeline(folder: Path, in_channels: int = 4) -> Path:
     make_pipeline(in_channels).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_coarse(folder: Path, levels: int = 5) -> Path:
+    """A base whose latents stand for 16 x 16 pixels, or others: see `make_vae`."""
+    pipeline = make_pipeline()
+    pipeline.vae = make_vae(levels)
+    pipeline.save_pretrained(folder, safe_serialization=True)
     return folder

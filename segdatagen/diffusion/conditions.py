@@ -106,9 +106,10 @@ class ControlEncoder:
 
 @torch.inference_mode()
 def encode_adapter(adapter: T2IAdapter, pictures: Tensor, weight: float = 1.0, until: float = 1.0) -> AdapterCondition:
-    """The condition of a T2I-Adapter for its pictures `[S, C, H, W]` in [0, 1], of the size of the images.
+    """The condition of a T2I-Adapter for its pictures `[S, 3, H, W]` in [0, 1], of the images' size, each by itself.
 
     Features of several adapters add up: Mou et al. (2023), "T2I-Adapter", section 3.4.
     """
-    features = adapter(pictures.to(adapter.device, adapter.dtype))
-    return AdapterCondition([weight * feature for feature in features], until)
+    pictures = pictures.to(adapter.device, adapter.dtype)
+    scales = zip(*(adapter(picture) for picture in torch.split(pictures, 1)), strict=True)
+    return AdapterCondition([weight * torch.cat(features) for features in scales], until)

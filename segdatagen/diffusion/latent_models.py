@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from segdatagen.clip_tokenizer import load_clip_tokenizer
 from segdatagen.diffusion.conditions import ControlEncoder
 from segdatagen.diffusion.denoise import LatentNetwork
 from segdatagen.diffusion.single_file import load_networks
 from segdatagen.diffusion.text import TextEncoder
-from segdatagen.latent_folders import COMPONENTS, WITHOUT_TENSORS, Shape, check_base, read_json, tensors_variant
+from segdatagen.errors import UsageError, one_line
+from segdatagen.latent_folders import COMPONENTS, WITHOUT_TENSORS, Shape, check_base, read_json
+from segdatagen.network_tensors import NOT_LEARNT, tensor_files
 from segdatagen.weights import local_weights
 
 if TYPE_CHECKING:
@@ -64,11 +68,7 @@ def load_base(uri: str, numerics: Numerics, device: str, config_uri: str | None 
         ),
         vae=load_vae(numerics.vae, numerics, device) if numerics.vae else _upcast(networks["vae"], numerics),
         text=TextEncoder(
-            [
-                CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
-                for name in WITHOUT_TENSORS
-                if name in COMPONENTS[shape.family]
-            ],
+            [load_clip_tokenizer(folder / name) for name in WITHOUT_TENSORS if name in COMPONENTS[shape.family]],
             [networks[name] for name in ("text_encoder", "text_encoder_2") if name in networks],
             bool(index.get("force_zeros_for_empty_prompt", False)),
         ),
@@ -98,16 +98,27 @@ def _upcast(vae: AutoencoderKL, numerics: Numerics) -> AutoencoderKL:
 
 
 def _load(kind: Any, folder: Path, numerics: Numerics, device: str) -> Any:
+    """A network. Raises UsageError, in one line, where a tensor of it is missing, of another shape, or one too many.
+
+    The libraries draw what is missing at random.
+    """
     more: dict[str, Any] = {"low_cpu_mem_usage": False} if kind.__module__.startswith("diffusers") else {}
     name = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
-    network = kind.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        variant=tensors_variant(folder),
-        **{name: getattr(torch, numerics.dtype)},
-        **more,
-    )
+    try:
+        network, found = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=tensor_files(folder, kind.__name__)[0],
+            output_loading_info=True,
+            **{name: getattr(torch, numerics.dtype)},
+            **more,
+        )
+    except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder} cannot be loaded as {kind.__name__}: {one_line(error)}") from error
+    for what, verb in (("missing_keys", "lacks"), ("unexpected_keys", "has no place for")):
+        if names := sorted(key for key in found[what] if not key.endswith(NOT_LEARNT)):
+            raise UsageError(f"{folder}: its {kind.__name__} {verb} {len(names)} tensors, {names[0]} first")
     return network.to(device).eval().requires_grad_(False)
 
 

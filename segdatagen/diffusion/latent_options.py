@@ -7,9 +7,9 @@ It does not know networks, nor which conditions they get.
 import os
 import shutil
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from segdatagen.errors import UsageError
 from segdatagen.weights import OptionalWeightsUri, WeightsUri
@@ -147,6 +147,20 @@ class LatentSamplerOptions(BaseModel):
             return False
         low, high = self.guidance_interval or (-1.0, float("inf"))
         return low < sigma <= high
+
+
+def beneath(preset: PresetName) -> BeforeValidator:
+    """For a field of LatentSamplerOptions: what it leaves out is that of `preset`, unless it names another one."""
+
+    def fill(data: Any) -> Any:
+        names_its_own = not isinstance(data, Mapping) or data.get("preset") is not None
+        return data if names_its_own else {**PRESETS[preset], **data}
+
+    return BeforeValidator(fill)
+
+
+Text2MaskSampler = Annotated[LatentSamplerOptions, beneath("seggen_text2mask")]
+Mask2ImgSampler = Annotated[LatentSamplerOptions, beneath("seggen_mask2img")]
 
 
 def require_whole_steps(sampler: LatentSamplerOptions, numerics: Numerics) -> None:

@@ -49,13 +49,13 @@ def describe(
 def inpainting(models: LatentModels, images: np.ndarray, redrawn: np.ndarray) -> InpaintCondition:
     """What an inpainting needs of images uint8 `[S, H, W, 3]` and of where to draw anew, bool `[S, H, W]`.
 
-    A latent is drawn anew where its centre is: diffusers picks the nearest pixel, too.
+    A latent is drawn anew where any of its pixels is, so that thin things are, too; whoever pastes the result keeps the
+    other pixels. (diffusers looks at the first pixel of each latent, and gives back what misses it.)
     """
     device = models.network.unet.device
     pixels = to_pixels(images).to(device) * 2 - 1
     where = torch.from_numpy(redrawn)[:, None].float().to(device)
-    factor = models.shape.vae_factor
-    small = nn.functional.interpolate(where, size=(where.shape[2] // factor, where.shape[3] // factor))
+    small = nn.functional.max_pool2d(where, models.shape.vae_factor)
     masked = vae.encode(models.vae, pixels * (where < 0.5)) if models.shape.inpaints else None
     return InpaintCondition(vae.encode(models.vae, pixels), small, masked)
 

@@ -24,13 +24,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from segdatagen.errors import UsageError
 from segdatagen.latent_folders import read_json
+from segdatagen.network_tensors import CLIP_PREFIX, NOT_LEARNT
 from segdatagen.weights import fill, local_weights
 
 OPEN_CLIP_PREFIX = "conditioner.embedders.1.model."
 """Of the second text encoder of SDXL."""
-CLIP_PREFIX = "text_model."
-NOT_LEARNT = "position_ids"
-"""A list of numbers that old files hold among the tensors of CLIP."""
 
 
 def load_networks(uri: str, configs: Path, names: Iterable[str]) -> dict[str, Any]:

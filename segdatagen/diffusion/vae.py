@@ -1,4 +1,4 @@
-"""Images to latents and back with diffusers' AutoencoderKL, in chunks, so that a large batch fits.
+"""Images to latents and back with diffusers' AutoencoderKL, a few at a time, so that a large batch fits.
 
 Pixels are made on the device and cross to the host once, as bytes. It knows neither prompts nor solvers.
 """
@@ -33,12 +33,12 @@ def shift_and_scale(vae: AutoencoderKL, device: torch.device) -> tuple[Tensor, T
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Latents float32 `[N, 4, h, w]` of images `[N, 3, H, W]` in [-1, 1]: the mode of the posterior, no draw of it."""
+    """Latents float32 `[N, 4, h, w]` of images `[N, 3, H, W]` in [-1, 1]: the mode of the posterior, no draw of it.
+
+    Each by itself: in a batch its last bits would depend on the others, and with them those of every sample of it.
+    """
     shift, scale = shift_and_scale(vae, vae.device)
-    found = [
-        vae.encode(chunk.to(vae.device, vae.dtype)).latent_dist.mode().float()
-        for chunk in torch.split(images, DECODE_CHUNK)
-    ]
+    found = [vae.encode(image.to(vae.device, vae.dtype)).latent_dist.mode().float() for image in torch.split(images, 1)]
     return (torch.cat(found) - shift) * scale
 
 

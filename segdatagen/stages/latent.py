@@ -53,6 +53,8 @@ class LatentStage:
         self._options, self._best_of = options, best_of
         self._models, self._compiled = options.load()
         self._controls = [options.load_control(control) for control in options.controls]
+        self._microbatch = options.microbatch
+        """What fits: where memory ran out once it is not tried again."""
         self._told = ("prompt", "negative_prompt", *prior_columns(len(options.controls)))
         if options.inpaint is not None:
             self._told += ("source_image", "mask")
@@ -74,7 +76,8 @@ class LatentStage:
             def draw(rows: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 wanted = Wanted([sources[row] for row in rows], seeds)
                 images, finite, microbatch = [], [], []
-                for made in render_batches(self._models, conditions, wanted, options.sampler, options.microbatch):
+                for made in render_batches(self._models, conditions, wanted, options.sampler, self._microbatch):
+                    self._microbatch = made.microbatch
                     for number, image in enumerate(made.images, start=made.start):
                         row = int(rows[number])
                         pasted = image if known is None else _paste(image, *(part[sources[row]] for part in known))

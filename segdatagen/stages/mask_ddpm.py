@@ -52,6 +52,8 @@ class MaskDDPMStage:
         self.verdict: Literal["failed", "rejected"] = "failed" if options.redraws is None else "rejected"
         self._options, self._best_of = options, best_of
         self._model = model.to(device=options.device, dtype=getattr(torch, options.dtype))
+        self._microbatch = options.microbatch
+        """What fits: where memory ran out once it is not tried again."""
         self._channels = options.label_set.channel_table()
 
     def __call__(self, batch: Batch) -> Batch:
@@ -60,7 +62,8 @@ class MaskDDPMStage:
         options = self._options
 
         def draw(rows: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            made = generate_microbatched(self._model, masks[rows], seeds, options.sampler, options.microbatch)
+            made = generate_microbatched(self._model, masks[rows], seeds, options.sampler, self._microbatch)
+            self._microbatch = int(made.microbatch[-1])
             return made.images, made.finite, made.microbatch
 
         choice = self._best_of.among(batch["mask"].tolist()) if self._best_of else None

@@ -5,6 +5,7 @@ It does not know where captions come from, nor networks; of a model it opens the
 
 from typing import Any, Literal
 
+from segdatagen.clip_tokenizer import load_clip_tokenizer
 from segdatagen.errors import UsageError
 from segdatagen.labels import LabelSet
 from segdatagen.prompts import CLIP_TOKENS, PromptOptions, PromptWriter, TokenBudget, TokenCounter
@@ -49,8 +50,6 @@ def budget_of(uri: str) -> TokenBudget:
 
     Raises UsageError where it has no tokenizer, or one that cannot be loaded.
     """
-    from transformers import CLIPTokenizer
-
     folder = local_weights(uri)
     places = [folder / name for name in TOKENIZER_FOLDERS if (folder / name).is_dir()]
     if not places:
@@ -59,11 +58,7 @@ def budget_of(uri: str) -> TokenBudget:
     for place in places:
         if not any((place / name).is_file() for name in VOCABULARIES):  # transformers would make one without words
             raise UsageError(f"{place} holds none of {', '.join(VOCABULARIES)}: fetch the tokenizer again")
-        try:
-            tokenizers.append(CLIPTokenizer.from_pretrained(place, local_files_only=True))
-        except (OSError, TypeError, ValueError) as error:
-            problem = " ".join(str(error).split())[:200]
-            raise UsageError(f"the tokenizer {place} cannot be loaded: {problem}") from error
+        tokenizers.append(load_clip_tokenizer(place))
     limit = min(CLIP_TOKENS, *(int(tokenizer.model_max_length) for tokenizer in tokenizers))
     return TokenBudget([counter_of(tokenizer) for tokenizer in tokenizers], limit)
 

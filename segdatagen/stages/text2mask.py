@@ -90,6 +90,8 @@ class Text2MaskStage:
         """Load. `real` uint64 [S]: hashes of real layouts. Raises UsageError where the model cannot be used."""
         self._options = options
         self._models, self._compiled = options.load()
+        self._microbatch = options.microbatch
+        """What fits: where memory ran out once it is not tried again."""
         self._judge = LayoutJudge(options.label_set, options.layout, real)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -110,7 +112,7 @@ class Text2MaskStage:
         width, height = self._options.size
         prompts, negatives = [one.prompt for one in asked], [one.negative for one in asked]
         conditions = describe(self._models, prompts, negatives, (height, width))
-        sampler, microbatch = self._options.sampler, self._options.microbatch
+        sampler = self._options.sampler
         drawn: dict[int, DrawnLayout] = {}
         lost: list[list[dict[str, Any]]] = [[] for _ in asked]
         pending = list(range(len(asked)))
@@ -119,7 +121,8 @@ class Text2MaskStage:
                 break
             seeds = [_seed_of(asked[place], attempt) for place in pending]
             again: list[int] = []
-            for made in render_batches(self._models, conditions, Wanted(pending, seeds), sampler, microbatch):
+            for made in render_batches(self._models, conditions, Wanted(pending, seeds), sampler, self._microbatch):
+                self._microbatch = made.microbatch
                 for number, colour_map in enumerate(made.images):
                     place = pending[made.start + number]
                     if place in drawn:

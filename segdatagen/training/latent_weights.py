@@ -20,7 +20,8 @@ from segdatagen.config_files import read_stored
 from segdatagen.diffusion.latent_models import NETWORKS
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.labels import LabelSet
-from segdatagen.latent_folders import WITHOUT_TENSORS, tensors_variant
+from segdatagen.latent_folders import WITHOUT_TENSORS
+from segdatagen.network_tensors import tensor_files
 from segdatagen.storage import Folder
 from segdatagen.training.data import TrainingArrays
 from segdatagen.training.kind import Summary
@@ -118,7 +119,7 @@ def load_network(kind: Any, folder: Path, uri: str) -> Any:
             folder,
             local_files_only=True,
             use_safetensors=True,
-            variant=tensors_variant(folder),
+            variant=tensor_files(folder, kind.__name__)[0],
             **(types if ours else {"dtype": torch.float32}),
         )
     except (OSError, ValueError, SafetensorError) as error:
