@@ -50,7 +50,9 @@ class CaptionerOptions(BaseModel):
     question: Text | None = Field(default=None, description=_A_QUESTION)
     max_new_tokens: int = Field(default=40, ge=1, le=1000, strict=True, description="of a caption, at most")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = Field(default=4, ge=1, le=256, strict=True, description="images at a time, always as many")
+    batch_size: int = Field(
+        default=4, ge=1, le=256, strict=True, description="images at a time", exclude_if=lambda value: value == 4
+    )
 
     @model_validator(mode="after")
     def _weights_belong_to_models(self) -> CaptionerOptions:

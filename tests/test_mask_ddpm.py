@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.diffusion.microbatch import draw_noise
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
-from segdatagen.images import encode_mask
+from segdatagen.images import encode_image, encode_mask
 from segdatagen.labels import load_label_set
 from segdatagen.stages.mask_ddpm import MaskDDPMStage, MaskDDPMStageOptions
 from segdatagen.stages.stage import objects
@@ -320,6 +321,32 @@ def test_a_stage_does_not_try_again_what_did_not_fit(scenes_weights: Path) -> No
         assert found["microbatch"].tolist() == [2] * 3
         assert found["image"].tolist() == wanted["image"].tolist()
     assert refused == [4]
+
+
+def test_images_are_encoded_while_the_next_ones_are_made(scenes_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second batch is not begun before an image of the first is encoded; inline it never would be."""
+    labels, encoded = load_label_set("scenes"), threading.Event()
+    sampler = SamplerOptions(sampler="ddim", steps=1, guidance=0.0)
+    options = MaskDDPMStageOptions(weights=str(scenes_weights), label_set=labels, sampler=sampler, microbatch=1)
+    stage, passes, order = MaskDDPMStage(options), itertools.count(), []
+
+    def encode(*arguments: Any) -> bytes:
+        try:
+            return encode_image(*arguments)
+        finally:
+            order.append(threading.get_ident())
+            encoded.set()
+
+    def begin(*_: Any) -> None:
+        if next(passes) == 1:
+            assert encoded.wait(30), "the first image was not encoded"
+
+    monkeypatch.setattr("segdatagen.stages.encoding.encode_image", encode)
+    stage._model.register_forward_pre_hook(begin)
+    mask = encode_mask(np.full((32, 32), labels.ids[0], np.uint8))
+    found = stage({"mask": objects([mask] * 3), "seed": np.array([1, 2, 3])})
+    assert len(set(found["image"])) == len(order) == 3
+    assert threading.get_ident() not in order
 
 
 def test_one_image_that_does_not_fit_is_an_error() -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import Refused, child_environment, make_scenes_store, visible
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file
 from tiny_latent import make_vae
@@ -523,6 +523,11 @@ def without_captions(store: Path) -> None:
         pq.write_table(table.set_column(place, table.schema.field(place), pa.nulls(len(table), pa.string())), path)
 
 
+def change_unet(folder: Path, **changes: Any) -> None:
+    """Put another one there, which nobody trained."""
+    UNet2DConditionModel.from_config(dict(UNet2DConditionModel.load_config(folder)) | changes).save_pretrained(folder)
+
+
 @pytest.fixture
 def wrong(tmp_path: Path, store: Path, base: Path, vae: Path) -> dict[str, str]:
     """Copies of stores and weights, each with one thing wrong."""
@@ -536,8 +541,8 @@ def wrong(tmp_path: Path, store: Path, base: Path, vae: Path) -> dict[str, str]:
     without_captions(made["captionless"])
     labels = made["other"] / "labels.yaml"
     labels.write_text(labels.read_text().replace("name: car,", "name: automobile,"))
-    edit_json(made["inpainter"] / "unet" / "config.json", in_channels=9)
-    edit_json(made["attentive"] / "unet" / "config.json", down_block_types=["CrossAttnDownBlock2D"] * 2)
+    change_unet(made["inpainter"] / "unet", in_channels=9)
+    change_unet(made["attentive"] / "unet", down_block_types=["CrossAttnDownBlock2D"] * 2)
     edit_json(made["painter"] / "training.json", classes=["sea", "sky"], label_set="coast")
     edit_json(made["other_vae"] / "config.json", _class_name="VQModel")
     return {name: str(path) for name, path in made.items()} | {"base": str(base), "store": str(store)}

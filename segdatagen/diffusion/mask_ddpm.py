@@ -5,14 +5,14 @@ network is float32. This module does not know where weights or masks come from, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segdatagen.diffusion.mask_unet import MaskUNet, one_hot
-from segdatagen.diffusion.microbatch import Generated, draw_noise, microbatches, together
+from segdatagen.diffusion.microbatch import Generated, Made, draw_noise, microbatches, together
 from segdatagen.diffusion.pixels import to_levels
 from segdatagen.diffusion.sampler_options import SamplerOptions
 from segdatagen.errors import UsageError
@@ -196,15 +196,23 @@ def threshold_dynamic(image: Tensor) -> Tensor:
 def generate_microbatched(
     model: MaskUNet, masks: np.ndarray, seeds: Sequence[int], options: SamplerOptions, microbatch: int
 ) -> Generated:
-    """`generate` for any number of masks `[N, H, W]`, in batches of exactly `microbatch`: see `microbatches`, also for
-    what it raises.
+    """All images of `generate_batches` together."""
+    height, width = masks.shape[1:]
+    return together(generate_batches(model, masks, seeds, options, microbatch), (height, width))
+
+
+def generate_batches(
+    model: MaskUNet, masks: np.ndarray, seeds: Sequence[int], options: SamplerOptions, microbatch: int
+) -> Iterator[Made]:
+    """`generate` for any number of masks `[N, H, W]`, in batches of exactly `microbatch`, as they are made.
+
+    See `microbatches`, also for what it raises.
     """
 
     def make(rows: np.ndarray, generators: list[torch.Generator]) -> tuple[np.ndarray, np.ndarray]:
         return generate(model, masks[rows], generators, options)
 
-    height, width = masks.shape[1:]
-    return together(microbatches(make, seeds, microbatch), (height, width))
+    return microbatches(make, seeds, microbatch)
 
 
 def from_pixels(images: Tensor) -> Tensor:

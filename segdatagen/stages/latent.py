@@ -5,7 +5,6 @@ alone. Images are encoded on a thread while the next ones are made. Knows neithe
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -14,10 +13,11 @@ import numpy as np
 from segdatagen.diffusion.conditions import AdapterCondition, Conditions, ControlCondition, encode_adapter
 from segdatagen.diffusion.latent_options import ControlOptions
 from segdatagen.diffusion.render import Wanted, describe, inpainting, render_batches, to_pixels
-from segdatagen.images import Image, ImageFormat, decode_image, decode_mask, encode_image
+from segdatagen.images import Image, ImageFormat, decode_image, decode_mask
 from segdatagen.labels import LabelSet
 from segdatagen.priors.options import prior_columns
 from segdatagen.stages.best_of import BestOfN
+from segdatagen.stages.encoding import EncodingThread
 from segdatagen.stages.model_options import ModelStageOptions
 from segdatagen.stages.redraw import DRAWN_COLUMNS, Redraws, draw_with_retries
 from segdatagen.stages.stage import Batch
@@ -69,27 +69,22 @@ class LatentStage:
         known = self._known(columns)
         conditions = self._conditions(columns, known)
         sources = [place[row] for row in told]
-        encoded: dict[tuple[int, int], Future[bytes]] = {}
         options = self._options
-        with ThreadPoolExecutor(1) as encoders:
+        with EncodingThread(options.image_format) as encoding:
+
+            def paste(row: int, image: Image) -> Image:
+                return image if known is None else _paste(image, *(part[sources[row]] for part in known))
 
             def draw(rows: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 wanted = Wanted([sources[row] for row in rows], seeds)
-                images, finite, microbatch = [], [], []
-                for made in render_batches(self._models, conditions, wanted, options.sampler, self._microbatch):
-                    self._microbatch = made.microbatch
-                    for number, image in enumerate(made.images, start=made.start):
-                        row = int(rows[number])
-                        pasted = image if known is None else _paste(image, *(part[sources[row]] for part in known))
-                        images.append(pasted)
-                        encoded[row, seeds[number]] = encoders.submit(encode_image, pasted, options.image_format)
-                    finite.append(made.finite)
-                    microbatch += [made.microbatch] * len(made.images)
-                return np.stack(images), np.concatenate(finite), np.array(microbatch, np.int32)
+                batches = render_batches(self._models, conditions, wanted, options.sampler, self._microbatch)
+                found = encoding.collect(rows.tolist(), seeds, batches, paste)
+                self._microbatch = int(found[2][-1])
+                return found
 
             choice = self._best_of.among(batch["mask"].tolist()) if self._best_of else None
             drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws, choice)
-            images = [encoded[row, seed].result() for row, seed in enumerate(drawn.seeds)]
+            images = encoding.encoded(drawn.seeds)
         if self._compiled is not None:
             self._compiled.keep()
         return drawn.columns(images)

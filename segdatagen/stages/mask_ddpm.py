@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from segdatagen.diffusion.mask_ddpm import generate_microbatched
+from segdatagen.diffusion.mask_ddpm import generate_batches
 from segdatagen.diffusion.sampler_options import SamplerOptions
-from segdatagen.images import ImageFormat, decode_mask, encode_image
+from segdatagen.images import ImageFormat, decode_mask
 from segdatagen.labels import LabelSet
 from segdatagen.stages.best_of import BestOfN
+from segdatagen.stages.encoding import EncodingThread
 from segdatagen.stages.redraw import DRAWN_COLUMNS, Redraws, draw_with_retries
 from segdatagen.stages.stage import Batch
 from segdatagen.weights import load_mask_ddpm
@@ -61,11 +62,14 @@ class MaskDDPMStage:
         masks = np.stack([self._channels[decode_mask(mask)] for mask in batch["mask"]])
         options = self._options
 
-        def draw(rows: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            made = generate_microbatched(self._model, masks[rows], seeds, options.sampler, self._microbatch)
-            self._microbatch = int(made.microbatch[-1])
-            return made.images, made.finite, made.microbatch
+        with EncodingThread(options.image_format) as encoding:
 
-        choice = self._best_of.among(batch["mask"].tolist()) if self._best_of else None
-        drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws, choice)
-        return drawn.columns([encode_image(image, options.image_format) for image in drawn.images])
+            def draw(rows: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                batches = generate_batches(self._model, masks[rows], seeds, options.sampler, self._microbatch)
+                found = encoding.collect(rows.tolist(), seeds, batches)
+                self._microbatch = int(found[2][-1])
+                return found
+
+            choice = self._best_of.among(batch["mask"].tolist()) if self._best_of else None
+            drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws, choice)
+            return drawn.columns(encoding.encoded(drawn.seeds))
