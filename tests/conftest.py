@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import ray
 import torch
@@ -30,6 +31,9 @@ from segdatagen.weights import MaskDDPMWeights, save_mask_ddpm
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 torch.set_num_threads(1)
 """Networks of tests are tiny. With two threads on two cores that have other work, each waits for the other at every
 operation: tests took forty times as long."""
@@ -93,7 +97,7 @@ def ray_address() -> Iterator[str]:
 
     Its workers have the environment of this process as it was when the first test asked.
     """
-    with cluster.connect(num_cpus=4):
+    with cluster.connect(num_cpus=2):
         address: str = ray.get_runtime_context().gcs_address
         yield address
 

@@ -133,7 +133,7 @@ def test_ties_are_shuffled_differently_for_each_class() -> None:
     assert orders.of(0).tolist() != list(range(100))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 1 << 32), st.integers(0, 200))
 def test_reachable_classes_reach_the_quota_with_no_more_than_their_deficits(case: int, n_balance: int) -> None:
     presence = random_presence(np.random.default_rng(case))
@@ -175,7 +175,7 @@ def test_excluded_classes_are_neither_counted_nor_balanced() -> None:
     assert copies.per_source(2).tolist() == [2, 0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 1 << 32))
 def test_constructors_agree(case: int) -> None:
     rng = np.random.default_rng(case)

@@ -54,7 +54,7 @@ def test_captions_belong_to_masks() -> None:
         class_mentions(["a car"], masks({CAR}, {CAR}), ["a car", "a car"], LABELS)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(st.sets(st.sampled_from(WORDS)), st.sets(st.integers(0, 11)), st.sets(st.sampled_from(WORDS))),

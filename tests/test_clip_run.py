@@ -31,7 +31,7 @@ from segdatagen.run_folder import open_run
 from segdatagen.sources import read_arrays
 
 LABELS = load_label_set("scenes")
-KEEP = 0.7
+KEEP = 0.5
 MIN_PIXELS = 20
 
 
@@ -85,7 +85,7 @@ def test_ranked_samples_are_rejected_afterwards_and_replaced(
     assert regenerate(opened, rows[0]["sample_id"], str(tmp_path / "again")).identical
 
     change = refilter(opened, job.filters, {}, nobody_waits, dry_run=False)
-    assert 0 < change.rejected <= 3, "0.7 of 12, counted up, are 9"
+    assert 0 < change.rejected <= 6, "a half of 12 stays at least"
     assert all(reason.startswith("filter: clip rank ") for reason in change.reasons)
     status = statuses(opened)
     kept, all_ = defaultdict[int, int](int), defaultdict[int, int](int)

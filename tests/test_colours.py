@@ -95,7 +95,7 @@ def test_decoding_equals_brute_force_for_every_colour() -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 def test_decoding_equals_brute_force_for_clustered_colours(data: st.DataObject) -> None:
     centre = data.draw(st.tuples(*[st.integers(0, 252)] * 3))
     offsets = data.draw(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=64, unique=True))
@@ -256,7 +256,7 @@ def test_quality_counts_what_was_put_into_a_map() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_speckle_equals_components_found_class_by_class(seed: int, speckle_pixels: int) -> None:
     labels = load_label_set("camvid")
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from segdatagen.metrics.first_of import groups_of, share_first
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 4), max_size=24), st.integers(2, 8), st.integers(0, 3))
 def test_a_group_is_an_item_and_others_of_other_keys(keys: list[int], size: int, seed: int) -> None:
     groups = groups_of(keys, size, seed)

@@ -14,7 +14,7 @@ SIDES = st.sampled_from([8, 16, 24, 40, 64])
 
 
 @given(st.sampled_from(FITS), SIDES, SIDES, st.integers(1, 90), st.integers(1, 90), st.booleans())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_each_mask_pixel_is_the_source_pixel_under_its_centre(
     fit: str, width: int, height: int, source_width: int, source_height: int, wide: bool
 ) -> None:

@@ -97,7 +97,7 @@ def after(state: State, planned: PlannedCopies, accepted: Sequence[int] | np.nda
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 1 << 32))
 def test_nothing_is_missing_once_the_planned_rows_are_accepted(case: int) -> None:
     rng = np.random.default_rng(case)
@@ -116,7 +116,7 @@ def test_nothing_is_missing_once_the_planned_rows_are_accepted(case: int) -> Non
     assert [plan.unreachable for plan in again.goals] == [plan.unreachable for plan in planned.goals]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 1 << 32))
 def test_rounds_of_partial_acceptance_end_with_every_goal_met(case: int) -> None:
     rng = np.random.default_rng(case)
@@ -286,7 +286,7 @@ def test_a_later_round_of_a_cover_asks_other_sources_of_the_same_classes() -> No
     assert set(first.source_index.tolist()).isdisjoint(second.source_index.tolist())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 1 << 32))
 def test_no_goal_plans_more_rows_than_its_bound(case: int) -> None:
     rng = np.random.default_rng(case)
@@ -303,7 +303,7 @@ def test_no_goals_plan_nothing() -> None:
     assert len(expand(planned, {}).variant) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 1 << 32))
 def test_expanded_rows_are_sorted_and_count_variants_on(case: int) -> None:
     rng = np.random.default_rng(case)

@@ -38,7 +38,7 @@ def file_of(picture: PIL.Image.Image, kind: str = "PNG") -> bytes:
 
 
 @given(st.sampled_from([np.uint8, np.uint16]), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_masks_round_trip(kind: type, height: int, width: int, seed: int) -> None:
     mask = np.random.default_rng(seed).integers(0, np.iinfo(kind).max, (height, width), kind, endpoint=True)
     for decode in (decode_mask, decode_annotation):
@@ -118,7 +118,7 @@ def test_masks_with_a_wrong_byte_are_refused(decode: object) -> None:
 
 
 @given(st.integers(0, 3), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_damage_is_refused_or_harmless(kind: int, changes: list[tuple[int, int]]) -> None:
     """Bytes at the front, where the header and its lengths are, take any value: nothing but DecodeError comes out."""
     wide = PHOTOGRAPH[..., 0].astype(np.uint16)

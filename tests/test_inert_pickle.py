@@ -37,7 +37,6 @@ def read(data: bytes) -> Any:
     return evaluate(data, {}, lambda identity: identity)
 
 
-@settings(deadline=None)
 @given(PLAIN, st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_come_as_pickle_would_bring_them(value: Any, protocol: int) -> None:
     bytes_before_protocol_3 = {"_codecs.encode": lambda given: given[0].encode(given[1]), "__builtin__.bytes": bytes}
@@ -116,7 +115,7 @@ def test_names_are_text_and_nothing_is_written_out_to_make_one() -> None:
         read(doubled + b"\x8c\x05Thing\x93.")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=60) | st.data())
 def test_no_bytes_do_more_than_be_refused(source: Any) -> None:
     """Random bytes, and whole pickles with a byte changed or the end cut off."""

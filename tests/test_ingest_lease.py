@@ -132,12 +132,12 @@ def test_an_ingest_that_lost_its_lease_leaves_everything_to_the_other(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_at_the_same_time_leave_one_whole_store(tmp_path: Path) -> None:
+def test_two_at_the_same_time_leave_one_whole_store(ray_address: str, tmp_path: Path) -> None:
     """Two data sets, one address, two real processes: one store, all of one data set."""
     out = tmp_path / "store"
     processes = {
         split: subprocess.Popen(
-            [sys.executable, "-m", "segdatagen", *words(out, "600@32x32", split)],
+            [sys.executable, "-m", "segdatagen", *words(out, "300@32x32", split), "--address", ray_address],
             env=child_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -151,7 +151,7 @@ def test_two_at_the_same_time_leave_one_whole_store(tmp_path: Path) -> None:
     (printed, complaint), status = ended[loser]
     line = the_line(status, printed, complaint)
     assert "is being worked on by process" in line or f"split {winner} -> {loser}" in line
-    alone = open_store(str(make_scenes_store(tmp_path / "alone", num_scenes=600, split=winner)))
+    alone = open_store(str(make_scenes_store(tmp_path / "alone", num_scenes=300, split=winner)))
     found = open_store(str(out))
     assert found.info.split == winner
     assert found.index["source_id"].to_pylist() == alone.index["source_id"].to_pylist()

@@ -1,7 +1,7 @@
 """How a listing becomes shards: in order, none with too many sources or bytes, and no id twice."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segdatagen.datasets import Item, Listing
@@ -12,7 +12,6 @@ SIZES = st.lists(st.sampled_from([0, 1, 1000, SHARD_BYTES // 3, SHARD_BYTES - 1,
 
 
 @given(SIZES, st.integers(0, 3 * SHARD_SIZE))
-@settings(deadline=None)
 def test_shards_are_the_items_in_order_and_as_large_as_they_may_be(sizes: list[int], small: int) -> None:
     sizes = [*sizes, *[1] * small]
     items = [Item(f"{number}", "x.png", num_bytes=size) for number, size in enumerate(sizes)]

@@ -21,7 +21,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=5), VALUES, max_size=5), st.integers(1, 40), st.booleans(), st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_elements_are_those_of_the_whole_and_lie_where_they_say(
     document: dict[str, object], chunk: int, ascii_only: bool, spread: bool
 ) -> None:

@@ -101,7 +101,7 @@ def test_an_unknown_class_name_is_answered_with_the_nearest() -> None:
 
 
 @given(label_sets())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_yaml_round_trip_keeps_set_and_fingerprint(labels: LabelSet) -> None:
     again = LabelSet.from_yaml(labels.to_yaml())
     assert again == labels

@@ -62,7 +62,7 @@ def small_regions(mask: np.ndarray, below: int) -> int:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(1, 120), st.integers(1, 40))
 def test_figures_are_those_of_brute_force(seed: int, distance: float, speckle: int) -> None:
     """Every pixel against every colour, every region by a search, every class by counting."""

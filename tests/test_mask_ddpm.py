@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from literal_mask_ddpm import predict_noise, sample
 from small_memory import hold
@@ -95,7 +95,6 @@ def test_schedule_has_the_published_values() -> None:
     assert float(bars[999]) == pytest.approx(4.002e-5, rel=2e-4)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 1000).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))))
 def test_trailing_steps_start_at_the_noisiest_and_never_repeat(case: tuple[int, int]) -> None:
     total, steps = case

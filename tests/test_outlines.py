@@ -48,7 +48,7 @@ def neighbours_differ(segment_map: np.ndarray) -> np.ndarray:
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 9))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_each_segment_is_outlined_in_its_own_colour(seed: int, height: int, width: int) -> None:
     rng = np.random.default_rng(seed)
     segment_map = rng.integers(0, 4, (height, width)).astype(np.uint16)

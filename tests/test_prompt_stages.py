@@ -192,7 +192,7 @@ ENGLISH = st.lists(st.sampled_from(["a", "café", "dog's", "über,", "火車", "
 CLIP = make_tokenizer()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ENGLISH, st.integers(20, CLIP_TOKENS))
 def test_of_a_caption_the_longest_part_that_clip_sees_is_kept(words: list[str], limit: int) -> None:
     counter = counter_of(CLIP)

@@ -173,10 +173,10 @@ raise SystemExit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("fault", "reason"), [("raise KeyError('a defect')", "KeyError: 'a defect'"), ("os._exit(1)", "its worker died")]
 )
-def test_the_command_says_it_in_one_line(tmp_path: Path, fault: str, reason: str) -> None:
+def test_the_command_says_it_in_one_line(ray_address: str, tmp_path: Path, fault: str, reason: str) -> None:
     program = textwrap.dedent(PROGRAM).format(fault=fault)
     out = tmp_path / "store"
-    words = ["ingest", "scenes", "2@32x32", "--split", "train", "--out", str(out), "--json"]
+    words = ["ingest", "scenes", "2@32x32", "--split", "train", "--out", str(out), "--json", "--address", ray_address]
     done = subprocess.run(
         [sys.executable, "-c", program, *words], env=child_environment(), capture_output=True, text=True, timeout=120
     )

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segdatagen.records import (
@@ -33,7 +33,6 @@ def test_ids_and_seeds_are_63_bits_of_blake2b_for_ever() -> None:
 
 
 @given(TEXTS, TEXTS, st.lists(st.tuples(TEXTS, st.integers(0, 10**6)), max_size=30))
-@settings(deadline=None)
 def test_many_ids_equal_the_ids_one_by_one(fingerprint: str, method: str, rows: list[tuple[str, int]]) -> None:
     ids = sample_ids_of(fingerprint, method, (source for source, _ in rows), (variant for _, variant in rows))
     assert ids.dtype == np.int64
@@ -41,7 +40,6 @@ def test_many_ids_equal_the_ids_one_by_one(fingerprint: str, method: str, rows: 
 
 
 @given(st.integers(0, 2**63 - 1), st.lists(st.integers(0, 2**63 - 1), max_size=30))
-@settings(deadline=None)
 def test_many_seeds_equal_the_seeds_one_by_one(seed: int, ids: list[int]) -> None:
     seeds = derive_seeds(seed, np.array(ids, np.int64))
     assert seeds.dtype == np.int64

@@ -175,7 +175,7 @@ def test_the_old_limit_restores_everything(tmp_path: Path) -> None:
     assert (statuses(run), status_of(run).reasons) == (before, reasons)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.one_of(st.none(), st.floats(0, 1, width=32)), min_size=1, max_size=6),
     st.one_of(st.none(), st.floats(0, 1)),

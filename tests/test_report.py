@@ -54,7 +54,7 @@ def outcomes(draw: st.DrawFn) -> Outcomes:
     return Outcomes(ids, *places, pa.chunked_array([], pa.string()), reason, texts, pairs, ())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(outcomes(), st.integers(1, 60))
 def test_every_stratum_has_its_part_of_the_choice(found: Outcomes, limit: int) -> None:
     chosen = choose(found, limit)

@@ -93,6 +93,7 @@ def test_what_decides_the_samples_is_as_it_was_in_earlier_versions(
     recipe = found["recipes"]["mask_ddpm"]
     assert found["fingerprints"]["mask_ddpm"] == recipe_fingerprint(recipe)
     frozen = recipe | {"sources": "s", "labels": "l", "options": recipe["options"] | {"weights": "w"}}
+    assert frozen.pop("segments") == "kept", "scenes have segments"
     assert recipe_fingerprint(frozen) == FROZEN
     assert str(tmp_path) not in json.dumps(recipe)
 

@@ -17,7 +17,7 @@ from segdatagen.samples import STATUSES, put_samples, read_ledger, set_aside, sp
 from segdatagen.verify import check_part, part_entries, verify_ledger
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.dictionaries(st.tuples(st.integers(1, 4), st.integers(1, 3)), st.sampled_from(STATUSES), min_size=1))
 def test_precedence_is_ok_rejected_failed_then_attempt(
     tmp_path_factory: pytest.TempPathFactory, outcomes: dict[tuple[int, int], str]

@@ -15,7 +15,7 @@ def masks(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return chance.integers(-1, NUM_CLASSES, (3, 5, 7)), chance.integers(0, NUM_CLASSES, (3, 5, 7))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_confusion_counts_every_labelled_pixel_once(seed: int) -> None:
     given_mask, predicted = masks(seed)

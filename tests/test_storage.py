@@ -38,7 +38,7 @@ def files_below(path: Path) -> list[str]:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,3}(/[a-z]{1,3}\.x){1,2}", fullmatch=True), st.binary(), max_size=6))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_what_is_put_is_read_and_listed(tmp_path_factory: pytest.TempPathFactory, objects: dict[str, bytes]) -> None:
     folder = Folder(str(tmp_path_factory.mktemp("folder") / "f"))
     for name, data in objects.items():

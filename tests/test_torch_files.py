@@ -157,7 +157,7 @@ def test_truncated_file_is_refused(saved: Path) -> None:
         refusal(saved)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_damaged_byte_is_noticed_or_has_no_effect(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.ckpt"

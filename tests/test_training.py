@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import child_environment, make_scenes_store
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -312,7 +312,6 @@ def test_loss_is_one_where_nothing_is_predicted(scenes_store: Path, tmp_path: Pa
     assert np.mean(losses) == pytest.approx(1, abs=0.02)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 3))
 def test_every_epoch_is_a_permutation(num_sources: int, batch_size: int, seed: int) -> None:
     steps = 3 * num_sources // batch_size + 1

@@ -354,7 +354,7 @@ def test_the_contrastive_loss_by_hand() -> None:
     assert float(contrastive_loss(100 * torch.eye(3), twice)) > 30, "the twin of a row is no wrong answer"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 2**31))
 def test_the_contrastive_loss_is_lowest_where_texts_agree(which: list[int], seed: int) -> None:
     chance = torch.Generator().manual_seed(seed)
@@ -369,7 +369,7 @@ def test_the_contrastive_loss_is_lowest_where_texts_agree(which: list[int], seed
     assert float(turned) == pytest.approx(float(contrastive_loss(logits, numbers)), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.text(max_size=30))
 def test_tokenizers_say_any_text(text: str) -> None:
     taught = ["a red square on grey ground", "two blue squares"]
