@@ -12,6 +12,10 @@ NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
             $(shell $(name) $(NEW_ENOUGH) >/dev/null 2>&1 && echo $(name))))
 
+# Every worker of Ray is a process that imports torch and pyarrow. Without bytecode beside the modules each compiles them
+# anew, which takes 8 of its 13 s of processor time; some containers forbid Python to write it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check setup
 .DELETE_ON_ERROR:
 
