@@ -99,6 +99,7 @@ LAYERS = {
     "driver": 5,
     "run": 5,
     "training": 5,
+    "scenes_suite": 6,
     "demo": 6,
     "report": 6,
     "benchmark": 6,

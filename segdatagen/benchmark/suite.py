@@ -14,6 +14,7 @@ from segdatagen.benchmark.render import RENDER
 from segdatagen.benchmark.resume import RESUME
 from segdatagen.benchmark.run import RUN
 from segdatagen.benchmark.scenes import SCENES
+from segdatagen.benchmark.scenes_suite import SCENES_SUITE
 
 BENCHMARKS: dict[str, Benchmark] = {
     "codec": CODEC,
@@ -26,4 +27,5 @@ BENCHMARKS: dict[str, Benchmark] = {
     "resume": RESUME,
     "run": RUN,
     "scenes": SCENES,
+    "scenes_suite": SCENES_SUITE,
 }
