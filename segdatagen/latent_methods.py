@@ -11,6 +11,7 @@ import numpy as np
 from segdatagen.best_of import best_of
 from segdatagen.captioners import MODEL_KINDS, check_captioner
 from segdatagen.errors import UsageError
+from segdatagen.labels import LabelSet
 from segdatagen.latent_folders import Shape, check_adapter, check_base, check_controlnet, check_vae
 from segdatagen.layouts import LAYOUT_SCORES, require_colours
 from segdatagen.load_source import LoadSource
@@ -137,7 +138,7 @@ def _mask2img(context: MethodContext) -> Stage:
             sampler=options.sampler,
             numerics=options.numerics,
             controls=options.controls,
-            inpaint=context.label_set if isinstance(options, InpaintOptions) else None,
+            inpaint=options.redrawn(context.label_set) if isinstance(options, InpaintOptions) else None,
             image_format=context.image_format,
             redraws=context.redraws,
             microbatch=context.image_microbatch or execution.microbatch,
@@ -184,6 +185,8 @@ def check_latent(context: MethodContext) -> None:
         check_captioner(options.caption.weights, options.caption.kind)
     if isinstance(options, MaskSynOptions):
         _check_text2mask(context, options)
+    if isinstance(options, InpaintOptions):
+        _check_classes(options, label_set)
     PromptWriter(options.prompt, label_set, _budget(options))
     if options.needs_image:
         _require_images(context)
@@ -206,6 +209,14 @@ def _check_text2mask(context: MethodContext, options: MaskSynOptions) -> None:
         require_colours(context.label_set, options.layout)
     except UsageError as error:
         raise UsageError(f"methods.masksyn.layout: {error}") from error
+
+
+def _check_classes(options: InpaintOptions, label_set: LabelSet) -> None:
+    """Raise UsageError where a class that is to be drawn anew is none of the label set."""
+    try:
+        options.redrawn(label_set)
+    except UsageError as error:
+        raise UsageError(f"methods.inpaint.classes: {error}") from error
 
 
 def _options(context: MethodContext) -> LatentOptions:

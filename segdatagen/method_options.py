@@ -18,6 +18,7 @@ from segdatagen.diffusion.latent_options import (
     require_whole_steps,
 )
 from segdatagen.diffusion.sampler_options import SamplerOptions
+from segdatagen.labels import LabelSet
 from segdatagen.layouts import LayoutOptions
 from segdatagen.priors.options import PriorOptions
 from segdatagen.prompts import PromptOptions
@@ -177,10 +178,23 @@ class GuidedOptions(LatentOptions):
 class InpaintOptions(LatentOptions):
     """What the mask labels is drawn anew; every other pixel stays as it is in the real image."""
 
+    classes: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="names of the classes that are drawn anew; unset: all but background",
+        exclude_if=lambda value: value is None,
+    )
+
     @field_validator("controls")
     @classmethod
     def _fit(cls, controls: tuple[Control, ...]) -> tuple[Control, ...]:
         return _require(controls, all(control.kind == "controlnet" for control in controls), "inpaint")
+
+    def redrawn(self, label_set: LabelSet) -> tuple[int, ...]:
+        """Ids of the classes that are drawn anew, ascending. Raises UsageError for a name that `label_set` lacks."""
+        if self.classes is None:
+            return tuple(id_ for id_ in sorted(label_set.ids.tolist()) if id_ not in label_set.background_ids)
+        return tuple(sorted({int(label_set.ids[label_set.channel_of(name)]) for name in self.classes}))
 
     @property
     def needs_image(self) -> bool:

@@ -198,6 +198,7 @@ def test_compiled_code_is_kept_in_the_run(
         ("`imgsyn` with the prior `canny`", "imgsyn", {"prior": CANNY}),
         ("`guided` without a control", "guided", {"controls": []}),
         ("`inpaint` with a T2I-Adapter", "inpaint", {"adapter": True}),
+        ("`inpaint` with `classes: [tram]`", "inpaint", {"classes": ["tram"]}),
         ("`sampler: {scheduler: heun}`", "guided", {"sampler": {"scheduler": "heun"}}),
         ("a base that is not there", "guided", {"base": "{nowhere}"}),
         ("a T2I-Adapter as the base", "guided", {"base": "{adapter}"}),

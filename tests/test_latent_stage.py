@@ -15,6 +15,7 @@ from segdatagen.datasets.scenes import make_scene, scene_seed
 from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions, Numerics
 from segdatagen.images import decode_image, encode_image, encode_mask
 from segdatagen.labels import load_label_set
+from segdatagen.method_options import InpaintOptions
 from segdatagen.records import derive_seed
 from segdatagen.stages.latent import LatentStage, LatentStageOptions
 from segdatagen.stages.redraw import Redraws
@@ -22,6 +23,7 @@ from segdatagen.stages.stage import Batch, objects
 
 WIDTH, HEIGHT = 48, 32
 LABELS = load_label_set("scenes")
+ALL_CLASSES = InpaintOptions(base="any").redrawn(LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_images_are_the_same_whatever_the_blocks(
     if kind == "t2i_adapter":
         stage = make_stage(base, controls=controls[:1])
     else:
-        stage = make_stage(inpainter if "nine" in kind else base, inpaint=LABELS)
+        stage = make_stage(inpainter if "nine" in kind else base, inpaint=ALL_CLASSES)
 
     def told(sources: list[int]) -> dict[int, list[torch.Tensor]]:
         batch = rows(sources, sources)
@@ -132,7 +134,7 @@ def test_images_are_the_same_whatever_the_blocks(
 
 
 def test_inpainting_leaves_every_other_pixel_as_it_is(base: Path) -> None:
-    stage = make_stage(base, inpaint=LABELS)
+    stage = make_stage(base, inpaint=ALL_CLASSES)
     batch = rows([0, 1], [1, 2])
     scene = make_scene(scene_seed("train", 0), WIDTH, HEIGHT)
     mask = scene.mask.copy()
@@ -145,7 +147,7 @@ def test_inpainting_leaves_every_other_pixel_as_it_is(base: Path) -> None:
 
 def test_thin_things_are_drawn_anew_and_nothing_beside_them(base: Path) -> None:
     """Of every latent the one pixel that diffusers does not look at."""
-    stage = make_stage(base, inpaint=LABELS)
+    stage = make_stage(base, inpaint=ALL_CLASSES)
     scene = make_scene(scene_seed("train", 0), WIDTH, HEIGHT)
     mask = np.full_like(scene.mask, 255)
     mask[1::VAE_FACTOR, 1::VAE_FACTOR] = scene.mask[1::VAE_FACTOR, 1::VAE_FACTOR]
@@ -165,8 +167,18 @@ def test_background_is_not_drawn_anew(base: Path) -> None:
     scene = make_scene(scene_seed("train", 0), WIDTH, HEIGHT)
     background = scene.mask == LABELS.ids[0]
     assert 0 < background.sum() < background.size
-    found = pixels(make_stage(base, inpaint=labels)(batch))[0]
+    found = pixels(make_stage(base, inpaint=InpaintOptions(base="any").redrawn(labels))(batch))[0]
     np.testing.assert_array_equal(found[background], scene.image[background])
+
+
+def test_of_named_classes_alone_is_anything_drawn_anew(base: Path) -> None:
+    redrawn = InpaintOptions(base="any", classes=("road", "Sky")).redrawn(LABELS)
+    scene = make_scene(scene_seed("train", 0), WIDTH, HEIGHT)
+    drawn = np.isin(scene.mask, [LABELS.ids[LABELS.channel_of(name)] for name in ("road", "sky")])
+    assert 0 < drawn.sum() < drawn.size
+    found = pixels(make_stage(base, inpaint=redrawn)(rows([0], [1])))[0]
+    np.testing.assert_array_equal(found[~drawn], scene.image[~drawn])
+    assert (found[drawn] != scene.image[drawn]).any(axis=-1).mean() > 0.9
 
 
 def test_blank_images_are_drawn_again_and_the_better_one_is_stored(base: Path) -> None:

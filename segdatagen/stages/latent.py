@@ -14,7 +14,6 @@ from segdatagen.diffusion.conditions import AdapterCondition, Conditions, Contro
 from segdatagen.diffusion.latent_options import ControlOptions
 from segdatagen.diffusion.render import Wanted, describe, inpainting, render_batches, to_pixels
 from segdatagen.images import Image, ImageFormat, decode_image, decode_mask
-from segdatagen.labels import LabelSet
 from segdatagen.priors.options import prior_columns
 from segdatagen.stages.best_of import BestOfN
 from segdatagen.stages.encoding import EncodingThread
@@ -29,14 +28,14 @@ Columns = Mapping[str, Sequence[Any]]
 class LatentStageOptions(ModelStageOptions):
     """What the stage needs to know beside its model.
 
-    `controls` see the columns `prior`, or `prior_0`, `prior_1`... where there are several. `inpaint`: what the mask
-    labels is drawn anew, every other pixel stays as it is in `source_image`.
+    `controls` see the columns `prior`, or `prior_0`, `prior_1`... where there are several. `inpaint`: ids of the
+    classes whose pixels are drawn anew; every other pixel stays as it is in `source_image`.
     """
 
     compiled_of: ClassVar[frozenset[str]] = ModelStageOptions.compiled_of | {"controls"}
 
     controls: tuple[ControlOptions, ...] = ()
-    inpaint: LabelSet | None = None
+    inpaint: tuple[int, ...] | None = None
     image_format: ImageFormat = "jpeg95"
     redraws: Redraws | None = None
 
@@ -91,12 +90,11 @@ class LatentStage:
 
     def _known(self, columns: Columns) -> tuple[np.ndarray, np.ndarray] | None:
         """Real images uint8 `[S, H, W, 3]`, and which pixels are drawn anew, bool `[S, H, W]`; None: all are."""
-        label_set = self._options.inpaint
-        if label_set is None:
+        if self._options.inpaint is None:
             return None
         masks = np.stack([decode_mask(mask) for mask in columns["mask"]])
-        labelled = (label_set.channel_table()[masks] >= 0) & ~np.isin(masks, label_set.background_ids)
-        return np.stack([decode_image(image) for image in columns["source_image"]]), labelled
+        redrawn = np.isin(masks, self._options.inpaint)
+        return np.stack([decode_image(image) for image in columns["source_image"]]), redrawn
 
     def _conditions(self, columns: Columns, known: tuple[np.ndarray, np.ndarray] | None) -> Conditions:
         width, height = self._options.size
