@@ -1,8 +1,9 @@
 """Plan rows through chains on Ray Data, committed part by part while they stream.
 
-Actors hold a chain each, or a segment of one, and turn blocks of rows into blocks of rows; tasks put them; the driver
-sees one small row per part. Queues, back-pressure, spilling and restarts are the engine's. What never came back is
-found by subtracting the ledger from the plan, which is the caller's business.
+Actors hold a chain each, or a segment of one, and turn blocks of rows into blocks of rows; the last ones put what they
+made before they take the next block; the driver sees one small row per part. Queues, back-pressure, spilling and
+restarts are the engine's. What never came back is found by subtracting the ledger from the plan, which is the caller's
+business.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy
 
 from segdatagen.cluster import deprecated_arguments
 from segdatagen.errors import SegdatagenError
@@ -70,11 +71,20 @@ class PartDone:
 
 @dataclass(frozen=True)
 class Step:
-    """What an actor does of a flow: the segment of each method, and which columns it is given and leaves."""
+    """What an actor does of a flow: the segment of each method, and which columns it is given and leaves.
+
+    `commits`: what it made is put, as samples if it `is_last`, else as rows that this `stage` keeps for the next one.
+    """
 
     segments: Mapping[str, Segment]
     is_first: bool = True
     is_last: bool = True
+    commits: bool = True
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that keeps its rows; None: they are samples."""
+        return None if self.is_last else next(iter(self.segments.values())).name
 
 
 class ChainActor:
@@ -93,8 +103,18 @@ class ChainActor:
                 self._chain(method)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Rows as they are behind this step: of the samples, or as the next one needs them."""
-        return pa.concat_tables([self._made(part) for part in split_parts(block)])
+        """Rows as the next step needs them; behind a step that commits, a report of each part that was put."""
+        made = [self._made(part) for part in split_parts(block)]
+        if not self._step.commits:
+            return pa.concat_tables(made)
+        return pa.Table.from_pylist([_commit(self._put, part) for part in made], schema=_REPORT_SCHEMA)
+
+    def _put(self, part: pa.Table) -> tuple[str, bool]:
+        """Store a part: its name, and whether samples are in it."""
+        run, stage = Folder(self._flow.run_uri), self._step.stage
+        if stage is None:
+            return put_samples(run, part), True
+        return put_work(run, stage, self._flow.attempt, part.drop_columns([_COSTS])), False
 
     def _made(self, part: pa.Table) -> pa.Table:
         chain, step = self._chain(part["method"][0].as_py()), self._step
@@ -150,7 +170,10 @@ def _streaming(flow: Flow, method: str, rows: pa.Table, block_rows: int) -> Gene
     segments = flow.segments[method]
     sizes = pool_sizes(flow.execution.actors, segments, flow.stage_seconds.get(method, {}))
     last = len(segments) - 1
-    steps = [Step({method: segment}, number == 0, number == last) for number, segment in enumerate(segments)]
+    steps = [
+        Step({method: segment}, number == 0, number == last, commits=number == last)
+        for number, segment in enumerate(segments)
+    ]
     yield from _flow(flow, rows, block_rows, list(zip(steps, sizes, strict=True)))
 
 
@@ -201,8 +224,8 @@ def _rows(
     steps: Sequence[tuple[Step, int]],
     actor_names: Callable[[], dict[str, str]],
 ) -> Generator[PartDone, None, None]:
-    run, execution = Folder(flow.run_uri), flow.execution
-    (last, actors), flow = steps[-1], replace(flow, segments={})  # a step has what its actors build
+    execution, stage = flow.execution, steps[-1][0].stage
+    flow = replace(flow, segments={})  # a step has what its actors build
     blocks = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=block_rows)
     # A worker that dies takes the blocks that wait for it along: where each row stands alone, none may wait. Nor is a
     # row tried again there: the driver has more passes, and each try may cost the start of an actor.
@@ -221,20 +244,11 @@ def _rows(
                 max_task_retries=retries,
                 ray_remote_args_fn=actor_names,
             )
-    stage = None if last.is_last else next(iter(last.segments.values())).name
-    put = _samples(run) if stage is None else _work(run, stage, flow.attempt)
-
-    def commit(block: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([_commit(put, part) for part in split_parts(block)], schema=_REPORT_SCHEMA)
-
-    # Writing waits for storage: it asks for no CPU, so that it runs however little the actors and the split leave.
-    writers = TaskPoolStrategy(size=min(actors + 1, -(-rows.num_rows // block_rows)))
-    committed = blocks.map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=writers)
-    committed.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
+    blocks.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
     # A block whose worker died costs its rows, which are found missing later, and not the run.
-    committed.context.max_errored_blocks = -1
+    blocks.context.max_errored_blocks = -1
     try:
-        for row in committed.iter_rows():
+        for row in blocks.iter_rows():
             seconds: dict[str, float] = {}
             peaks: dict[str, int] = {}
             for cost in row.pop(_COSTS):
@@ -260,14 +274,6 @@ def _costs(part: pa.Table) -> list[tuple[str, float, int]]:
     """What the stages before this step took."""
     found = part[_COSTS].drop_null().to_pylist() if _COSTS in part.column_names else []
     return [tuple(cost.values()) for costs in found for cost in costs]
-
-
-def _samples(run: Folder) -> Put:
-    return lambda part: (put_samples(run, part), True)
-
-
-def _work(run: Folder, stage: str, attempt: int) -> Put:
-    return lambda part: (put_work(run, stage, attempt, part.drop_columns([_COSTS])), False)
 
 
 def _commit(put: Put, part: pa.Table) -> dict[str, Any]:
