@@ -1,4 +1,4 @@
-"""The whole way on a laptop without network: scenes, a class-balanced plan, generated images, a report.
+"""The whole way on a laptop without network: scenes, a class-balanced plan, images by five methods, a report.
 
 Calls what the commands call, in their order. It knows no more than they do; what it writes is an ordinary source store
 and an ordinary run.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from segdatagen.cluster import connect
@@ -24,15 +25,16 @@ from segdatagen.publish import DATA, publish
 from segdatagen.report.write import ReportRequest, write_report
 from segdatagen.run import run_job
 from segdatagen.run_folder import open_run
+from segdatagen.scenes_suite import SHIPPED, SIZE, SMALLEST_REGION, suite_methods
 from segdatagen.storage import Folder
 from segdatagen.tables import read_part
 from segdatagen.training.pictures import grid
 
-NUM_SCENES = 60
-SIZE = 64
+NUM_SCENES = 48
 COLUMNS = 8
-ROWS = 4
 MAGNIFY = 2
+PER_METHOD = 16
+"""Samples of each method but the first, which balances the classes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
     run = open_run(job.uri)
     index = publish(run, events.waiting, lambda *n: progress("publish", *n)).index
     rows = pa.concat_tables(
-        read_part(run.folder.child(DATA), shard.name, ["source_id", "image", "mask"]) for shard in index.shards
+        read_part(run.folder.child(DATA), shard.name, ["method", "source_id", "image", "mask"])
+        for shard in index.shards
     )
     folder.put("pairs.png", encode_image(pairs_picture(rows, run.label_set), "png"))
     report = write_report(run, ReportRequest(), events.waiting, lambda *n: progress("report", *n))
@@ -71,18 +74,26 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
 
 
 def demo_job(out: str) -> dict[str, object]:
-    """The job file of the demo."""
+    """The job file of the demo: every method of the small suite."""
+    methods = suite_methods()
     return {
         "name": "demo",
         "version": "v1",
         "sources": f"{out}/sources",
         "seed": 0,
         "geometry": {"size": [SIZE, SIZE], "fit": "resize"},
-        "methods": {
-            "mask_ddpm": {"weights": "builtin:scenes-mask-ddpm", "sampler": "ddim", "steps": 25, "guidance": 4.0}
+        "methods": methods,
+        "filters": {
+            "adherence": {"segmenter": SHIPPED.segmenter, "min": 0.3},
+            "clip_rank": {"weights": SHIPPED.clip, "keep": 0.8, "min_pixels": SMALLEST_REGION},
         },
         "plan": [
-            {"method": "mask_ddpm", "strategy": "balance", "n_balance": "auto", "ratio": 1.5},
+            {"method": "mask_ddpm", "strategy": "balance", "n_balance": "auto", "ratio": 0.8},
+            *(
+                {"method": name, "strategy": "random", "num_samples": PER_METHOD}
+                for name in methods
+                if name != "mask_ddpm"
+            ),
             {"max_rounds": 2, "min_pixels": 8},
         ],
         "output": {"root": f"{out}/runs", "image_format": "jpeg95"},
@@ -91,13 +102,16 @@ def demo_job(out: str) -> dict[str, object]:
 
 
 def pairs_picture(rows: pa.Table, label_set: LabelSet) -> np.ndarray:
-    """Masks in colour above the images that were made for them, uint8 [H, W, 3]: one row per source, evenly chosen."""
-    _, first = np.unique(rows["source_id"].to_numpy(), return_index=True)
-    count = min(COLUMNS * ROWS, len(first))
-    chosen = rows.take(first[np.linspace(0, len(first) - 1, count).round().astype(int)]).to_pylist()
-    lines = []
-    for start in range(0, count, COLUMNS):
-        line = chosen[start : start + COLUMNS]
-        lines.append([encode(decode_mask(row["mask"]), label_set) for row in line])
-        lines.append([decode_image(row["image"]) for row in line])
+    """Masks in colour above the images that were made for them, uint8 [H, W, 3]: two rows per method.
+
+    Samples of a method are evenly chosen; where it has fewer than COLUMNS, black cells fill its rows.
+    """
+    lines, empty = [], np.zeros((SIZE, SIZE, 3), np.uint8)
+    for method in sorted(set(rows["method"].to_pylist()), key=list(suite_methods()).index):
+        own = rows.filter(pc.field("method") == method)
+        places = np.linspace(0, own.num_rows - 1, min(COLUMNS, own.num_rows)).round().astype(int)
+        chosen = own.take(places).to_pylist()
+        missing = [empty] * (COLUMNS - len(chosen))
+        lines.append([encode(decode_mask(row["mask"]), label_set) for row in chosen] + missing)
+        lines.append([decode_image(row["image"]) for row in chosen] + missing)
     return grid(lines, MAGNIFY)
