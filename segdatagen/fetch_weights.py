@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.hub import DOWNLOAD_NAME, HubSource
 from segdatagen.storage import Entry, Folder, sync_to_disk
-from segdatagen.weights import check_tensors, fingerprint_of
+from segdatagen.weights import INDEX_NAME, check_tensors, fingerprint_of
 from segdatagen.weights_cache import FILES_NAME, RECORD_NAME, CachedWeights, entry_path, parse_hub_uri, read_cached
 
 LOADED = (".safetensors", ".json", ".txt", ".model", ".jinja")
@@ -26,7 +26,6 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 TWINS = (".fp16", ".non_ema")
 """In names of tensors that the same folder also holds whole."""
-INDEX_NAME = "model_index.json"
 PIECE_BYTES = 64 * 2**20
 
 Progress = Callable[[int], None]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from segdatagen.diffusion.mask_unet import MaskUNet
 
 CONFIG_NAME = "config.json"
+INDEX_NAME = "model_index.json"
+"""What a folder of several networks has in place of `config.json`."""
 TENSORS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 """The model card: for people, and no part of the fingerprint."""
@@ -68,7 +70,7 @@ class _AnyWeights(BaseModel):
 
 def builtin_names() -> list[str]:
     """Names of the weights that are shipped with the package."""
-    return sorted(path.parent.name for path in BUILTIN_PATH.glob(f"*/{CONFIG_NAME}"))
+    return sorted(path.parent.name for name in (CONFIG_NAME, INDEX_NAME) for path in BUILTIN_PATH.glob(f"*/{name}"))
 
 
 def local_weights(uri: str) -> Path:

@@ -26,10 +26,10 @@ from segdatagen.storage import Folder
 from segdatagen.training.data import TrainingArrays
 from segdatagen.training.kind import Summary
 from segdatagen.training.options import TrainingOptions
-from segdatagen.weights import CARD_NAME, StoreDtype, local_weights
+from segdatagen.weights import CARD_NAME, CONFIG_NAME, INDEX_NAME, StoreDtype, local_weights
 
 RECORD_NAME = "training.json"
-LAST_NAMES = ("config.json", "model_index.json")
+LAST_NAMES = (CONFIG_NAME, INDEX_NAME)
 """At the top of a folder: without it the folder is no model."""
 
 
