@@ -21,7 +21,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from segdatagen.cluster import deprecated_arguments
-from segdatagen.errors import SegdatagenError
+from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.job import Execution
 from segdatagen.methods import Chain, begin, finish
 from segdatagen.placement import Segment, Segments, pool_sizes
@@ -256,10 +256,22 @@ def _rows(
                 peaks[cost["stage"]] = max(peaks.get(cost["stage"], 0), cost["peak_bytes"])
             yield PartDone(**row, stage=stage, stage_seconds=seconds, stage_peak_bytes=peaks)
     except ray.exceptions.ActorDiedError as error:  # that of a block is among the errors which cost only rows
-        reason = str(error).strip().splitlines()[-1]
-        raise SegdatagenError(
-            f"{flow.run_uri}: a worker cannot start ({reason}); what is done is kept, and the same command goes on"
-        ) from error
+        raise cannot_start(flow.run_uri, error) from error
+
+
+def cannot_start(run_uri: str, error: ray.exceptions.ActorDiedError) -> SegdatagenError:
+    """What to say of an actor that cannot be built: a UsageError where its input is wrong, which stays so."""
+    reason = str(error).strip().splitlines()[-1]
+    if reason.startswith(_WRONG_INPUT):
+        sentence = reason.removeprefix(_WRONG_INPUT)
+        return UsageError(f"{run_uri}: a worker cannot start: {sentence} (what is done is kept)")
+    return SegdatagenError(
+        f"{run_uri}: a worker cannot start ({reason}); what is done is kept, and the same command goes on"
+    )
+
+
+_WRONG_INPUT = f"{UsageError.__module__}.{UsageError.__qualname__}: "
+"""How the last line of a traceback begins."""
 
 
 _COSTS = "stage_costs"

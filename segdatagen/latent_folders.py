@@ -4,13 +4,13 @@ A folder has the layout of `from_pretrained`: `model_index.json` and a folder pe
 `config.json`. What is wrong is found before any process starts that would load it. Nothing is loaded here.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from segdatagen.errors import UsageError
+from segdatagen.model_configs import read_json, require_no_code
 from segdatagen.network_tensors import check_network
 from segdatagen.weights import local_weights, safetensors_shapes
 
@@ -224,19 +224,6 @@ def check_adapter(uri: str, shape: Shape) -> int:
     return factor
 
 
-def read_json(path: Path, problem: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises UsageError that begins with `problem`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{problem}: {path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{problem}: {path} cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{problem}: {path} holds no JSON object")
-    return found
-
-
 def network_config(uri: str, wanted: str) -> dict[str, Any]:
     """`config.json` of a folder with one network. Raises UsageError unless it is of the class `wanted`."""
     folder = local_weights(uri)
@@ -286,12 +273,6 @@ def _require_component(uri: str, folder: Path, name: str, entry: Any, wanted: st
             raise UsageError(f"{uri} has no {name}: {folder / name} is missing")
         return
     require_no_code(uri, read_json(folder / name / "config.json", f"{uri} has no {name}"))
-
-
-def require_no_code(uri: str, config: Mapping[str, Any]) -> None:
-    """Raise UsageError where a config asks for code that comes with the weights."""
-    if "auto_map" in config:
-        raise UsageError(f"{uri} asks for code of its own (auto_map in its config), which is never run")
 
 
 def _differ(found: tuple[tuple[int, ...], int], shape: Shape) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from segdatagen.best_of import best_of
 from segdatagen.captioners import MODEL_KINDS, check_captioner
-from segdatagen.errors import UsageError
+from segdatagen.errors import UsageError, placed
 from segdatagen.labels import LabelSet
 from segdatagen.latent_folders import Shape, check_adapter, check_base, check_controlnet, check_vae
 from segdatagen.layouts import LAYOUT_SCORES, require_colours
@@ -165,7 +165,7 @@ def _budget(options: LatentOptions) -> TokenBudget:
 
 def check_latent(context: MethodContext) -> None:
     """Raise UsageError, in one line, where networks, priors, prompts or sizes do not fit; loads tokenizers alone."""
-    options, label_set = _options(context), context.label_set
+    options, label_set, place = _options(context), context.label_set, f"methods.{context.method}"
     shape = check_base(options.base, options.base_config)
     _check_size(context, options.base, shape)
     options.numerics.require_usable(context.execution.device)
@@ -182,7 +182,8 @@ def check_latent(context: MethodContext) -> None:
     if shape.inpaints and not isinstance(options, InpaintOptions):
         raise UsageError(f"{options.base} was trained to inpaint: it can only be the base of the method inpaint")
     if options.caption.weights is not None:
-        check_captioner(options.caption.weights, options.caption.kind)
+        with placed(f"{place}.caption"):
+            check_captioner(options.caption.weights, options.caption.kind)
     if isinstance(options, MaskSynOptions):
         _check_text2mask(context, options)
     if isinstance(options, InpaintOptions):

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from tiny_captioner import save_blip2, save_llava
 
-from segdatagen.captioners import Captioner, CaptionerOptions, check_captioner, clean_answer
+from segdatagen.captioners import Captioner, CaptionerOptions, check_captioner, clean_answer, load_captioner
 from segdatagen.config_files import read_config
 from segdatagen.errors import UsageError
 
@@ -255,26 +255,44 @@ def no_image_token(folder: Path) -> None:
     change_json(folder / "config.json", image_token_index=None)
 
 
+def another_width(folder: Path) -> None:
+    change_json(folder / "config.json", image_text_hidden_size=7)
+    config = json.loads((folder / "config.json").read_text())
+    change_json(folder / "config.json", num_query_tokens=config["num_query_tokens"] + 1)
+
+
 def no_vision(folder: Path) -> None:
     change_json(folder / "config.json", model_type="bert")
 
 
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
 @pytest.mark.parametrize(
-    ("damage", "expected"),
+    ("damage", "expected", "on_loading"),
     [
-        (lacks_a_tensor, "lack 1 tensors, query_tokens first"),
-        (no_image_token, "was saved by an old transformers: its processor and config lack the image token"),
-        (no_vision, "cannot be loaded as an image-text-to-text model of transformers: "),
+        (lacks_a_tensor, "lack 1 tensors of their network, query_tokens first", "lack 1 tensors, query_tokens first"),
+        (another_width, "hold 1 tensors of another shape than their network's, query_tokens first", "cannot be loaded"),
+        (no_image_token, "was saved by an old transformers: its processor and config lack", "lack the image token"),
+        (no_vision, "it holds a bert, which is no image-text-to-text model of transformers", "cannot be loaded as"),
+        (no_tokenizer, "the processor of the captioner", "the processor of the captioner"),
     ],
 )
-def test_what_shows_only_on_loading_costs_one_line_too(
-    blip2: Path, damage: Callable[[Path], None], expected: str
+def test_what_transformers_cannot_load_is_refused_before_a_run(
+    blip2: Path, damage: Callable[[Path], None], expected: str, on_loading: str
 ) -> None:
+    """Also after the whole one has been looked at; and by whoever loads without a look before."""
+    check_captioner(str(blip2))
     damage(blip2)
-    with pytest.raises(UsageError) as caught:
-        Captioner(CaptionerOptions(kind="model", weights=str(blip2)))
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for refuse, sentence in (
+        (lambda: check_captioner(str(blip2)), expected),
+        (lambda: load_captioner(blip2, str(blip2), torch.float32), on_loading),
+    ):
+        with pytest.raises(UsageError) as caught:
+            refuse()
+        assert sentence in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +318,8 @@ def test_options_are_frozen() -> None:
         CaptionerOptions().kind = "model"  # type: ignore[misc]
 
 
-def test_checking_imports_neither_torch_nor_transformers(blip2: Path) -> None:
+def test_checking_again_imports_neither_torch_nor_transformers(blip2: Path) -> None:
+    check_captioner(str(blip2), "blip2")
     code = (
         "import sys; from segdatagen import captioners, prompts; "
         f"captioners.check_captioner({str(blip2)!r}, 'blip2'); "

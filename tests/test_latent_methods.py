@@ -11,6 +11,8 @@ import pytest
 from conftest import SIZE, JobFactory, Refused, make_scenes_store
 from kept_events import Events
 from safetensors.torch import load_file, save_file
+from tiny_captioner import save_blip2
+from tiny_clip import make_clip
 from tiny_latent import make_adapter, save_coarse, save_models
 
 from segdatagen.cli import main
@@ -268,6 +270,22 @@ def test_networks_that_are_not_whole(refused_here: Refused, make_job: JobFactory
     options["controls"][0]["weights"] = str(tmp_path / "controlnet")
     job = make_job(methods={"imgsyn": options}, plan=plan_of("imgsyn"))
     refused_here("plan", job, row="a ControlNet that lacks tensors")
+
+
+def test_captioners_that_cannot_be_loaded(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    """Before a run: an actor would find it after minutes."""
+    folder = make_clip(tmp_path / "captioner")
+    caption = {"kind": "model", "weights": str(folder)}
+    job = make_job(methods={"guided": options_of(models, "guided", caption=caption)}, plan=plan_of("guided"))
+    refused_here("plan", job, row="a CLIP model as captioner")
+    shutil.rmtree(folder)
+    path = save_blip2(folder) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["query_tokens"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    refused_here("plan", job, row="a captioner that lacks a tensor")
 
 
 def test_an_adapter_that_takes_more_pixels_at_once(

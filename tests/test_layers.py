@@ -42,6 +42,8 @@ LAYERS = {
     "layouts": 1,
     "latent_folders": 1,
     "network_tensors": 1,
+    "transformers_tensors": 1,
+    "model_configs": 1,
     "method_options": 1,
     "clip_scores": 1,
     "clip_tokenizer": 1,
