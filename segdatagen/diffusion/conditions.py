@@ -7,7 +7,7 @@ knows how conditions are computed from pictures or text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import ControlNetModel, T2IAdapter
@@ -40,6 +40,10 @@ class ControlCondition:
         """Whether step number `step` of `num_steps` lies in the interval as a whole."""
         return self.scale != 0 and step / num_steps >= self.start and (step + 1) / num_steps <= self.end
 
+    def at(self, rows: Tensor) -> ControlCondition:
+        """The same with the pictures of `rows`, int64 `[B]`."""
+        return replace(self, embedded=self.embedded[rows])
+
 
 @dataclass(frozen=True)
 class AdapterCondition:
@@ -52,6 +56,10 @@ class AdapterCondition:
         """Whether the features are added at step number `step` of `num_steps`."""
         return step < int(num_steps * self.until)
 
+    def at(self, rows: Tensor) -> AdapterCondition:
+        """The same with the features of `rows`, int64 `[B]`."""
+        return replace(self, features=[feature[rows] for feature in self.features])
+
 
 @dataclass(frozen=True)
 class InpaintCondition:
@@ -63,6 +71,12 @@ class InpaintCondition:
     latents: Tensor
     redrawn: Tensor
     masked: Tensor | None = None
+
+    def at(self, rows: Tensor) -> InpaintCondition:
+        """Those of `rows`, int64 `[B]`."""
+        return InpaintCondition(
+            self.latents[rows], self.redrawn[rows], None if self.masked is None else self.masked[rows]
+        )
 
 
 @dataclass(frozen=True)
