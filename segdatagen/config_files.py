@@ -165,7 +165,8 @@ def _resolve(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list[s
             annotation = field.annotation if field else None
         elif isinstance(part, int) or any(get_origin(found) in (dict, Mapping) for found in _alternatives(annotation)):
             path.append(str(part))
-            annotation = next(iter(get_args(annotation)[-1:]), None)
+            inner = [found for found in get_args(annotation) if found is not Ellipsis]
+            annotation = next(iter(inner[-1:]), None)
             owner = None
     return path, owner
 

@@ -227,6 +227,24 @@ def test_what_does_not_go_together_costs_a_line(
 
 
 @pytest.mark.parametrize(
+    ("row", "method", "changes"),
+    [
+        ("a control with `scale: 0`", "imgsyn", {"scale": 0}),
+        ("a T2I-Adapter with `end: 0.01`", "guided", {"end": 0.01}),
+        ("a ControlNet between two steps", "imgsyn", {"start": 0.1, "end": 0.2}),
+        ("a prior with `w1: 0, w2: 0`", "guided", {"prior": {**CANNY, "w1": 0, "w2": 0}}),
+    ],
+)
+def test_a_control_that_never_works_is_refused(
+    refused_here: Refused, make_job: JobFactory, models: Path, row: str, method: str, changes: dict[str, Any]
+) -> None:
+    """Its images would be stored with masks that nothing made them follow."""
+    options = options_of(models, method)
+    options["controls"][0] |= changes
+    refused_here("plan", make_job(methods={method: options}, plan=plan_of(method)), row=row)
+
+
+@pytest.mark.parametrize(
     ("row", "changes"),
     [
         ("`sampler: {preset: seggen}`", {"sampler": {"preset": "seggen"}}),

@@ -13,6 +13,8 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor, nn
 
+from segdatagen.diffusion.latent_options import adapter_works, controlnet_works
+
 
 @dataclass(frozen=True)
 class TextCondition:
@@ -38,7 +40,7 @@ class ControlCondition:
 
     def is_at_work(self, step: int, num_steps: int) -> bool:
         """Whether step number `step` of `num_steps` lies in the interval as a whole."""
-        return self.scale != 0 and step / num_steps >= self.start and (step + 1) / num_steps <= self.end
+        return self.scale != 0 and controlnet_works(step, num_steps, self.start, self.end)
 
     def at(self, rows: Tensor) -> ControlCondition:
         """The same with the pictures of `rows`, int64 `[B]`."""
@@ -54,7 +56,7 @@ class AdapterCondition:
 
     def is_at_work(self, step: int, num_steps: int) -> bool:
         """Whether the features are added at step number `step` of `num_steps`."""
-        return step < int(num_steps * self.until)
+        return adapter_works(step, num_steps, self.until)
 
     def at(self, rows: Tensor) -> AdapterCondition:
         """The same with the features of `rows`, int64 `[B]`."""

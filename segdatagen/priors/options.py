@@ -42,6 +42,12 @@ class PriorOptions(BaseModel):
             raise ValueError(f"canny_low is {self.canny_low:g}: it must not be above canny_high, {self.canny_high:g}")
         return self
 
+    @model_validator(mode="after")
+    def _require_a_picture(self) -> "PriorOptions":
+        if self.w1 == self.w2 == 0:
+            raise ValueError("w1 and w2 are both 0, and a black picture guides nothing: raise one of them")
+        return self
+
 
 def prior_columns(count: int) -> list[str]:
     """Names of the columns that hold the priors of so many controls."""
