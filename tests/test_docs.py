@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import typer
 import yaml
 from conftest import child_environment
+from pydantic import BaseModel, TypeAdapter
 from test_layers import LAYERS
 from wrong_inputs import rows as wrong_inputs
 
@@ -26,7 +28,7 @@ from segdatagen.filters import LIMITS, Filters
 from segdatagen.job import STRATEGIES, Job, load_job
 from segdatagen.labels import LabelSet
 from segdatagen.layouts import LayoutOptions
-from segdatagen.method_options import COMBINATIONS, Methods
+from segdatagen.method_options import COMBINATIONS, GuidedOptions, InpaintOptions, MaskSynOptions, Methods
 from segdatagen.records import DECISION_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 
 REPOSITORY = Path(__file__).parents[1]
@@ -177,6 +179,31 @@ def test_the_presets_of_the_page_about_latent_diffusion_are_those_that_there_are
         for row in table_rows(section(read("docs/latent.md"), "Presets and options"))
     }
     assert {name: yaml.safe_load(f"{{{rows[name]}}}") for name in PRESETS} == {n: dict(v) for n, v in PRESETS.items()}
+
+
+def options_of(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, str]]:
+    """Every option of a model and of its parts, with its default as documents show it."""
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *typing.get_args(field.annotation)]
+        parts = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if field.is_required():
+            shown = "required"
+        elif isinstance(field.default, BaseModel):
+            shown = "of its parts"
+        else:
+            value = TypeAdapter(field.annotation).dump_python(field.default, mode="json")
+            shown = f"`{value if isinstance(value, str) else json.dumps(value)}`"
+        yield f"{place}{name}", shown
+        if f"{place}{name}" not in ("text2mask.sampler", "text2mask.numerics"):
+            for part in parts:
+                yield from options_of(part, f"{place}{name}.")
+
+
+def test_the_page_about_latent_diffusion_has_every_option_with_its_default() -> None:
+    """Where methods differ the table has what guided does, and says so."""
+    wanted = dict([*options_of(MaskSynOptions), *options_of(InpaintOptions), *options_of(GuidedOptions)])
+    rows = table_rows(section(read("docs/latent.md"), "Every option"))
+    assert {row[0].strip("`"): row[1] for row in rows} == wanted
 
 
 def test_the_filters_of_the_readme_are_all_that_there_are() -> None:
