@@ -106,8 +106,8 @@ def _shape(uri: str, folder: Path) -> Shape:
         raise UsageError(f"{uri} is one file: base_config is the folder of a diffusers model")
     index = read_json(folder / "model_index.json", f"{uri} is no diffusers model")
     family: Family = "sdxl" if "text_encoder_2" in index else "sd15"
-    for name, wanted in COMPONENTS[family].items():
-        _require_component(uri, folder, name, index.get(name), wanted)
+    for name in COMPONENTS[family]:
+        _require_component(uri, folder, name, index.get(name), family)
     unet = read_json(folder / "unet" / "config.json", f"{uri} has no unet")
     vae = read_json(folder / "vae" / "config.json", f"{uri} has no vae")
     if (unet.get("addition_embed_type") == "text_time") != (family == "sdxl"):
@@ -230,7 +230,11 @@ def network_config(uri: str, wanted: str) -> dict[str, Any]:
     config = read_json(folder / "config.json", f"{uri} is no {wanted}")
     require_no_code(uri, config)
     if config.get("_class_name") != wanted:
-        raise UsageError(f"{uri} holds a {config.get('_class_name', 'network without a name')}, and needs a {wanted}")
+        found = config.get("_class_name", "network without a name")
+        raise UsageError(f"{uri} holds the class {found}, and {wanted} is needed")
+    for name in ("channels", "block_out_channels"):  # diffusers reads them before it looks at them
+        if name in config:
+            _numbers(uri, config, name)
     check_network(folder, wanted, config)
     return config
 
@@ -260,14 +264,15 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _require_component(uri: str, folder: Path, name: str, entry: Any, wanted: str) -> None:
-    if not isinstance(entry, list) or len(entry) != 2:
-        raise UsageError(f"{uri} has no {name}: a model of this kind has {', '.join(COMPONENTS['sdxl'])}")
+def _require_component(uri: str, folder: Path, name: str, entry: Any, family: Family) -> None:
+    wanted = COMPONENTS[family][name]
+    if not isinstance(entry, list) or len(entry) != 2 or None in entry:
+        raise UsageError(f"{uri} has no {name}: a model of this kind has {', '.join(COMPONENTS[family])}")
     library, found = entry
     if library not in LIBRARIES:
         raise UsageError(f"{uri}: its {name} is {library}.{found}, code of its own, which is never run")
-    if found is None or str(found).removesuffix("Fast") != wanted:
-        raise UsageError(f"{uri}: its {name} is a {found}, and a {wanted} is needed")
+    if str(found).removesuffix("Fast") != wanted:
+        raise UsageError(f"{uri}: its {name} is of the class {found}, and {wanted} is needed")
     if name in WITHOUT_TENSORS:
         if not (folder / name).is_dir():
             raise UsageError(f"{uri} has no {name}: {folder / name} is missing")

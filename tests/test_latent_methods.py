@@ -210,6 +210,11 @@ def test_compiled_code_is_kept_in_the_run(
         ("`prior: {name: oil}`", "guided", {"prior": {"name": "oil"}}),
         ("a prompt template with an unknown field", "guided", {"prompt": {"kind": "template", "template": "a {mood}"}}),
         ("`caption: {kind: blip2}` without weights", "guided", {"caption": {"kind": "blip2"}}),
+        (
+            "a negative prompt that no text encoder sees whole",
+            "guided",
+            {"prompt": {"negative": "ugly " * 99 + "ugly"}},
+        ),
         ("a T2I-Adapter as VAE", "guided", {"numerics": {"vae": "{adapter}"}}),
     ],
 )
@@ -288,6 +293,26 @@ def test_networks_that_are_not_whole(refused_here: Refused, make_job: JobFactory
     options["controls"][0]["weights"] = str(tmp_path / "controlnet")
     job = make_job(methods={"imgsyn": options}, plan=plan_of("imgsyn"))
     refused_here("plan", job, row="a ControlNet that lacks tensors")
+
+
+def test_folders_whose_configs_are_not_whole(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    base, adapter = (shutil.copytree(models / name, tmp_path / name) for name in ("base", "adapter"))
+    options = options_of(models, "guided", base=str(base))
+    job = make_job(methods={"guided": options}, plan=plan_of("guided"))
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
+    refused_here("plan", job, row="a base without a text encoder")
+    of_sd15 = {name: part for name, part in index.items() if name not in ("text_encoder_2", "tokenizer_2", "vae")}
+    (base / "model_index.json").write_text(json.dumps(of_sd15))
+    refused_here("plan", job, row="a base of SD 1.5 without a VAE")
+    config = json.loads((adapter / "config.json").read_text())
+    (adapter / "config.json").write_text(json.dumps(config | {"channels": ["a"]}))
+    options = options_of(models, "guided")
+    options["controls"][0]["weights"] = str(adapter)
+    job = make_job(methods={"guided": options}, plan=plan_of("guided"))
+    refused_here("plan", job, row="a T2I-Adapter whose channels are no numbers")
 
 
 def test_captioners_that_cannot_be_loaded(
