@@ -103,7 +103,8 @@ def check_captioner(uri: str, kind: CaptionerKind = "model") -> Path:
 class Captioner:
     """A model, ready to describe images, greedily and a few at a time.
 
-    A batch is always full: its neighbours change no more of a caption than floats do of other sums.
+    A batch is always full: its neighbours change no more of a caption than floats do of other sums. Where memory runs
+    out it is halved, from then on.
     """
 
     def __init__(self, options: CaptionerOptions, device: str = "cpu") -> None:
@@ -113,35 +114,51 @@ class Captioner:
         if options.weights is None:
             raise UsageError(f"captioner: {options.kind} has no model to load")
         folder = check_captioner(options.weights, options.kind)
-        self._model, self._processor = load_captioner(folder, options.weights, getattr(torch, options.dtype))
-        self._model = self._model.to(device).eval()
-        self._options, self._device = options, device
-        self._said: dict[str, str] = {}
+        model, processor = load_captioner(folder, options.weights, getattr(torch, options.dtype))
+        self._set_up(options, model.to(device).eval(), processor)
 
     @classmethod
     def of_model(cls, options: CaptionerOptions, model: Any, processor: Any) -> Captioner:
         """A captioner around a model in memory, where it is, with what `load_captioner` would give as its processor."""
         captioner = cls.__new__(cls)
-        captioner._model, captioner._processor = model, processor
-        captioner._options, captioner._device, captioner._said = options, str(model.device), {}
+        captioner._set_up(options, model, processor)
         return captioner
+
+    def asked_otherwise(self, options: CaptionerOptions) -> Captioner:
+        """The same model with other options."""
+        return Captioner.of_model(options, self._model, self._processor)
+
+    def _set_up(self, options: CaptionerOptions, model: Any, processor: Any) -> None:
+        self._options, self._model, self._processor = options, model, processor
+        self._batch_size = options.batch_size
+        self._said: dict[str, str] = {}
 
     def captions(self, images: Sequence[Image]) -> list[str]:
         """What the model says of each image, uint8 H x W x 3 RGB of any size; "" where it says nothing.
 
         It is asked once about an image that comes again among the next few thousand, as that of a source with many
-        variants does, block after block.
+        variants does, block after block. Raises `torch.OutOfMemoryError` when one does not fit alone.
         """
+        import torch
+
         hashes = [pixel_hash(image) for image in images]
         new = {
             image_hash: image for image_hash, image in zip(hashes, images, strict=True) if image_hash not in self._said
         }
-        size = self._options.batch_size
-        for start in range(0, len(new), size):
-            batch = list(new.items())[start : start + size]
+        left = list(new.items())
+        while left:
+            size = self._batch_size
+            batch = left[:size]
             full = [image for _, image in batch] + [batch[-1][1]] * (size - len(batch))
-            answers = self._answers(full, [self._options.asked] * size)
+            try:
+                answers = self._answers(full, [self._options.asked] * size)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._batch_size //= 2
+                continue
             self._said |= {key: answer for (key, _), answer in zip(batch, answers, strict=False)}
+            left = left[size:]
         found = [self._said[key] for key in hashes]
         for key in list(self._said)[: max(0, len(self._said) - REMEMBERED)]:
             del self._said[key]
@@ -151,7 +168,7 @@ class Captioner:
         """Answers to a question each, which may have other lengths."""
         import torch
 
-        inputs = self._inputs(images, questions).to(self._device, self._model.dtype)
+        inputs = self._inputs(images, questions).to(self._model.device, self._model.dtype)
         limits = {"max_new_tokens": self._options.max_new_tokens, "max_length": None}
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         with torch.inference_mode():

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from small_memory import hold
 from tiny_captioner import save_blip2, save_llava
 
 from segdatagen.captioners import Captioner, CaptionerOptions, check_captioner, clean_answer, load_captioner
 from segdatagen.config_files import read_config
 from segdatagen.errors import UsageError
+from segdatagen.stages.captioner import captioner_of
 
 TOKENS = 12
 SEGGEN = "Question: What are shown in the photo? Answer:"
@@ -161,6 +163,29 @@ def test_lower_precision_runs(blip2: Path) -> None:
 )
 def test_an_answer_holds_no_question(text: str, expected: str) -> None:
     assert clean_answer(text, SEGGEN) == expected
+
+
+def test_a_batch_that_does_not_fit_is_halved(blip2: Path) -> None:
+    """And stays so; captions are those of the smaller batch."""
+    options = CaptionerOptions(kind="blip2", weights=str(blip2), max_new_tokens=3, batch_size=4)
+    captioner, small = Captioner(options), Captioner(options.model_copy(update={"batch_size": 1}))
+    refused = hold(captioner._model.vision_model, 1)
+    assert captioner.captions(noise(3)) == small.captions(noise(3))
+    assert refused == [4, 2]
+    hold(captioner._model.vision_model, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        captioner.captions(noise(4)[3:])
+
+
+def test_methods_that_ask_a_model_differently_share_it(blip2: Path) -> None:
+    options = CaptionerOptions(kind="blip2", weights=str(blip2), max_new_tokens=3)
+    first = captioner_of(options, "cpu")
+    other = captioner_of(options.model_copy(update={"question": "What?", "batch_size": 2}), "cpu")
+    assert other._model is first._model
+    assert other is not first
+    assert captioner_of(options, "cpu") is first, "with what it said"
+    halves = captioner_of(options.model_copy(update={"dtype": "bfloat16"}), "cpu")
+    assert halves._model is not first._model
 
 
 def test_blip2_is_asked_in_the_words_of_the_paper() -> None:
