@@ -90,7 +90,7 @@ def _shapes_of(folder: Path, kind: str, config: Mapping[str, Any]) -> Shapes:
 
     broken = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet_diffusers():
             network = _build(kind, config)
     except broken as error:
         raise UsageError(f"{folder / 'config.json'} describes no {kind}: {one_line(error)}") from error
@@ -109,8 +109,8 @@ def _build(kind: str, config: Mapping[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' warnings of fields that it does not know: published configs have such fields."""
+def quiet_diffusers() -> Iterator[None]:
+    """Without diffusers' warnings: published configs have fields that it does not know, and casts are meant."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
