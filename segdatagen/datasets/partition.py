@@ -136,7 +136,7 @@ def parse_partition(text: str) -> Partition:
 def read_names(uri: str, advice: str) -> NameList:
     """A file of names, one per line; empty lines and those that begin with # do not count. Raises UsageError."""
     try:
-        lines = [line.strip() for line in read_any(uri).decode().splitlines()]
+        lines = [line.strip() for line in read_any(uri).decode("utf-8-sig").split("\n")]
     except OSError:
         raise UsageError(f"{uri}: no such file; {advice}") from None
     except UnicodeDecodeError as error:
