@@ -90,7 +90,7 @@ def test_the_plan_command_prints_bounds_pixels_and_what_is_not_measured(
         "no choice of sources takes fewer than",
         "balance would take",
         "time on 1 actor: not measured yet, `segdatagen run JOB.yaml --limit 32` measures it",
-        "PUT requests",
+        "PUT requests without lease renewals",
         f"cost{unit}: less than 0.01{behind} for requests, less than 0.01{behind} a month for storage",
         f"cost of a million samples{unit}: ",
     ):

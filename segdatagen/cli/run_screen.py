@@ -167,14 +167,15 @@ def print_estimate(estimate: Estimate) -> None:
         if estimate.gpu_hours:
             hours += f", {estimate.gpu_hours:.3g} GPU-hours"
         screen.say(f"about {screen.as_duration(estimate.wall_hours * 3600)} on {actors} and its start: {hours}")
-    stored = screen.as_bytes(estimate.stored_bytes)
-    screen.say(f"about {stored} with data/ once published, {screen.as_count(estimate.put_requests, 'PUT request')}")
+    stored, puts = screen.as_bytes(estimate.stored_bytes), screen.as_count(estimate.put_requests, "PUT request")
+    without = " without lease renewals" if estimate.wall_hours is None else ""
+    screen.say(f"about {stored} with data/ once published, {puts}{without}")
     for charges, what in ((estimate.cost, "cost"), (estimate.cost_per_million, "cost of a million samples")):
         named = {
             "for actors": charges.actors,
             "for requests": charges.requests,
             "a month for storage": charges.storage_per_month,
         }
-        known = [f"{screen.as_money(value, estimate.currency)} {w}" for w, value in named.items() if value is not None]
+        known = [f"{screen.as_money(value, estimate.currency)} {of}" for of, value in named.items() if value is not None]
         if known:
             screen.say(f"{what}{'' if estimate.currency else IN_WHAT}: {', '.join(known)}")
