@@ -139,6 +139,9 @@ def test_lists_that_cannot_be_meant_are_refused(tmp_path: Path, lines: str, prob
     ("partition", "problem"),
     [
         ("first:0", "at least one item"),
+        ("first:", "--partition first:: at least one item, as in first:100"),
+        ("first:many", "at least one item"),
+        ("x" * 300, "cannot be read (File name too long); --partition is first:N"),
         ("first:1465", "there are only 1464 items"),
         ("0/4", "a fraction lies between 0 and 1"),
         ("4/4", "a fraction lies between 0 and 1"),
