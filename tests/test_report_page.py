@@ -106,6 +106,21 @@ def test_a_class_that_no_sample_shows_is_said_and_cleared(open_page: OpenPage, i
     assert page.locator(chosen).count() == 1, "a control is never blank"
 
 
+def test_an_id_that_is_not_there_is_said(open_page: OpenPage, index: str) -> None:
+    page = open_page(f"{index}#/sample/12345")
+    assert page.inner_text("#unknown").startswith("There is no sample 12345 in this report.")
+    page.fill("[name=find]", "")
+    assert shown(page) == 48
+    assert page.is_hidden("#unknown")
+
+
+@pytest.mark.parametrize("width", [900, 1280, 1920])
+def test_no_figure_of_the_overview_stands_alone(open_page: OpenPage, index: str, width: int) -> None:
+    page = open_page(index, width=width)
+    tops = page.evaluate("[...document.querySelectorAll('.tile')].map((tile) => tile.getBoundingClientRect().top)")
+    assert min(map(tops.count, tops)) > 1
+
+
 def test_a_view_can_be_shared(open_page: OpenPage, index: str) -> None:
     page = open_page(f"{index}#/samples")
     page.select_option("[name=class]", "traffic sign")
