@@ -20,7 +20,7 @@ from segdatagen.verify import part_entries
 NUM_SAMPLES = 400
 EXECUTION = {"actors": 1, "cpus_per_actor": 0.3, "microbatch": 4, "rows_per_block": 4}
 PLAN = [{"method": "mask_ddpm", "strategy": "random", "num_samples": NUM_SAMPLES}]
-OURS = re.compile(r"[┏┃┡│└]|round 0:|entropy |run: |\d+ images, |time on |about |segdatagen: |$")
+OURS = re.compile(r"[┏┃┡│└]|round 0:|\d+ of \d+ classes |entropy |run: |\d+ images, |time on |about |segdatagen: |$")
 """How a line of a run begins: the table of its round, its progress, and the sentence at its end."""
 
 

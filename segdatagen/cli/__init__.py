@@ -7,6 +7,7 @@ that `segdatagen --help` answers at once.
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = INTERRUPTED
         except TyperException as error:
             sentence = error.format_message()
+            if number := re.fullmatch(r"No such option: (-\d+)", sentence.rstrip(".")):
+                sentence = f"{number[0]}; what begins with - and is no option stands behind --, as in `-- {number[1]}`"
             return _refuse(sentence, 2) if sentence else 2  # without a command the help says it all
         if result == INTERRUPTED:  # what typer, too, makes of a KeyboardInterrupt
             return _refuse(STOPPED, TERMINATED if signals[:1] == [signal.SIGTERM] else INTERRUPTED)

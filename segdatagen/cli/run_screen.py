@@ -43,7 +43,7 @@ class RunScreen:
         """A round was planned: show it."""
         if not self._silent:
             self.close()
-            print_round(summary)
+            print_round(summary, is_running=True)
 
     def hashing(self, num_done: int, num_after: int) -> None:
         """Parts of the sources are hashed."""
@@ -123,7 +123,7 @@ def print_standing(status: RunStatus) -> None:
             screen.table(columns, in_pixels, "pixels")
 
 
-def print_round(summary: RoundSummary) -> None:
+def print_round(summary: RoundSummary, is_running: bool = False) -> None:
     """The table of a round: per class real, accepted, planned, wanted (if any), total and shares; then the sums.
 
     Of classes that no image shows and no goal wants, as label sets of data sets at large have many, their number.
@@ -161,7 +161,7 @@ def print_round(summary: RoundSummary) -> None:
     print_pixels(summary)
     screen.say(f"{images}, about {screen.as_bytes(summary.estimated_bytes)}")
     if summary.estimate is not None and summary.num_rows:
-        print_estimate(summary.estimate)
+        print_estimate(summary.estimate, is_running)
     for reason, count in summary.rejected.items():
         screen.say(f"rejected so far: {count} x {reason}")
     if summary.unreachable:
@@ -196,16 +196,20 @@ def print_pixels(summary: RoundSummary) -> None:
         screen.table(ROUND_COLUMNS, rows, "pixels")
 
 
-def print_estimate(estimate: Estimate) -> None:
-    """What a round will take: hours, requests, bytes and money, as far as they are known."""
+def print_estimate(estimate: Estimate, is_running: bool) -> None:
+    """What a round will take: hours, requests, bytes and money, as far as they are known.
+
+    How hours come to be known is said where no run is about to measure them.
+    """
     actors = screen.as_count(estimate.actors, "actor")
     if estimate.actor_hours is None or estimate.wall_hours is None:
-        screen.say(f"time on {actors}: not measured yet, `segdatagen run JOB.yaml --limit 32` measures it")
+        how = "" if is_running else ", `segdatagen run JOB.yaml --limit 32` measures it"
+        screen.say(f"time on {actors}: not measured yet{how}")
     else:
         hours = f"{estimate.actor_hours:.3g} actor-hours"
         if estimate.gpu_hours:
             hours += f", {estimate.gpu_hours:.3g} GPU-hours"
-        screen.say(f"about {screen.as_duration(estimate.wall_hours * 3600)} on {actors} and its start: {hours}")
+        screen.say(f"about {screen.as_duration(estimate.wall_hours * 3600)} on {actors}, without the start: {hours}")
     stored, puts = screen.as_bytes(estimate.stored_bytes), screen.as_count(estimate.put_requests, "PUT request")
     without = " without lease renewals" if estimate.wall_hours is None else ""
     screen.say(f"about {stored} with data/ once published, {puts}{without}")
