@@ -79,6 +79,10 @@ def test_a_goal_in_pixels_can_be_followed(folder: Folder, capfd: pytest.CaptureF
     )
     expected = [str(sky.pixels.total), f"{before:.1f}%", f"{after:.1f}%"]
     assert [cell.strip() for cell in row.split("│")[6:9]] == expected
+    assert main(["report", folder.uri]) == 0
+    page = folder.read("report/index.html").decode().split('id="pixels"')[1]
+    cells = "".join(f"<td>{number:,}</td>" for number in (sky.pixels.real, 0, sky.pixels.real, 3000))
+    assert f'<th scope="row">sky</th>{cells}' in page
 
 
 def test_classes_that_nothing_shows_and_nobody_wants_are_only_counted(
