@@ -5,6 +5,7 @@ not know what they do.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import pickle
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
+import ray._private.services as ray_services
 from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
@@ -71,7 +73,7 @@ def _init(address: str | None, num_cpus: int | None) -> None:
     if not address:
         memory = LOCAL_OBJECT_STORE_BYTES
         options = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": memory}
-    with _without_log_level_line(), _own_sigterm():
+    with _without_log_level_line(), _own_sigterm(), _daemons_in_sessions_of_their_own():
         try:
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:
@@ -126,6 +128,21 @@ def _own_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _daemons_in_sessions_of_their_own() -> Iterator[None]:
+    """Keep a signal for the command's process group (`timeout`, a job scheduler) from Ray's processes.
+
+    Ray 2.60 starts them in the group of the driver and has no option for it. Without a raylet the driver ends at once,
+    in native code and before its `finally`s. They still end with the driver: the kernel kills them then.
+    """
+    popen = ray_services.ConsolePopen
+    ray_services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        ray_services.ConsolePopen = popen
 
 
 def quiet_ray_data() -> None:

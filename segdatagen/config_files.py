@@ -126,6 +126,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             is_pattern = kind == "string_pattern_mismatch" and allowed
             if is_pattern:
                 sentence = f"must be {allowed}"
+            elif _is_nan(problem["input"]):  # it is neither below nor above a bound
+                sentence = "must be a number"
             elif kind in _ALLOWED:
                 sentence = _ALLOWED[kind].format_map(problem.get("ctx", {}))
             else:
@@ -137,6 +139,10 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         for field, found in sentences.items()
     ]
     return "; ".join(" ".join(line.split()) for line in lines)
+
+
+def _is_nan(value: object) -> bool:
+    return str(value).strip().lower() in ("nan", "+nan", "-nan")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

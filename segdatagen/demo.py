@@ -20,10 +20,10 @@ from segdatagen.images import decode_image, decode_mask, encode_image
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import load_job
 from segdatagen.labels import LabelSet
-from segdatagen.publish import DATA, publish
+from segdatagen.publish import DATA, Index, publish
 from segdatagen.report.write import ReportRequest, write_report
 from segdatagen.run import run_job
-from segdatagen.run_folder import open_run
+from segdatagen.run_folder import Run, open_run
 from segdatagen.storage import Folder
 from segdatagen.tables import read_part
 from segdatagen.training.pictures import grid
@@ -37,10 +37,10 @@ MAGNIFY = 2
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the run, its picture and its report lie, and how the run ended."""
+    """Where the run, its picture (None: no sample is good) and its report lie, and how the run ended."""
 
     run: str
-    picture: str
+    picture: str | None
     report: str
     outcome: Outcome
 
@@ -61,13 +61,9 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
         ingest(request, reader, lambda *n: progress("ingest", *n), events.waiting)
         outcome = run_job(job, RunOptions(), events)
     run = open_run(job.uri)
-    index = publish(run, events.waiting, lambda *n: progress("publish", *n)).index
-    rows = pa.concat_tables(
-        read_part(run.folder.child(DATA), shard.name, ["source_id", "image", "mask"]) for shard in index.shards
-    )
-    folder.put("pairs.png", encode_image(pairs_picture(rows, run.label_set), "png"))
+    picture = put_pairs(run, publish(run, events.waiting, lambda *n: progress("publish", *n)).index, folder)
     report = write_report(run, ReportRequest(), events.waiting, lambda *n: progress("report", *n))
-    return DemoResult(job.uri, folder.uri_of("pairs.png"), report.index, outcome)
+    return DemoResult(job.uri, picture, report.index, outcome)
 
 
 def demo_job(out: str) -> dict[str, object]:
@@ -88,6 +84,17 @@ def demo_job(out: str) -> dict[str, object]:
         "output": {"root": f"{out}/runs", "image_format": "jpeg95"},
         "execution": {"actors": 2, "cpus_per_actor": 0.5, "torch_threads": 1, "microbatch": 8},
     }
+
+
+def put_pairs(run: Run, index: Index, folder: Folder) -> str | None:
+    """Draw what is published into `pairs.png` of a folder: its address, None where nothing is published."""
+    if not index.shards:
+        return None
+    rows = pa.concat_tables(
+        read_part(run.folder.child(DATA), shard.name, ["source_id", "image", "mask"]) for shard in index.shards
+    )
+    folder.put("pairs.png", encode_image(pairs_picture(rows, run.label_set), "png"))
+    return folder.uri_of("pairs.png")
 
 
 def pairs_picture(rows: pa.Table, label_set: LabelSet) -> np.ndarray:

@@ -158,11 +158,6 @@ def shipped_label_sets() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def problems_of(text: str) -> list[str]:
-    """Everything that is wrong with the YAML text of a label set, a sentence each; empty for a good one."""
-    return _read(text)[0]
-
-
 def from_colormap(name: str, mapping: Mapping[str, Sequence[int]]) -> LabelSet:
     """The label set of paper 001's `colormap.json`, {class: [r, g, b]}: its order gives both channel and id.
 

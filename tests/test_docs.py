@@ -30,6 +30,7 @@ from segdatagen.labels import LabelSet
 from segdatagen.layouts import LayoutOptions
 from segdatagen.method_options import COMBINATIONS, GuidedOptions, InpaintOptions, MaskSynOptions, Methods
 from segdatagen.records import DECISION_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from segdatagen.training.run import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -93,6 +94,12 @@ def test_every_command_has_an_example_and_a_row_in_the_readme(words: tuple[str, 
 def test_every_option_says_what_it_is(words: tuple[str, ...]) -> None:
     options = [p for p in COMMANDS[words].params if p.name != "help"]
     assert not [option.name for option in options if not getattr(option, "help", None)]
+
+
+def test_the_readme_names_every_kind_of_training() -> None:
+    (row,) = (row for row in table_rows(section(read("README.md"), "Commands")) if "segdatagen train" in row[0])
+    named = re.findall(r"`(\w+)`", row[1].split("Kinds: ")[1])
+    assert sorted(named) == sorted(KINDS)
 
 
 def test_the_documents_speak_of_no_other_command() -> None:

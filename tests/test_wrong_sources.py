@@ -185,6 +185,8 @@ def test_parts_of_an_interrupted_ingest_are_replaced(ray_session: None, tmp_path
         ("`--snap-colours` where masks hold ids", ["camvid", "data", "--snap-colours", "40"]),
         ("scenes of no number", ["scenes", "many"]),
         ("scenes of a size that cannot be", ["scenes", "4@8x8"]),
+        ("`--partition` with a folder", ["scenes", "4@32x32", "--partition", "."]),
+        ("`--partition first:`", ["scenes", "4@32x32", "--partition", "first:"]),
     ],
 )
 def test_wrong_words(refused_here: Refused, tmp_path: Path, row: str, words: list[str]) -> None:

@@ -102,7 +102,7 @@ KILLS = Benchmark(
     figure="{kills} kills, {rows:,} rows: none lost, none twice, {rows_made_twice} made twice; "
     "the worst kill cost {rows_of_the_worst_kill} rows",
     ratio="{ratio_to_rows_in_flight:.1f} times as many for the worst kill",
-    minutes=30,
+    minutes=60,
 )
 
 

@@ -128,6 +128,9 @@ def sources(
         folder = Folder(str(picture.parent))
         folder.require_writable()
         folder.put(picture.name, encode_image(picture_of(opened, source), "png"))
+        if not as_json:
+            screen.say(f"{picture}: source {source} of {store}")
+            return
     figures = figures_of(opened)
     if as_json:
         screen.print_json(asdict(figures))

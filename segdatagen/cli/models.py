@@ -245,5 +245,6 @@ def demo(
         return
     counts = ", ".join(f"{count} {status}" for status, count in result.outcome.counts.items())
     screen.say(f"{result.run}: {counts}")
-    screen.say(f"the job file is {out}/job.yaml, the data set {result.run}/data, a picture of it {result.picture}")
+    picture = f", a picture of it {result.picture}" if result.picture else ", empty: no sample is good"
+    screen.say(f"the job file is {out}/job.yaml, the data set {result.run}/data{picture}")
     screen.say(f"open {result.report} in a browser")

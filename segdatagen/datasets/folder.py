@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from segdatagen.colours import ColourDecoder, unknown_colours
-from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, narrow, unknown_ids
+from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, first_names, narrow, unknown_ids
 from segdatagen.errors import UsageError
 from segdatagen.images import DecodeError, decode_annotation, decode_image
 from segdatagen.labels import LabelSet, from_colormap
@@ -155,8 +155,20 @@ def list_files(
     if not found:
         where = f"{root}/{folder}".rstrip("/")
         more = f"; {advice}" if advice else ""
+        above = _folders_above(root, folder, endings)
+        if above:
+            more = f"; such files lie in {first_names(above, 3)}: choose another --split, or move them{more}"
         raise UsageError(f"{where}: no {' or '.join(endings)} files here (missing or empty folder){more}")
     return dict(sorted(found.items()))
+
+
+def _folders_above(root: str, folder: str, endings: tuple[str, ...]) -> list[str]:
+    """Where files with these endings lie one level above a folder that has none, as places below the root."""
+    if "/" not in folder:
+        return []
+    parent = PurePosixPath(folder).parent
+    entries = Folder(root).child(str(parent)).entries()
+    return sorted({str((parent / entry.name).parent) for entry in entries if entry.name.lower().endswith(endings)})
 
 
 def read_colormap(root: str) -> LabelSet:
