@@ -5,15 +5,25 @@ It does not know what the files configure.
 
 import types
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.storage import Folder, read_any
+from segdatagen.storage import CONTROL_CHARACTERS, Folder, read_any
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _checked_place(value: str) -> str:
+    if CONTROL_CHARACTERS.search(value):
+        raise ValueError(f"must have no control characters, not {shown(value)}")
+    return value
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(_checked_place)]
+"""A path or URI, as a file gives it."""
 
 _ALLOWED = {
     "int_parsing": "must be an integer",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segdatagen.config_files import describe, read_config
+from segdatagen.config_files import Place, describe, read_config
 from segdatagen.costs import Prices
 from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
@@ -47,7 +47,7 @@ class PlanSettings(_Part):
 class Output(_Part):
     """Where runs lie and how images are stored."""
 
-    root: str = Field(min_length=1)
+    root: Place
     image_format: ImageFormat = "jpeg95"
 
 
@@ -101,7 +101,7 @@ class Job(_Part):
 
     name: str = Field(pattern=NAME, description=_A_NAME)
     version: str = Field(pattern=NAME, description=_A_NAME)
-    sources: str = Field(min_length=1)
+    sources: Place
     seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry
     methods: Methods

@@ -21,6 +21,7 @@ LAYERS = {
     "images": 0,
     "records": 0,
     "storage": 0,
+    "file_locks": 0,
     "tables": 0,
     "svg": 0,
     "config_files": 0,
