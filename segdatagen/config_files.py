@@ -34,6 +34,7 @@ _ALLOWED = {
     "finite_number": "must be a finite number",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "greater_than_equal": "must be at least {ge}",
