@@ -3,6 +3,7 @@
 It does not know what the files configure.
 """
 
+import json
 import types
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -115,6 +116,22 @@ def load_yaml(text: str) -> object:
         raise ValueError(f"broken YAML: {' '.join(str(error).split())}") from error
 
 
+def load_json(data: bytes) -> Any:
+    """Parse JSON that somebody wrote, as strictly as YAML.
+
+    Raises ValueError, in one line, for what is none, for a key that stands twice in an object, and for half a
+    character (a lone surrogate), which no file could hold.
+    """
+    try:
+        text = data.decode(json.detect_encoding(data))
+        found = json.loads(text, object_pairs_hook=_unique_keys)
+        if "\\ud" in text.lower():
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    return found
+
+
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The problems of a pydantic error in one line: field, what is allowed, value."""
     sentences: dict[str, list[str]] = {}
@@ -148,6 +165,17 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         for field, found in sentences.items()
     ]
     return "; ".join(" ".join(line.split()) for line in lines)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {key!r} stands twice")
+            seen.add(key)
+    return found
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -371,20 +371,6 @@ def test_wrong_words(refused_here: Refused, row: str, words: list[str]) -> None:
     refused_here(*words, row=row)
 
 
-@pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ("statistics that are not JSON", "{"),
-        ("statistics without images", '{"classes": ["road"]}'),
-        ("statistics without classes", '{"classes": [], "images": {}}'),
-    ],
-)
-def test_wrong_statistics(refused_here: Refused, tmp_path: Path, row: str, text: str) -> None:
-    stats = tmp_path / "stats.json"
-    stats.write_text(text)
-    refused_here("balance", stats, "--n-balance", 3, row=row)
-
-
 def test_no_cluster_at_the_address(refused: Refused, make_job: JobFactory) -> None:
     refused("run", make_job(), "--address", "127.0.0.1:1", row="an address where no cluster is")
 

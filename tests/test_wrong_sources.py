@@ -60,6 +60,18 @@ def test_missing_colormap(refused_here: Refused, data_set: Path, tmp_path: Path)
     refused_here(*ingest_words("colormap", data_set, tmp_path / "store"), row="no `colormap.json`")
 
 
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ("a `colormap.json` with a class that stands twice", '{"road": [1, 2, 3], "road": [4, 5, 6]}'),
+        ("a `colormap.json` with a colour of two numbers", '{"road": [128, 64]}'),
+    ],
+)
+def test_wrong_colormap(refused_here: Refused, data_set: Path, tmp_path: Path, row: str, text: str) -> None:
+    (data_set / "colormap.json").write_text(text)
+    refused_here(*ingest_words("colormap", data_set, tmp_path / "store"), row=row)
+
+
 def test_image_without_mask(refused: Refused, data_set: Path, tmp_path: Path) -> None:
     (data_set / "masks" / "1.png").unlink()
     refused(*id_masks(data_set, tmp_path), row="an image without a mask")

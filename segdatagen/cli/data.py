@@ -156,7 +156,7 @@ def balance(
 
     Example: segdatagen balance class_pixels.json --n-balance 100 --n-balance 311 --json
     """
-    from segdatagen.balance_report import balance_report, parse_n_balance, parse_stats
+    from segdatagen.balance_report import StatisticsError, balance_report, parse_n_balance, parse_stats
     from segdatagen.cli import screen
     from segdatagen.storage import read_any
 
@@ -164,7 +164,11 @@ def balance(
         text = read_any(stats)
     except OSError as error:
         raise UsageError(f"{stats}: {(error.strerror or str(error)).lower()}") from None
-    report = balance_report(parse_stats(text), [parse_n_balance(value) for value in n_balance], seed, min_pixels, ratio)
+    quotas = [parse_n_balance(value) for value in n_balance]
+    try:
+        report = balance_report(parse_stats(text), quotas, seed, min_pixels, ratio)
+    except StatisticsError as error:
+        raise UsageError(f"{stats}: {error}") from error
     if as_json:
         screen.print_json(report)
         return
