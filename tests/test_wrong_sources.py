@@ -197,6 +197,8 @@ def test_parts_of_an_interrupted_ingest_are_replaced(ray_session: None, tmp_path
         ("`--snap-colours` where masks hold ids", ["camvid", "data", "--snap-colours", "40"]),
         ("scenes of no number", ["scenes", "many"]),
         ("scenes of a size that cannot be", ["scenes", "4@8x8"]),
+        ("scenes that no memory could hold", ["scenes", "2@100000x100000"]),
+        ("more scenes than a split has", ["scenes", "99999999999@64x64"]),
     ],
 )
 def test_wrong_words(refused_here: Refused, tmp_path: Path, row: str, words: list[str]) -> None:
