@@ -56,6 +56,8 @@ _ALLOWED = {
 
 def read_config(model: type[Model], uri: str) -> Model:
     """Read a YAML file from a path or URI into a model. Raises UsageError in one line."""
+    if not uri:
+        raise UsageError("the name of the file is empty: give that of a YAML file")
     try:
         text = read_any(uri).decode()
     except (FileNotFoundError, NotADirectoryError):

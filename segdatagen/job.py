@@ -60,8 +60,8 @@ class Execution(_Part):
     actors: int = Field(default=1, ge=1)
     cpus_per_actor: float = Field(default=1.0, gt=0)
     gpus_per_actor: float = Field(default=0.0, ge=0)
-    torch_threads: int = Field(default=1, ge=1)
-    microbatch: int = Field(default=8, ge=1, description="rows in one forward pass of the network")
+    torch_threads: int = Field(default=1, ge=1, le=1024)
+    microbatch: int = Field(default=8, ge=1, le=65536, description="rows in one forward pass of the network")
     rows_per_block: int | Literal["auto"] = "auto"
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of one attempt")

@@ -203,3 +203,10 @@ def test_parts_of_an_interrupted_ingest_are_replaced(ray_session: None, tmp_path
 )
 def test_wrong_words(refused_here: Refused, tmp_path: Path, row: str, words: list[str]) -> None:
     refused_here("ingest", *words, "--split", "train", "--out", tmp_path / "store", row=row)
+
+
+@pytest.mark.parametrize(
+    ("row", "split"), [("a split without a name", ""), ("a split outside of the data set", "../x")]
+)
+def test_wrong_split(refused_here: Refused, data_set: Path, tmp_path: Path, row: str, split: str) -> None:
+    refused_here("ingest", "camvid", data_set, "--split", split, "--out", tmp_path / "store", row=row)
