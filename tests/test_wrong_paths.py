@@ -72,9 +72,11 @@ def test_a_place_that_no_path_can_be(refused_here: Refused, make_job: JobFactory
     refused_here("plan", make_job(**fields), row=row)
 
 
-@pytest.mark.parametrize("field", ["name", "version"])
-def test_a_name_of_a_job_that_is_too_long(refused_here: Refused, make_job: JobFactory, field: str) -> None:
-    refused_here("plan", make_job(**{field: "a" * 101}), row=f"a `{field}` of 101 characters")
+@pytest.mark.parametrize(
+    ("row", "field"), [("a `name` of 101 characters", "name"), ("a `version` of 101 characters", "version")]
+)
+def test_a_name_of_a_job_that_is_too_long(refused_here: Refused, make_job: JobFactory, row: str, field: str) -> None:
+    refused_here("plan", make_job(**{field: "a" * 101}), row=row)
 
 
 def test_a_control_character_on_the_command_line(refused_here: Refused) -> None:
