@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segdatagen.config_files import describe, read_config
+from segdatagen.config_files import Place, describe, read_config
 from segdatagen.costs import Prices
 from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
@@ -29,6 +29,8 @@ STRATEGIES: dict[str, type[AnyGoal]] = {
 }
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+LONGEST_NAME = 100
+"""Characters. A disk takes 255 bytes, an object store 1024 in a whole key."""
 _A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
 
 
@@ -47,7 +49,7 @@ class PlanSettings(_Part):
 class Output(_Part):
     """Where runs lie and how images are stored."""
 
-    root: str = Field(min_length=1)
+    root: Place
     image_format: ImageFormat = "jpeg95"
 
 
@@ -58,8 +60,8 @@ class Execution(_Part):
     actors: int = Field(default=1, ge=1)
     cpus_per_actor: float = Field(default=1.0, gt=0)
     gpus_per_actor: float = Field(default=0.0, ge=0)
-    torch_threads: int = Field(default=1, ge=1)
-    microbatch: int = Field(default=8, ge=1, description="rows in one forward pass of the network")
+    torch_threads: int = Field(default=1, ge=1, le=1024)
+    microbatch: int = Field(default=8, ge=1, le=65536, description="rows in one forward pass of the network")
     rows_per_block: int | Literal["auto"] = "auto"
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of one attempt")
@@ -99,9 +101,9 @@ class Hub(_Part):
 class Job(_Part):
     """A whole job file."""
 
-    name: str = Field(pattern=NAME, description=_A_NAME)
-    version: str = Field(pattern=NAME, description=_A_NAME)
-    sources: str = Field(min_length=1)
+    name: str = Field(pattern=NAME, max_length=LONGEST_NAME, description=_A_NAME)
+    version: str = Field(pattern=NAME, max_length=LONGEST_NAME, description=_A_NAME)
+    sources: Place
     seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry
     methods: Methods

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segdatagen.config_files import read_stored
+from segdatagen.config_files import Place, read_stored
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.storage import Folder
@@ -39,8 +39,8 @@ BUILTIN_PATH = Path(__file__).parent / "builtin"
 NAMES_WEIGHTS = "names weights"
 """In the metadata of an option: its value says where weights lie. `map_weights` finds it by that."""
 _A_PLACE = "builtin:NAME, a path, hf://org/name@revision or s3://bucket/folder"
-WeightsUri = Annotated[str, Field(min_length=1, description=_A_PLACE), NAMES_WEIGHTS]
-OptionalWeightsUri = Annotated[str | None, Field(min_length=1, description=_A_PLACE), NAMES_WEIGHTS]
+WeightsUri = Annotated[Place, Field(description=_A_PLACE), NAMES_WEIGHTS]
+OptionalWeightsUri = Annotated[Place | None, Field(description=_A_PLACE), NAMES_WEIGHTS]
 
 StoreDtype = Literal["float32", "float16"]
 Config = TypeVar("Config", bound=BaseModel)

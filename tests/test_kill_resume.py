@@ -112,8 +112,8 @@ def test_ten_random_kills() -> None:
     assert [figures[f"kills_of_{victim}"] for victim in siege.VICTIMS] == [4, 3, 3]
     assert int(figures["starts"]) >= 8  # 7 kills end a start
     assert int(figures["rows"]) >= 320
-    # No bound on what is made twice but this loose one: blocks wait for writers, the more so on a busy machine.
-    assert int(figures["rows_committed_twice"]) <= int(figures["rows_made_twice"]) <= 10 * 5 * ROWS_IN_FLIGHT
+    assert int(figures["rows_of_the_worst_kill"]) <= ROWS_IN_FLIGHT
+    assert int(figures["rows_committed_twice"]) <= int(figures["rows_made_twice"]) <= 10 * ROWS_IN_FLIGHT
 
 
 def noted(tmp_path: Path, *begun: Begun, before: tuple[str, ...] = (), killed: tuple[int, ...] = ()) -> siege.Start:

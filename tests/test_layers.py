@@ -21,6 +21,7 @@ LAYERS = {
     "images": 0,
     "records": 0,
     "storage": 0,
+    "file_locks": 0,
     "tables": 0,
     "svg": 0,
     "config_files": 0,
@@ -236,7 +237,7 @@ def test_modules_say_what_they_do_and_what_they_do_not_know() -> None:
     assert all(docstrings.values())
     sentences = {m: len(text.replace("\n", " ").split(". ")) for m, text in docstrings.items()}
     assert not {m: count for m, count in sentences.items() if count < 2 and m.name != "__init__.py"}
-    assert not {m: text for m, text in docstrings.items() if len(text.splitlines()) > MAX_DOCSTRING_LINES}
+    assert not {m: text for m, text in docstrings.items() if not 2 <= len(text.splitlines()) <= MAX_DOCSTRING_LINES}
 
 
 def test_only_the_row_guard_catches_everything() -> None:

@@ -74,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = command.main(args=arguments, prog_name="segdatagen", standalone_mode=False)
         except SegdatagenError as error:
             return _refuse(str(error), error.exit_status)
-        except PermissionError as error:
-            return _refuse(f"{error.filename or error}: permission denied", 1)
+        except OSError as error:
+            if error.filename is None and not isinstance(error, PermissionError):
+                raise  # it names no file that a user could look at
+            return _refuse(f"{error.filename or error}: {(error.strerror or 'permission denied').lower()}", 1)
         except (typer.Abort, KeyboardInterrupt):
             result = INTERRUPTED
         except SystemExit:  # Ray's answer to a signal that comes while it starts or stops

@@ -55,8 +55,9 @@ class RunScreen:
         """Rows are about to be made."""
         self.close()
         self._counts, self._after = dict(counts), num_after
+        is_first = self._began == (0.0, 0)
         self._began, self._first_part = (time.monotonic(), sum(counts.values())), None
-        self._meter = screen.Meter("run", self._silent, self._describe)
+        self._meter = screen.Meter("run", self._silent, self._describe, at_once=is_first)
         self._meter.update(sum(counts.values()), num_after)
 
     def part(self, part: PartDone) -> None:
@@ -92,7 +93,7 @@ class RunScreen:
         if self._stage is not None:
             return f"{self._stage}: {screen.as_count(self._waiting[self._stage], 'row')} ready for the next stage"
         if self._first_part is None:
-            return f"starting, {outcome}"
+            return f"starting actors, which load their weights: {outcome}"
         now, done = time.monotonic(), sum(self._counts.values())
         since, before = self._first_part
         if done == before:

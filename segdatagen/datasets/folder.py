@@ -5,7 +5,6 @@ alone are all this one thing: what differs is where the folders lie, how file na
 or colours. Knows nothing of other layouts.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from segdatagen.colours import ColourDecoder, unknown_colours
+from segdatagen.config_files import load_json
 from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, first_names, narrow, unknown_ids
 from segdatagen.errors import UsageError
 from segdatagen.images import DecodeError, decode_annotation, decode_image
@@ -174,14 +174,14 @@ def _folders_above(root: str, folder: str, endings: tuple[str, ...]) -> list[str
 def read_colormap(root: str) -> LabelSet:
     """The label set of paper 001's `colormap.json`: `{"class": [r, g, b]}`, order = channel = id. Raises UsageError."""
     try:
-        mapping = json.loads(Folder(root).read("colormap.json"))
-    except FileNotFoundError:
+        mapping = load_json(Folder(root).read("colormap.json"))
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{root}: no colormap.json here; name a label set with --labels instead") from None
     except ValueError as error:
         raise UsageError(f"{root}/colormap.json: not JSON ({error})") from error
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{root}/colormap.json: expected an object of class names and [r, g, b]")
-    return from_colormap("colormap", dict(mapping))
+    return from_colormap("colormap", dict(mapping), f"{root}/colormap.json")
 
 
 def _named(colours: Mapping[tuple[int, int, int], int]) -> dict[str, int]:

@@ -1,4 +1,7 @@
-"""What a job can be told of a visual prior. Imports no torch, and does not know what each prior needs."""
+"""What a job can be told of a visual prior.
+
+Imports no torch, and does not know what each prior needs.
+"""
 
 from typing import Literal
 
