@@ -82,6 +82,7 @@ LAYERS = {
     "work": 3,
     "verify": 3,
     "publish": 3,
+    "reader": 3,
     "exporters": 3,
     "status": 3,
     "budget": 3,

@@ -28,6 +28,7 @@ from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
+from segdatagen.training.mixture import Mixture, SyntheticOptions, read_mixture
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions, require_same_network
 from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid
@@ -49,6 +50,7 @@ class SegmenterTrainingOptions(TrainingOptions):
     strides: Stages = Field(default=(2, 2, 2, 2), description="the paper's are 4, 2, 2, 2")
     reductions: Stages = (8, 4, 2, 1)
     decoder_hidden: int = Field(default=128, ge=1)
+    synthetic: SyntheticOptions | None = Field(default=None, description="published samples in place of real images")
 
 
 class SegmenterTraining:
@@ -56,7 +58,6 @@ class SegmenterTraining:
 
     name = "segmenter"
     reads_captions = False
-    frozen: Mapping[str, str] = {}
     options_type = SegmenterTrainingOptions
 
     def __init__(self, options: SegmenterTrainingOptions, arrays: TrainingArrays) -> None:
@@ -65,6 +66,10 @@ class SegmenterTraining:
         self.validation = TrainingArrays(*read_arrays(options.validation, options.geometry))
         if self.validation.label_set != arrays.label_set:
             raise UsageError(f"validation: {options.validation} has other labels than {options.sources}")
+        self.mixture: Mixture | None = None
+        if options.synthetic is not None:
+            self.mixture = read_mixture(options.synthetic, options.geometry, arrays.label_set)
+        self.frozen: Mapping[str, str] = {} if self.mixture is None else self.mixture.facts()
         self.config = SegmenterConfig(
             num_classes=arrays.label_set.num_classes,
             hidden=options.hidden,
@@ -85,7 +90,9 @@ class SegmenterTraining:
         return load_segmenter(self.options.init_weights, self.arrays.label_set.names).train()
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy of the pixels that are labelled."""
+        """Mean cross-entropy of the pixels that are labelled, of real images or of samples in their place."""
+        if self.mixture is not None:
+            batch = self.mixture.mixed(batch)
         losses = pixel_losses(scores(network, batch.images), batch.channels)
         return losses.sum() / (batch.channels >= 0).sum().clamp(min=1)
 
@@ -118,6 +125,8 @@ class SegmenterTraining:
                 "validation_images": len(self.validation.images),
                 "data": summary.data_fingerprint,
                 "loss": round(summary.loss, 5),
+                "synthetic_images": 0 if self.mixture is None else len(self.mixture.images),
+                **self.frozen,
             },
         )
         folder = Folder(options.out).child(WEIGHTS_NAME)
@@ -153,6 +162,7 @@ class SegmenterTraining:
             "network": f"SegFormer, hidden {options.hidden}, depths {options.depths}, strides {options.strides}",
             **size_rows(average, options),
             **training_rows(options, self.arrays, summary),
+            "synthetic": "none" if self.mixture is None else self.mixture.in_words(),
             "mIoU": f"{config.mean_iou} on `{options.validation}`, {len(self.validation.images):,} images",
         }
         classes = "\n".join(
