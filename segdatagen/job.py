@@ -29,7 +29,7 @@ STRATEGIES: dict[str, type[AnyGoal]] = {
 }
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
+A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
 
 
 class _Part(BaseModel):
@@ -99,8 +99,8 @@ class Hub(_Part):
 class Job(_Part):
     """A whole job file."""
 
-    name: str = Field(pattern=NAME, description=_A_NAME)
-    version: str = Field(pattern=NAME, description=_A_NAME)
+    name: str = Field(pattern=NAME, description=A_NAME)
+    version: str = Field(pattern=NAME, description=A_NAME)
     sources: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry

@@ -100,6 +100,7 @@ LAYERS = {
     "driver": 5,
     "run": 5,
     "training": 5,
+    "experiment": 5,
     "demo": 6,
     "report": 6,
     "benchmark": 6,

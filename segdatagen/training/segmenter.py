@@ -4,13 +4,14 @@ Judges and filters read the last: IoU and mean loss of each class. Steps, averag
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
+from segdatagen.config_files import describe
 from segdatagen.errors import UsageError
 from segdatagen.metrics.segmentation import confusion, iou_of, mean_iou
 from segdatagen.segmenters import (
@@ -52,6 +53,19 @@ class SegmenterTrainingOptions(TrainingOptions):
     decoder_hidden: int = Field(default=128, ge=1)
     synthetic: SyntheticOptions | None = Field(default=None, description="published samples in place of real images")
 
+    @model_validator(mode="after")
+    def _is_a_network(self) -> Self:
+        try:
+            self.network(1)
+        except ValidationError as error:
+            raise ValueError(describe(error, SegmenterConfig)) from error
+        return self
+
+    def network(self, num_classes: int) -> SegmenterConfig:
+        """The network of these options for so many classes."""
+        fields = ("hidden", "depths", "heads", "strides", "reductions", "decoder_hidden")
+        return SegmenterConfig(num_classes=num_classes, **{name: getattr(self, name) for name in fields})
+
 
 class SegmenterTraining:
     """The kind `segmenter`."""
@@ -70,15 +84,7 @@ class SegmenterTraining:
         if options.synthetic is not None:
             self.mixture = read_mixture(options.synthetic, options.geometry, arrays.label_set)
         self.frozen: Mapping[str, str] = {} if self.mixture is None else self.mixture.facts()
-        self.config = SegmenterConfig(
-            num_classes=arrays.label_set.num_classes,
-            hidden=options.hidden,
-            depths=options.depths,
-            heads=options.heads,
-            strides=options.strides,
-            reductions=options.reductions,
-            decoder_hidden=options.decoder_hidden,
-        )
+        self.config = options.network(arrays.label_set.num_classes)
         if options.init_weights is not None:
             found = check_segmenter(options.init_weights, arrays.label_set.names)
             require_same_network(options.init_weights, (found.network, self.config), (found.classes, arrays.label_set))
