@@ -47,5 +47,6 @@ def experiment(
     if as_json:
         screen.print_json(results.model_dump(mode="json"))
         return
-    screen.table(COLUMNS, overview(results), f"{results.num_test} test images, {len(results.seeds)} seeds")
+    tested, seeds = screen.as_count(results.num_test, "test image"), screen.as_count(len(results.seeds), "seed")
+    screen.table(COLUMNS, overview(results), f"{tested}, {seeds}: mean and standard deviation")
     screen.say(f"{results.out}/{PAGE_NAME} has this table and the classes, {results.out}/{RESULTS_NAME} every figure")

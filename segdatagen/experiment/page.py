@@ -3,15 +3,12 @@
 It only writes figures down; it does not compute them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from segdatagen.experiment.options import ALONE
 from segdatagen.experiment.results import Results, Row, Spread
 
-COLUMNS = (
-    *("real images", "synthetic images", "p_aug", "mIoU"),
-    *("beside real alone", "mIoU of rare classes", "beside real alone"),
-)
+COLUMNS = ("real images", "synthetic images", "p_aug", "mIoU", "mIoU - alone", "rare mIoU", "rare mIoU - alone")
 
 
 def page(results: Results) -> str:
@@ -23,7 +20,7 @@ def page(results: Results) -> str:
         "deviation (least to greatest); differences are between trainings of the same seed. mIoU is over the "
         f"{len(results.classes)} classes that the test images show; rare are {', '.join(results.rare)}."
     )
-    parts = ["# Results of an experiment", opening, _table(COLUMNS, overview(results))]
+    parts = ["# Results of an experiment", opening, _table(COLUMNS, [_line(row, _whole) for row in results.rows])]
     foreign = [f"{row.real} {row.synthetic}" for row in results.rows if not row.of_these_sources]
     if foreign:
         parts.append(f"Made from other sources than the real images beside them: {', '.join(foreign)}.")
@@ -35,20 +32,20 @@ def page(results: Results) -> str:
 
 
 def overview(results: Results) -> list[list[str]]:
-    """A line per mixture, a text for each of COLUMNS."""
-    return [_line(row) for row in results.rows]
+    """A line per mixture, a text for each of COLUMNS, with the standard deviations alone."""
+    return [_line(row, _short) for row in results.rows]
 
 
-def _line(row: Row) -> list[str]:
+def _line(row: Row, spread: Callable[[Spread, str], str]) -> list[str]:
     alone = row.synthetic == ALONE
     return [
         f"{row.real}: {row.num_real:,}",
         "none" if alone else f"{row.synthetic}: {row.num_synthetic:,}",
         "-" if alone else f"{row.p_aug:g}",
-        _spread(row.mean_iou),
-        "-" if alone else _spread(row.difference, "+"),
-        _spread(row.rare_mean_iou),
-        "-" if alone else _spread(row.rare_difference, "+"),
+        spread(row.mean_iou, ""),
+        "-" if alone else spread(row.difference, "+"),
+        spread(row.rare_mean_iou, ""),
+        "-" if alone else spread(row.rare_difference, "+"),
     ]
 
 
@@ -60,7 +57,7 @@ def _classes(results: Results, rows: Sequence[Row]) -> list[list[str]]:
     ]
 
 
-def _spread(spread: Spread, sign: str = "") -> str:
+def _whole(spread: Spread, sign: str) -> str:
     return f"{_short(spread, sign)} ({spread.least:{sign}.3f} to {spread.greatest:{sign}.3f})"
 
 
