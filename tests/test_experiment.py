@@ -1,6 +1,7 @@
 """Experiments: every mixture trained alike, each training once, figures that an oracle confirms, refusals in a line."""
 
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,7 @@ def test_the_command_prints_a_table_or_one_object(configure: Configure, capfd: p
         ("`experiment` with a seed of its trainings", {"training": {"seed": 3}}),
         ("`experiment` with trainings of no size", {"training": {"size": [30, 32]}}),
         ("`experiment` with heads that do not divide", {"training": {"heads": [3, 1, 1, 1]}}),
+        ("`experiment` that goes on from another network", {"training": {"init_weights": "builtin:scenes-segmenter"}}),
         ("`experiment` with a seed that stands twice", {"seeds": [0, 1, 0]}),
         ("`experiment` without a seed", {"seeds": []}),
         ("`experiment` without real images", {"real": {}}),
@@ -238,6 +240,8 @@ def test_wrong_data_of_an_experiment(
     few, run = str(stores["few"]), str(stores["run"])
     test = open_store(str(stores["test"])).info.fingerprint
     empty = make_scenes_store(tmp_path / "empty", 1, split="test")
+    relabelled = shutil.copytree(stores["test"], tmp_path / "relabelled") / "labels.yaml"
+    relabelled.write_text(relabelled.read_text().replace("version: '1'", "version: '2'"))
     make_published(tmp_path / "cheat", [[1]], recipe={"sources": test})
     make_published(tmp_path / "labels", [[1]], labels=load_label_set("camvid"))
     shown = set(np.unique(read_arrays(str(empty), Geometry(size=(SIZE, SIZE)))[1]).tolist())
@@ -249,6 +253,7 @@ def test_wrong_data_of_an_experiment(
     for row, changes in (
         ("`experiment` with sources that are not there", {"real": {"few": {"sources": "nothing"}}}),
         ("`experiment` that tests on images it trains on", {"test": str(stores["more"])}),
+        ("`experiment` with a test store of other labels", {"test": str(tmp_path / "relabelled")}),
         ("`experiment` with a negative `p_aug`", {"real": real(some={"runs": [run], "p_aug": -1})}),
         ("`experiment` with a run that is not there", {"real": real(some={"runs": ["nothing"]})}),
         ("`experiment` with a run of other labels", {"real": real(some={"runs": [str(tmp_path / "labels")]})}),

@@ -66,30 +66,29 @@ def check(options: ExperimentOptions) -> Checked:
     The facts are those of `out`, if it holds some, with what is new.
     """
     Folder(options.out).require_writable()
-    first = next(options.cells()).options
-    geometry = first.geometry
+    first = next(options.cells())
+    geometry = first.options.geometry
     test = _arrays(options.test, geometry)
     pixels = np.bincount(test.channels[test.channels >= 0], minlength=test.label_set.num_classes)
+    reals = {real: _arrays(wanted.sources, geometry) for real, wanted in options.real.items()}
     settings = {f"training.{name}": value for name, value in options.shared().items()}
-    data, num_real, synthetic = {"test": test.fingerprint()}, {}, {}
+    data, synthetic = {"test": test.fingerprint()}, {}
     for real, wanted in options.real.items():
-        arrays = _arrays(wanted.sources, geometry)
-        _require_apart(arrays, test, wanted.sources, options.test)
-        if wanted.sources == first.sources:
-            SegmenterTraining(first, arrays)  # it refuses weights to go on from that do not fit
-        data[f"real.{real}"], num_real[real] = arrays.fingerprint(), len(arrays.images)
+        _require_apart(reals[real], test, wanted.sources, options.test)
+        data[f"real.{real}"] = reals[real].fingerprint()
         for name, one in wanted.synthetic.items():
-            mixture = read_mixture(one, geometry, arrays.label_set)
+            mixture = read_mixture(one, geometry, test.label_set)
             of_these = _masks_are_of(one.runs, wanted.sources, options.test)
             synthetic[real, name] = SyntheticData(len(mixture.images), of_these)
             data[f"real.{real}.{name}"] = mixture.fingerprint()
             settings[f"real.{real}.{name}.p_aug"] = one.p_aug
+    SegmenterTraining(first.options, reals[first.real])  # it refuses `init_weights` that do not fit
     return Checked(
         label_set=test.label_set,
         shown=tuple(np.flatnonzero(pixels).tolist()),
         rare=tuple(_rare_channel(name, test.label_set, pixels, options.test) for name in options.rare),
         num_test=len(test.images),
-        num_real=num_real,
+        num_real={real: len(arrays.images) for real, arrays in reals.items()},
         synthetic=synthetic,
         facts=_brought_together(options.out, Facts(settings=settings, data=data)),
     )
