@@ -31,7 +31,7 @@ STRATEGIES: dict[str, type[AnyGoal]] = {
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 LONGEST_NAME = 100
 """Characters. A disk takes 255 bytes, an object store 1024 in a whole key."""
-_A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
+A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
 
 
 class _Part(BaseModel):
@@ -101,8 +101,8 @@ class Hub(_Part):
 class Job(_Part):
     """A whole job file."""
 
-    name: str = Field(pattern=NAME, max_length=LONGEST_NAME, description=_A_NAME)
-    version: str = Field(pattern=NAME, max_length=LONGEST_NAME, description=_A_NAME)
+    name: str = Field(pattern=NAME, max_length=LONGEST_NAME, description=A_NAME)
+    version: str = Field(pattern=NAME, max_length=LONGEST_NAME, description=A_NAME)
     sources: Place
     seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry

@@ -37,7 +37,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SegmenterConfig(BaseModel):
-    """Architecture of a SegFormer (Xie et al., 2021), stage by stage. The defaults have 0.9 million parameters.
+    """Architecture of a SegFormer (Xie et al., 2021), stage by stage. The defaults have 1.5 million parameters.
 
     `strides` are (4, 2, 2, 2) in the paper; small images need a first stride of 1 or 2, or small things are gone
     before anything is learnt of them. `reductions` divide the side of the keys of each stage's attention.

@@ -24,12 +24,14 @@ from segdatagen.cli import app
 from segdatagen.cli.data import FORMAT_NAMES
 from segdatagen.datasets import FORMATS
 from segdatagen.diffusion.latent_options import PRESETS
+from segdatagen.experiment.options import ExperimentOptions
 from segdatagen.filters import LIMITS, Filters
 from segdatagen.job import STRATEGIES, Job, load_job
 from segdatagen.labels import LabelSet
 from segdatagen.layouts import LayoutOptions
 from segdatagen.method_options import COMBINATIONS, GuidedOptions, InpaintOptions, MaskSynOptions, Methods
 from segdatagen.records import DECISION_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from segdatagen.training.mixture import SyntheticOptions
 from segdatagen.training.run import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -178,6 +180,13 @@ def test_the_latent_methods_of_the_readme_are_methods() -> None:
     assert {row[0].strip("`") for row in table_rows(text)} == set(COMBINATIONS) == set(Methods.model_fields)
     (layout,) = [block["masksyn"]["layout"] for block in blocks if "masksyn" in block]
     assert LayoutOptions.model_validate(layout) == LayoutOptions(), "what stands there are the defaults"
+
+
+def test_the_mixture_and_the_experiment_of_the_readme_are_some() -> None:
+    text = section(read("README.md"), "Training on a mixture")
+    mixture, experiment = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert SyntheticOptions.model_validate(mixture["synthetic"]).p_aug == 0.5
+    assert len(list(ExperimentOptions.model_validate(experiment).cells())) == 6
 
 
 def test_the_presets_of_the_page_about_latent_diffusion_are_those_that_there_are() -> None:

@@ -20,7 +20,7 @@ import typer
 from typer.exceptions import TyperException
 
 from segdatagen import __version__
-from segdatagen.cli import data, decisions, models, runs
+from segdatagen.cli import data, decisions, experiments, models, runs
 from segdatagen.errors import SegdatagenError
 
 SILENT_RAY = ("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -63,6 +63,7 @@ data.register(app)
 runs.register(app)
 decisions.register(app)
 models.register(app)
+experiments.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
