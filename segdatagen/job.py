@@ -133,12 +133,16 @@ class Job(_Part):
                     known = ", ".join(STRATEGIES)
                     raise ValueError(f"plan: unknown strategy {entry['strategy']!r}: choose one of {known}")
                 try:
-                    goals.append(kind.model_validate(entry))
+                    goals.append(kind.model_validate(entry).at(f"plan.{number}"))
                 except ValidationError as error:
                     raise ValueError(f"plan.{number}: {describe(error, kind)}") from error
             elif isinstance(entry, dict) and "method" not in entry:
                 if settings.keys() & entry.keys():
                     raise ValueError(f"plan.{number}: {', '.join(sorted(settings.keys() & entry.keys()))}: given twice")
+                try:
+                    PlanSettings.model_validate(entry)
+                except ValidationError as error:
+                    raise ValueError(f"plan.{number}: {describe(error, PlanSettings)}") from error
                 settings |= entry
             else:
                 raise ValueError(f"plan: each entry has a method and a strategy, or settings, not {entry!r}")

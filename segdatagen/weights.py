@@ -34,6 +34,8 @@ CARD_NAME = "README.md"
 """The model card: for people, and no part of the fingerprint."""
 WEIGHTS_NAME = "weights"
 """The folder of finished weights below the `out` of a training."""
+MOST_NAMES = 5
+"""Of files beside weights that are not there."""
 BUILTIN_PATH = Path(__file__).parent / "builtin"
 
 NAMES_WEIGHTS = "names weights"
@@ -86,7 +88,8 @@ def local_weights(uri: str) -> Path:
     path = Path(uri.removeprefix("file://")).expanduser()
     if not path.exists():
         parent = next(parent for parent in path.absolute().parents if parent.is_dir())
-        beside = ", ".join(sorted(entry.name for entry in parent.iterdir())[:10]) or "nothing"
+        names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+        beside = ", ".join([*names[:MOST_NAMES], "..."] if len(names) > MOST_NAMES else names) or "nothing"
         raise UsageError(f"there are no weights at {uri}: {parent} holds {beside}")
     return path
 

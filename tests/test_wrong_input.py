@@ -132,6 +132,11 @@ def test_unknown_key(refused: Refused, make_job: JobFactory) -> None:
         ("`strategy: unifrom`", {"plan": plan_of(strategy="unifrom")}),
         ("`strategy: uniform` without `per_source`", {"plan": plan_of(strategy="uniform")}),
         ("`quotas: {car: -1}`", {"plan": plan_of(strategy="quotas", quotas={"car": -1})}),
+        ("`max_rounds: 0`", {"plan": [*plan_of(strategy="uniform", per_source=1), {"max_rounds": 0}]}),
+        (
+            "an unknown quota behind settings",
+            {"plan": [{"max_rounds": 2}, *plan_of(strategy="quotas", quotas={"unicorn": 5})]},
+        ),
         (
             "`max_rounds` in two entries of the plan",
             {"plan": [*plan_of(strategy="uniform", per_source=1), {"max_rounds": 1}, {"max_rounds": 2}]},
