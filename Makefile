@@ -22,18 +22,23 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(SETUP)
 	$(BIN)/segdatagen demo
 
-# Three at once, since tests that start Ray mostly wait: those of one Ray, those whose commands start their own, and those
-# without, which give way to both, also to the workers of Ray, which are nice to 15. Files are named because importing all
-# of them takes 20 s; conftest.py refuses a test that would be left out.
+# Three at once, since tests that start Ray mostly wait: those of one Ray; those whose commands start their own, and then every
+# second file of those without; the other files without. What needs no Ray gives way to both, also to the workers of Ray,
+# which are nice to 15. Files are named because importing all of them takes 20 s; conftest.py refuses a test that would be
+# left out.
 RAY_FILES = $(shell grep -lE 'ray_session|refused_on_ray' tests/test_*.py)
 OWN_RAY_FILES = $(shell grep -l 'pytest.mark.ray' tests/test_*.py)
+EVEN_FILES = $(shell ls tests/test_*.py | sed -n 'n;p')
+ODD_FILES = $(shell ls tests/test_*.py | sed -n 'p;n')
+PYTEST = $(BIN)/python -m pytest
 test: $(SETUP)
 	@log=$$(mktemp -d); \
-	nice -n 19 $(BIN)/python -m pytest -m "not ray" >$$log/without 2>&1 & without=$$!; \
-	$(BIN)/python -m pytest -m own_ray $(OWN_RAY_FILES) >$$log/own 2>&1 & own=$$!; \
-	$(BIN)/python -m pytest -m "ray and not own_ray" $(RAY_FILES); status=$$?; \
-	wait $$own || status=1; wait $$without || status=1; \
-	cat $$log/own $$log/without; rm -rf $$log; exit $$status
+	nice -n 19 $(PYTEST) -m "not ray" $(ODD_FILES) >$$log/odd 2>&1 & odd=$$!; \
+	{ $(PYTEST) -m own_ray $(OWN_RAY_FILES) >$$log/own 2>&1; own=$$?; \
+	  nice -n 19 $(PYTEST) -m "not ray" $(EVEN_FILES) >$$log/even 2>&1 && exit $$own; } & others=$$!; \
+	$(PYTEST) -m "ray and not own_ray" $(RAY_FILES); status=$$?; \
+	wait $$odd || status=1; wait $$others || status=1; \
+	cat $$log/own $$log/even $$log/odd; rm -rf $$log; exit $$status
 
 check: $(SETUP)
 	$(BIN)/ruff check .

@@ -5,19 +5,23 @@ they draw is noise. They are those of the tests: SDXL's form with 0.3 M paramete
 BLIP-2, CLIP and the line art network.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of processors while it is imported
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from tiny_captioner import save_blip2
 from tiny_clip import make_clip
 from tiny_latent import make_adapter, make_controlnet, make_pipeline, save_pipeline
 
+from segdatagen.network_tensors import quiet_diffusers
 from segdatagen.priors.line_art import LineArt
+from segdatagen.transformers_tensors import quiet
 
 
 def make_small_models(folder: Path) -> None:
@@ -34,4 +38,5 @@ def make_small_models(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_small_models(Path(sys.argv[1]))
+    with quiet(), quiet_diffusers():
+        make_small_models(Path(sys.argv[1]))

@@ -5,7 +5,6 @@ It knows the shape of a statistics file and checks it. It opens no file and prin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,15 +12,20 @@ import numpy as np
 
 from segdatagen.balance import MAX_QUOTA, ClassOrders, IntArray, Presence, balance, cir, class_orders, entropy
 from segdatagen.balance_auto import auto_n_balance
+from segdatagen.config_files import load_json
 from segdatagen.errors import UsageError
 
 
-def parse_stats(text: str | bytes) -> object:
-    """The content of a statistics file. Raises UsageError when it is not JSON."""
+class StatisticsError(UsageError):
+    """The file of statistics is not as it should be; whoever read it knows its name."""
+
+
+def parse_stats(data: bytes) -> object:
+    """The content of a statistics file. Raises StatisticsError when it is not JSON."""
     try:
-        return json.loads(text)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UsageError(f"The statistics are not JSON ({error}); write them as UTF-8 JSON.") from error
+        return load_json(data)
+    except ValueError as error:
+        raise StatisticsError(f"the statistics are not JSON ({error}); write them as UTF-8 JSON") from error
 
 
 def parse_n_balance(text: str) -> int | Literal["auto"]:
@@ -48,7 +52,7 @@ def balance_report(
     each real one.
     Returns `{"real": {images, entropy, cir, counts}, "plans": [{n_balance, generated, entropy, cir, counts}]}`; a plan
     has the key `unreachable` (class names) where a class cannot reach the quota.
-    Raises UsageError for statistics of another shape, and for a negative quota, ratio or number of pixels.
+    Raises StatisticsError for statistics of another shape, UsageError for a negative quota, ratio or number of pixels.
     """
     if min_pixels < 1:
         raise UsageError(f"min_pixels is {min_pixels}; give 1 or more.")
@@ -67,17 +71,17 @@ def balance_report(
 def presence_of_stats(stats: object, min_pixels: int) -> Presence:
     """Which class stands in which image, sources in the order of their ids.
 
-    Raises UsageError, naming image and class, when `stats` has not the shape that `balance_report` describes.
+    Raises StatisticsError, naming image and class, when `stats` has not the shape that `balance_report` describes.
     """
     if not isinstance(stats, Mapping):
-        raise UsageError(f"The statistics are a {_kind(stats)}; give a JSON object with classes and images.")
+        raise StatisticsError(f"the statistics are a {_kind(stats)}; give a JSON object with classes and images.")
     for key in ("classes", "images"):
         if key not in stats:
-            raise UsageError(f"The statistics have no {key!r}; give a JSON object with classes and images.")
+            raise StatisticsError(f"the statistics have no {key!r}; give a JSON object with classes and images.")
     channels = _checked_channels(stats["classes"])
     images = stats["images"]
     if not isinstance(images, Mapping):
-        raise UsageError(f"'images' is a {_kind(images)}; give an object from image name to its pixels per class.")
+        raise StatisticsError(f"'images' is a {_kind(images)}; give an object from image name to its pixels per class.")
     source_ids = sorted(images)
     present = [_checked_channels_of_image(name, images[name], channels, min_pixels) for name in source_ids]
     return Presence.from_lists(source_ids, list(channels), present)
@@ -86,11 +90,11 @@ def presence_of_stats(stats: object, min_pixels: int) -> Presence:
 def _checked_channels(classes: object) -> dict[str, int]:
     """Class name -> channel."""
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-        raise UsageError("'classes' is not a list of class names; give at least one name.")
+        raise StatisticsError("'classes' is not a list of class names; give at least one name.")
     channels = {name: channel for channel, name in enumerate(classes)}
     if len(channels) != len(classes):
         twice = next(name for channel, name in enumerate(classes) if channels[name] != channel)
-        raise UsageError(f"'classes' names {twice!r} twice; give every class one place.")
+        raise StatisticsError(f"'classes' names {twice!r} twice; give every class one place.")
     return channels
 
 
@@ -98,16 +102,16 @@ def _checked_channels_of_image(name: str, image: object, channels: Mapping[str, 
     """Channels of the classes that have `min_pixels` pixels in the image."""
     pixels = image.get("pixels") if isinstance(image, Mapping) else None
     if not isinstance(pixels, Mapping):
-        raise UsageError(f"Image {name!r} has no 'pixels'; give an object from class name to number of pixels.")
+        raise StatisticsError(f"image {name!r} has no 'pixels'; give an object from class name to number of pixels.")
     present = []
     for class_name, num_pixels in pixels.items():
         if class_name not in channels:
-            raise UsageError(
-                f"Image {name!r} has pixels of {class_name!r}, which 'classes' does not name; add it there."
+            raise StatisticsError(
+                f"image {name!r} has pixels of {class_name!r}, which 'classes' does not name; add it there."
             )
         if not isinstance(num_pixels, int) or isinstance(num_pixels, bool) or num_pixels < 0:
-            raise UsageError(
-                f"Image {name!r} has {num_pixels!r} pixels of {class_name!r}; give a whole number from 0 on."
+            raise StatisticsError(
+                f"image {name!r} has {num_pixels!r} pixels of {class_name!r}; give a whole number from 0 on."
             )
         if num_pixels >= min_pixels:
             present.append(channels[class_name])

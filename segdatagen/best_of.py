@@ -4,7 +4,7 @@ Knows the options of methods and the stages that score; it does not know how ima
 """
 
 from segdatagen.clip_scores import check_clip
-from segdatagen.errors import UsageError
+from segdatagen.errors import placed
 from segdatagen.judges import clip_of, segmenter_of
 from segdatagen.method_context import MethodContext
 from segdatagen.segmenters import check_segmenter
@@ -35,10 +35,8 @@ def check_best_of(context: MethodContext) -> None:
     options, label_set = context.options.chosen, context.label_set
     if options is None:
         return
-    try:
+    with placed(f"methods.{context.method}.best_of"):
         if options.clip is not None:
             check_clip(options.clip, label_set)
         elif options.segmenter is not None:
             check_segmenter(options.segmenter, label_set.names)
-    except UsageError as error:
-        raise UsageError(f"best_of: {error}") from error

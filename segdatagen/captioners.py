@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from segdatagen.errors import UsageError, one_line
 from segdatagen.images import pixel_hash
 from segdatagen.labels import Text
-from segdatagen.latent_folders import read_json, require_no_code
+from segdatagen.model_configs import read_json, require_no_code
+from segdatagen.network_tensors import Shapes, unless_remembered
+from segdatagen.transformers_tensors import CANNOT_LOAD, quiet, require_tensors, tensor_shapes
 from segdatagen.weights import CONFIG_NAME, OptionalWeightsUri, local_weights
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ QUESTIONS = {
 REMEMBERED = 4096
 """Images whose captions a model keeps."""
 _A_QUESTION = "text on one line without spaces at its ends"
+NETWORKS = "image-text-to-text"
+"""Networks of transformers that describe images, in its own word."""
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _JSON_NAMES = (CONFIG_NAME, "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
@@ -71,10 +76,11 @@ class CaptionerOptions(BaseModel):
 
 
 def check_captioner(uri: str, kind: CaptionerKind = "model") -> Path:
-    """The local folder of a captioner's weights, in milliseconds and without torch.
+    """The local folder of a captioner's weights; without torch, and in milliseconds, where it fitted before.
 
-    Raises UsageError where it is no `from_pretrained` folder with safetensors and a processor, where a tensor file is
-    missing or broken, where it asks for code of its own to be run, or where `kind` is blip2 and the model is not.
+    Raises UsageError where it is no `from_pretrained` folder with safetensors and a processor, of a model that
+    transformers loads to describe images, where tensors are missing, broken or of another shape, where it asks for code
+    of its own to be run, or where `kind` is blip2 and the model is not.
     """
     folder = local_weights(uri)
     if not (folder / CONFIG_NAME).is_file():
@@ -88,14 +94,17 @@ def check_captioner(uri: str, kind: CaptionerKind = "model") -> Path:
         raise UsageError(f"the captioner {uri} is of type {found}, not {BLIP2_TYPE}: use kind model")
     if not configs.keys() & {"processor_config.json", "preprocessor_config.json"}:
         raise UsageError(f"{uri} holds no processor_config.json: save the model's processor beside it")
-    check_all_tensors(folder)
+    shapes = tensor_shapes(folder)
+    files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
+    unless_remembered([NETWORKS, configs, files, shapes], lambda: _require_loadable(folder, uri, shapes))
     return folder
 
 
 class Captioner:
     """A model, ready to describe images, greedily and a few at a time.
 
-    A batch is always full: its neighbours change no more of a caption than floats do of other sums.
+    A batch is always full: its neighbours change no more of a caption than floats do of other sums. Where memory runs
+    out it is halved, from then on.
     """
 
     def __init__(self, options: CaptionerOptions, device: str = "cpu") -> None:
@@ -105,35 +114,51 @@ class Captioner:
         if options.weights is None:
             raise UsageError(f"captioner: {options.kind} has no model to load")
         folder = check_captioner(options.weights, options.kind)
-        self._model, self._processor = load_captioner(folder, options.weights, getattr(torch, options.dtype))
-        self._model = self._model.to(device).eval()
-        self._options, self._device = options, device
-        self._said: dict[str, str] = {}
+        model, processor = load_captioner(folder, options.weights, getattr(torch, options.dtype))
+        self._set_up(options, model.to(device).eval(), processor)
 
     @classmethod
     def of_model(cls, options: CaptionerOptions, model: Any, processor: Any) -> Captioner:
         """A captioner around a model in memory, where it is, with what `load_captioner` would give as its processor."""
         captioner = cls.__new__(cls)
-        captioner._model, captioner._processor = model, processor
-        captioner._options, captioner._device, captioner._said = options, str(model.device), {}
+        captioner._set_up(options, model, processor)
         return captioner
+
+    def asked_otherwise(self, options: CaptionerOptions) -> Captioner:
+        """The same model with other options."""
+        return Captioner.of_model(options, self._model, self._processor)
+
+    def _set_up(self, options: CaptionerOptions, model: Any, processor: Any) -> None:
+        self._options, self._model, self._processor = options, model, processor
+        self._batch_size = options.batch_size
+        self._said: dict[str, str] = {}
 
     def captions(self, images: Sequence[Image]) -> list[str]:
         """What the model says of each image, uint8 H x W x 3 RGB of any size; "" where it says nothing.
 
         It is asked once about an image that comes again among the next few thousand, as that of a source with many
-        variants does, block after block.
+        variants does, block after block. Raises `torch.OutOfMemoryError` when one does not fit alone.
         """
+        import torch
+
         hashes = [pixel_hash(image) for image in images]
         new = {
             image_hash: image for image_hash, image in zip(hashes, images, strict=True) if image_hash not in self._said
         }
-        size = self._options.batch_size
-        for start in range(0, len(new), size):
-            batch = list(new.items())[start : start + size]
+        left = list(new.items())
+        while left:
+            size = self._batch_size
+            batch = left[:size]
             full = [image for _, image in batch] + [batch[-1][1]] * (size - len(batch))
-            answers = self._answers(full, [self._options.asked] * size)
+            try:
+                answers = self._answers(full, [self._options.asked] * size)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._batch_size //= 2
+                continue
             self._said |= {key: answer for (key, _), answer in zip(batch, answers, strict=False)}
+            left = left[size:]
         found = [self._said[key] for key in hashes]
         for key in list(self._said)[: max(0, len(self._said) - REMEMBERED)]:
             del self._said[key]
@@ -143,7 +168,7 @@ class Captioner:
         """Answers to a question each, which may have other lengths."""
         import torch
 
-        inputs = self._inputs(images, questions).to(self._device, self._model.dtype)
+        inputs = self._inputs(images, questions).to(self._model.device, self._model.dtype)
         limits = {"max_new_tokens": self._options.max_new_tokens, "max_length": None}
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         with torch.inference_mode():
@@ -184,26 +209,41 @@ def clean_answer(text: str, question: str) -> str:
     return re.split(again, answer, maxsplit=1, flags=re.IGNORECASE)[0].strip()
 
 
-def check_all_tensors(folder: Path) -> None:
-    """Raise UsageError unless every tensor file that the folder should hold has a whole header and all its bytes."""
-    from safetensors import SafetensorError, safe_open
+def _require_loadable(folder: Path, uri: str, shapes: Shapes) -> None:
+    """Raise UsageError unless transformers has a captioner of this type, with these tensors, and its processor."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = read_json(index, f"{folder} is no captioner").get("weight_map")
-        if not isinstance(shards, dict):
-            raise UsageError(f"{index} names no files of tensors: fetch it again")
-        names = sorted({str(name) for name in shards.values()})
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        try:
-            with safe_open(folder / name, framework="numpy"):
-                pass
-        except FileNotFoundError:
-            raise UsageError(f"{folder} holds no {name}: only safetensors are loaded; fetch or convert them") from None
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"the weights {folder / name} cannot be read ({error}): fetch them again") from error
+    try:
+        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    except CANNOT_LOAD as error:
+        raise UsageError(f"{uri} is no captioner: {one_line(error)}") from error
+    kind = KNOWN.get(config.model_type)
+    if kind is None:
+        raise UsageError(
+            f"{uri} is no captioner: it holds a {config.model_type}, which is no {NETWORKS} model of transformers"
+        )
+    _require_image_token(uri, _load_processor(folder, uri), config)
+    require_tensors(folder, kind, shapes, config)
+
+
+def _load_processor(folder: Path, uri: str) -> Any:
+    """The processor of a folder. Raises UsageError where there is none of images and text."""
+    from transformers import AutoProcessor
+
+    try:
+        with quiet():
+            processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
+    except CANNOT_LOAD as error:
+        raise UsageError(f"the processor of the captioner {uri} cannot be loaded: {one_line(error)}") from error
+    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
+        raise UsageError(f"{uri} has no processor of images and text: save the model's processor beside it")
+    return processor
+
+
+def _require_image_token(uri: str, processor: Any, config: Any) -> None:
+    if getattr(processor, "num_query_tokens", 1) is None or getattr(config, "image_token_id", 1) is None:
+        raise UsageError(f"{uri} was saved by an old transformers: its processor and config lack the image token")
 
 
 def load_captioner(folder: Path, uri: str, dtype: Any) -> tuple[Any, Any]:
@@ -211,26 +251,21 @@ def load_captioner(folder: Path, uri: str, dtype: Any) -> tuple[Any, Any]:
 
     Raises UsageError where transformers cannot make one of it.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+    from transformers import AutoModelForImageTextToText
 
-    logging.disable_progress_bar()  # of one worker among many, across the display of the whole
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    processor = _load_processor(folder, uri)
     try:
-        processor = AutoProcessor.from_pretrained(folder, **local)
-        model, found = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
-        )
-    except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        with quiet():
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
+            )
+    except CANNOT_LOAD as error:
         raise UsageError(
-            f"the captioner {uri} cannot be loaded as an image-text-to-text model of transformers: {one_line(error)}"
+            f"the captioner {uri} cannot be loaded as an {NETWORKS} model of transformers: {one_line(error)}"
         ) from error
     if absent := sorted(found["missing_keys"]):
         raise UsageError(f"the weights of the captioner {uri} lack {len(absent)} tensors, {absent[0]} first")
-    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
-        raise UsageError(f"{uri} has no processor of images and text: save the model's processor beside it")
-    if getattr(processor, "num_query_tokens", 1) is None or getattr(model.config, "image_token_id", 1) is None:
-        raise UsageError(f"{uri} was saved by an old transformers: its processor and config lack the image token")
+    _require_image_token(uri, processor, model.config)
     # A decoder goes on where its last token stands. An encoder's distances from image to question grow with what is
     # between them, so its padding comes last.
     has_encoder = model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder

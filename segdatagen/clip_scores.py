@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from segdatagen.captioners import check_all_tensors
 from segdatagen.clip_tokenizer import load_clip_tokenizer
 from segdatagen.errors import UsageError, one_line
 from segdatagen.labels import LabelSet, Text
-from segdatagen.latent_folders import read_json, require_no_code
+from segdatagen.model_configs import read_json, require_no_code
+from segdatagen.network_tensors import unless_remembered
 from segdatagen.prompts import CLIP_TOKENS, named_classes, parse_template
 from segdatagen.regions import regions_of
+from segdatagen.transformers_tensors import CANNOT_LOAD, quiet, require_tensors, tensor_shapes
 from segdatagen.weights import CONFIG_NAME, WeightsUri, local_weights
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from segdatagen.images import Image, Mask
 
 Measure = Literal["similarity", "probability"]
+CLIP = "CLIPModel"
+"""Its class in transformers."""
 CHUNK = 8
 """Crops in one forward pass, always so many: the score of an image follows from its own crops alone."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -81,7 +84,8 @@ def check_clip(options: ClipOptions, label_set: LabelSet) -> Path:
         raise UsageError(f"{uri} has no {PROCESSORS[0]}: save the image processor of the model beside it")
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
         raise UsageError(f"{uri} has no tokenizer: save tokenizer.json, or vocab.json and merges.txt, beside it")
-    check_all_tensors(folder)
+    shapes = tensor_shapes(folder)
+    unless_remembered([CLIP, config, shapes], lambda: require_tensors(folder, CLIP, shapes))
     if not named_classes(label_set):
         raise UsageError(f"the label set {label_set.name} has no class but background: there is nothing to score")
     tokenizer = load_clip_tokenizer(folder)
@@ -188,15 +192,14 @@ def load_clip(folder: Path, uri: str) -> tuple[Any, Any, Any]:
     """
     from transformers import CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of one worker among many, across the display of the whole
     try:
-        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        model, found = CLIPModel.from_pretrained(
-            folder, dtype="float32", use_safetensors=True, output_loading_info=True, local_files_only=True
-        )
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        with quiet():
+            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            model, found = CLIPModel.from_pretrained(
+                folder, dtype="float32", use_safetensors=True, output_loading_info=True, local_files_only=True
+            )
+    except CANNOT_LOAD as error:
         raise UsageError(f"{uri} cannot be loaded as CLIP by transformers: {one_line(error)}") from error
     if absent := sorted(found["missing_keys"]):
         raise UsageError(f"the weights of {uri} lack {len(absent)} tensors, {absent[0]} first")

@@ -5,6 +5,7 @@ not know what they do.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import pickle
@@ -14,10 +15,11 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
+import ray._private.services as ray_services
 from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
@@ -33,6 +35,9 @@ ANSWER_SECONDS = 5.0
 
 MAX_RETRIES = 2
 """Of a task whose worker died. Ray Data's own number is infinite: work that kills its worker would never end."""
+
+TINY = 1e-9
+"""Of a CPU or GPU: shares of them are sums of floats."""
 
 START_ERRORS = (ConnectionError, ValueError, RuntimeError)
 
@@ -71,7 +76,7 @@ def _init(address: str | None, num_cpus: int | None) -> None:
     if not address:
         memory = LOCAL_OBJECT_STORE_BYTES
         options = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": memory}
-    with _without_log_level_line(), _own_sigterm():
+    with _without_log_level_line(), _own_sigterm(), _daemons_in_sessions_of_their_own():
         try:
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:
@@ -128,6 +133,21 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def _daemons_in_sessions_of_their_own() -> Iterator[None]:
+    """Keep a signal for the command's process group (`timeout`, a job scheduler) from Ray's processes.
+
+    Ray 2.60 starts them in the group of the driver and has no option for it. Without a raylet the driver ends at once,
+    in native code and before its `finally`s. They still end with the driver: the kernel kills them then.
+    """
+    popen = ray_services.ConsolePopen
+    ray_services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        ray_services.ConsolePopen = popen
+
+
 def quiet_ray_data() -> None:
     """Leave the screen to our own progress: Ray Data keeps its logs in the session folder."""
     context = ray.data.DataContext.get_current()
@@ -147,16 +167,51 @@ def deprecated_arguments() -> Iterator[None]:
 
 def require_resources(actors: int, cpus_per_actor: float, gpus_per_actor: float, other_cpus: float) -> None:
     """Raise UsageError, naming the number that is too small, unless the actors fit beside what Ray itself needs."""
-    have = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    check_fit(nodes, actors, cpus_per_actor, gpus_per_actor, other_cpus)
+
+
+def check_fit(
+    nodes: Sequence[Mapping[str, float]], actors: int, cpus_per_actor: float, gpus_per_actor: float, other_cpus: float
+) -> None:
+    """`require_resources` of nodes with so much of each resource: in sum, and as no actor stands on two nodes."""
     demands = {"CPU": (cpus_per_actor, other_cpus), "GPU": (gpus_per_actor, 0.0)}
     for resource, (per_actor, other) in demands.items():
-        needed, available = actors * per_actor + other, have.get(resource, 0.0)
-        if needed > available + 1e-9:
+        field = f"execution.{resource.lower()}s_per_actor"
+        had = [node.get(resource, 0.0) for node in nodes]
+        needed, available = actors * per_actor + other, sum(had)
+        if needed > available + TINY:
             extra = f" and {other:g} to split the plan" if other else ""
             raise UsageError(
                 f"the run needs {needed:g} {resource} ({actors} actors of {per_actor:g}{extra}) but the cluster has "
-                f"{available:g}: lower execution.actors or execution.{resource.lower()}s_per_actor"
+                f"{available:g}: lower execution.actors or {field}"
             )
+        if per_actor > max(had, default=0.0) + TINY:
+            raise UsageError(
+                f"an actor needs {per_actor:g} {resource} but the largest node has {max(had):g}: lower {field}"
+            )
+    held = [_actors_on(node, cpus_per_actor, gpus_per_actor) for node in nodes]
+    beside = [
+        sum(held) - held[place] + _actors_on({**node, "CPU": node["CPU"] - other_cpus}, cpus_per_actor, gpus_per_actor)
+        for place, node in enumerate(nodes)
+        if node.get("CPU", 0.0) >= other_cpus - TINY and "CPU" in node
+    ]
+    if max(beside, default=0) < actors:
+        of = f"{cpus_per_actor:g} CPU" + (f" and {gpus_per_actor:g} GPU" if gpus_per_actor else "")
+        raise UsageError(
+            f"the {len(nodes)} nodes of the cluster hold {max(beside, default=0)} actors of {of} beside "
+            f"{other_cpus:g} CPU to split the plan, not {actors}: lower execution.actors or what each needs"
+        )
+
+
+def _actors_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """How many actors a node holds. A share of a GPU is one of a single GPU."""
+    by_cpus = int(node.get("CPU", 0.0) / cpus + TINY)
+    if not gpus:
+        return by_cpus
+    num_gpus = node.get("GPU", 0.0)
+    by_gpus = int(num_gpus + TINY) * int(1 / gpus + TINY) if gpus < 1 else int(num_gpus / gpus + TINY)
+    return min(by_cpus, by_gpus)
 
 
 def spread(

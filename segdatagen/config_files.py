@@ -3,17 +3,28 @@
 It does not know what the files configure.
 """
 
+import json
 import types
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.storage import Folder, read_any
+from segdatagen.storage import CONTROL_CHARACTERS, Folder, read_any
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _checked_place(value: str) -> str:
+    if CONTROL_CHARACTERS.search(value):
+        raise ValueError(f"must have no control characters, not {shown(value)}")
+    return value
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(_checked_place)]
+"""A path or URI, as a file gives it."""
 
 _ALLOWED = {
     "int_parsing": "must be an integer",
@@ -24,6 +35,7 @@ _ALLOWED = {
     "finite_number": "must be a finite number",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "greater_than_equal": "must be at least {ge}",
@@ -44,6 +56,8 @@ _ALLOWED = {
 
 def read_config(model: type[Model], uri: str) -> Model:
     """Read a YAML file from a path or URI into a model. Raises UsageError in one line."""
+    if not uri:
+        raise UsageError("the name of the file is empty: give that of a YAML file")
     try:
         text = read_any(uri).decode()
     except (FileNotFoundError, NotADirectoryError):
@@ -104,6 +118,22 @@ def load_yaml(text: str) -> object:
         raise ValueError(f"broken YAML: {' '.join(str(error).split())}") from error
 
 
+def load_json(data: bytes) -> Any:
+    """Parse JSON that somebody wrote, as strictly as YAML.
+
+    Raises ValueError, in one line, for what is none, for a key that stands twice in an object, and for half a
+    character (a lone surrogate), which no file could hold.
+    """
+    try:
+        text = data.decode(json.detect_encoding(data))
+        found = json.loads(text, object_pairs_hook=_unique_keys)
+        if "\\ud" in text.lower():
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    return found
+
+
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The problems of a pydantic error in one line: field, what is allowed, value."""
     sentences: dict[str, list[str]] = {}
@@ -126,6 +156,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             is_pattern = kind == "string_pattern_mismatch" and allowed
             if is_pattern:
                 sentence = f"must be {allowed}"
+            elif _is_nan(problem["input"]):  # it is neither below nor above a bound
+                sentence = "must be a number"
             elif kind in _ALLOWED:
                 sentence = _ALLOWED[kind].format_map(problem.get("ctx", {}))
             else:
@@ -137,6 +169,21 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         for field, found in sentences.items()
     ]
     return "; ".join(" ".join(line.split()) for line in lines)
+
+
+def _is_nan(value: object) -> bool:
+    return str(value).strip().lower() in ("nan", "+nan", "-nan")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {key!r} stands twice")
+            seen.add(key)
+    return found
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -165,7 +212,8 @@ def _resolve(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list[s
             annotation = field.annotation if field else None
         elif isinstance(part, int) or any(get_origin(found) in (dict, Mapping) for found in _alternatives(annotation)):
             path.append(str(part))
-            annotation = next(iter(get_args(annotation)[-1:]), None)
+            inner = [found for found in get_args(annotation) if found is not Ellipsis]
+            annotation = next(iter(inner[-1:]), None)
             owner = None
     return path, owner
 

@@ -62,7 +62,8 @@ class Estimate(BaseModel):
     """What a round will take. Hours are None until a sample was measured; no start-up is in them.
 
     `actor_hours` and `gpu_hours` are sums over all actors, `wall_hours` what a clock shows for the pool of the job.
-    `stored_bytes` and `put_requests` are those of the samples and of `data/` after publishing. `cost_per_million` is
+    `stored_bytes` and `put_requests` are those of the samples and of `data/` after publishing, the latter without those
+    of a lease that is renewed where the hours are None. `cost_per_million` is
     that of a round of a million samples: what a round puts only once is in it once.
     """
 

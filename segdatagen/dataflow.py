@@ -21,13 +21,14 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from segdatagen.cluster import deprecated_arguments
-from segdatagen.errors import SegdatagenError
+from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.job import Execution
 from segdatagen.methods import Chain, begin, finish
 from segdatagen.placement import Segment, Segments, pool_sizes
-from segdatagen.samples import put_samples, split_parts
+from segdatagen.samples import SAMPLES, part_name, put_samples, split_parts
 from segdatagen.storage import Folder, StorageError
-from segdatagen.work import KEPT, put_work, read_kept, read_rows, to_batch, to_table
+from segdatagen.tables import UnreadablePart, read_part
+from segdatagen.work import KEPT, folder_of, put_work, read_kept, read_rows, to_batch, to_table
 
 SPLIT_CPUS = 1
 """What Ray takes for the task that splits the plan into blocks; it cannot be told otherwise, and waits for ever beside
@@ -104,17 +105,30 @@ class ChainActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows as the next step needs them; behind a step that commits, a report of each part that was put."""
-        made = [self._made(part) for part in split_parts(block)]
+        parts = split_parts(block)
         if not self._step.commits:
-            return pa.concat_tables(made)
-        return pa.Table.from_pylist([_commit(self._put, part) for part in made], schema=_REPORT_SCHEMA)
+            return pa.concat_tables([self._made(part) for part in parts])
+        return pa.Table.from_pylist([self._put(part) for part in parts], schema=_REPORT_SCHEMA)
 
-    def _put(self, part: pa.Table) -> tuple[str, bool]:
-        """Store a part: its name, and whether samples are in it."""
-        run, stage = Folder(self._flow.run_uri), self._step.stage
-        if stage is None:
-            return put_samples(run, part), True
-        return put_work(run, stage, self._flow.attempt, part.drop_columns([_COSTS])), False
+    def _put(self, part: pa.Table) -> dict[str, Any]:
+        """Make and put a part, and report it.
+
+        Where this attempt has put it already, whoever did died before it could say so: the part stays as it is. Ray
+        Data drops a block whose task raises, so a store that refuses is reported too.
+        """
+        run, stage, attempt = Folder(self._flow.run_uri), self._step.stage, self._flow.attempt
+        name = part_name(SAMPLES if stage is None else folder_of(stage), part, attempt)
+        try:
+            if (found := _statuses(run, name)) is not None:
+                return _report(part, name, _counts(found, stage))
+            made = self._made(part)
+            if stage is None:
+                put_samples(run, made)
+            else:
+                put_work(run, stage, attempt, made.drop_columns([_COSTS]))
+        except StorageError as error:
+            return _report(part, name, {}, error=str(error))
+        return _report(part, name, _counts(made["status"], stage), _costs(made))
 
     def _made(self, part: pa.Table) -> pa.Table:
         chain, step = self._chain(part["method"][0].as_py()), self._step
@@ -256,18 +270,27 @@ def _rows(
                 peaks[cost["stage"]] = max(peaks.get(cost["stage"], 0), cost["peak_bytes"])
             yield PartDone(**row, stage=stage, stage_seconds=seconds, stage_peak_bytes=peaks)
     except ray.exceptions.ActorDiedError as error:  # that of a block is among the errors which cost only rows
-        reason = str(error).strip().splitlines()[-1]
-        raise SegdatagenError(
-            f"{flow.run_uri}: a worker cannot start ({reason}); what is done is kept, and the same command goes on"
-        ) from error
+        raise cannot_start(flow.run_uri, error) from error
+
+
+def cannot_start(run_uri: str, error: ray.exceptions.ActorDiedError) -> SegdatagenError:
+    """What to say of an actor that cannot be built: a UsageError where its input is wrong, which stays so."""
+    reason = str(error).strip().splitlines()[-1]
+    if reason.startswith(_WRONG_INPUT):
+        sentence = reason.removeprefix(_WRONG_INPUT)
+        return UsageError(f"{run_uri}: a worker cannot start: {sentence} (what is done is kept)")
+    return SegdatagenError(
+        f"{run_uri}: a worker cannot start ({reason}); what is done is kept, and the same command goes on"
+    )
+
+
+_WRONG_INPUT = f"{UsageError.__module__}.{UsageError.__qualname__}: "
+"""How the last line of a traceback begins."""
 
 
 _COSTS = "stage_costs"
 """A column that travels beside the rows, in the first of them, and is not stored: what each stage took."""
 _COSTS_TYPE = pa.list_(pa.struct([("stage", pa.string()), ("seconds", pa.float64()), ("peak_bytes", pa.int64())]))
-
-Put = Callable[[pa.Table], tuple[str, bool]]
-"""Stores a part: its name, and whether samples are in it."""
 
 
 def _costs(part: pa.Table) -> list[tuple[str, float, int]]:
@@ -276,23 +299,39 @@ def _costs(part: pa.Table) -> list[tuple[str, float, int]]:
     return [tuple(cost.values()) for costs in found for cost in costs]
 
 
-def _commit(put: Put, part: pa.Table) -> dict[str, Any]:
-    """Put a part and report it. Ray Data drops a block whose task raises, so a store that refuses is reported too."""
-    name, problem, is_made = "", None, False
+def _statuses(run: Folder, name: str) -> pa.ChunkedArray | None:
+    """The statuses of a part, None where it is not there or cannot be read: then it is made."""
+    if not run.exists(name):
+        return None
     try:
-        name, is_made = put(part)
-    except StorageError as error:
-        problem = str(error)
-    counts = {row["values"]: row["counts"] for row in pc.value_counts(part["status"]).to_pylist()}
+        return read_part(run, name, ["status"])["status"]
+    except UnreadablePart:
+        return None
+
+
+def _counts(statuses: pa.ChunkedArray, stage: str | None) -> dict[str, int]:
+    """Rows of a part that was put, by status; those that a `stage` keeps for the next one by `kept` alone."""
+    if stage is not None:
+        return {"kept": len(statuses)}
+    return {row["values"]: row["counts"] for row in pc.value_counts(statuses).to_pylist()}
+
+
+def _report(
+    part: pa.Table,
+    name: str,
+    counts: Mapping[str, int],
+    costs: Sequence[tuple[str, float, int]] = (),
+    error: str | None = None,
+) -> dict[str, Any]:
+    """A row of _REPORT_SCHEMA; no counts: nothing was put."""
     return {
         "name": name,
         "method": part["method"][0].as_py(),
-        **{status: counts.get(status, 0) if is_made else 0 for status in ("ok", "rejected", "failed")},
-        "kept": 0 if is_made else part.num_rows,
-        "chain_seconds": sum(seconds for _, seconds, _ in _costs(part)),
-        _COSTS: _costs(part),
+        **{kind: counts.get(kind, 0) for kind in ("ok", "rejected", "failed", "kept")},
+        "chain_seconds": sum(seconds for _, seconds, _ in costs),
+        _COSTS: list(costs),
         "finished": time.time(),
-        "error": problem,
+        "error": error,
     }
 
 

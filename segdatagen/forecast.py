@@ -5,6 +5,7 @@ It counts what a run writes; arithmetic and prices are those of `costs`. It meas
 
 import math
 
+from segdatagen.budget import RECORD_SECONDS
 from segdatagen.costs import Estimate, Pool, Work, estimate
 from segdatagen.dataflow import rows_per_block
 from segdatagen.job import Execution, Job
@@ -32,15 +33,18 @@ def forecast(job: Job, summary: RoundSummary) -> Estimate:
 
 
 def _work(execution: Execution, summary: RoundSummary, times: float) -> Work:
-    """A round of so many times the rows, of the same methods."""
+    """A round of so many times the rows, of the same methods.
+
+    A lease is renewed and an attempt recorded as long as it takes: without measured seconds neither is counted.
+    """
     rows, num_bytes = round(summary.num_rows * times), round(summary.estimated_bytes * times)
     seconds = None if summary.estimated_seconds is None else summary.estimated_seconds * times
     # A block that holds samples of several methods is stored as a part for each.
     parts = math.ceil(rows / rows_per_block(execution, rows)) * sum(of > 0 for of in summary.rows_per_method.values())
-    renewals = round((seconds or 0.0) / execution.actors / RENEWAL)
-    puts = (
-        parts + math.ceil(rows / ROWS_PER_PART) + puts_of_shards(num_bytes) + renewals + FILES_OF_ROUND + FILES_OF_RUN
-    )
+    puts = parts + math.ceil(rows / ROWS_PER_PART) + puts_of_shards(num_bytes) + FILES_OF_ROUND + FILES_OF_RUN
+    if seconds is not None:
+        wall = seconds / execution.actors
+        puts += round(wall / RENEWAL) + round(wall / RECORD_SECONDS)
     return Work(rows, seconds, 2 * num_bytes, puts)
 
 

@@ -6,10 +6,10 @@ worked out by `missing`; sample ids, rounds and storage are the planner's.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from segdatagen.balance import MAX_QUOTA, ClassOrders, IntArray, Presence
 from segdatagen.balance_auto import auto_n_balance
@@ -30,6 +30,18 @@ class _Goal(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
+    _place: str = PrivateAttr(default="plan")
+
+    def at(self, place: str) -> Self:
+        """The same goal, which says that it stands there in the job file: `plan.2`."""
+        placed = self.model_copy()
+        placed._place = place
+        return placed
+
+    @property
+    def place(self) -> str:
+        """Where the goal stands in its job file: `plan` where no number is known."""
+        return self._place
 
 
 class Uniform(_Goal):

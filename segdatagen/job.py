@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segdatagen.config_files import describe, read_config
+from segdatagen.config_files import Place, describe, read_config
 from segdatagen.costs import Prices
 from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
@@ -29,7 +29,9 @@ STRATEGIES: dict[str, type[AnyGoal]] = {
 }
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
+LONGEST_NAME = 100
+"""Characters. A disk takes 255 bytes, an object store 1024 in a whole key."""
+A_NAME = "letters, digits, dots, underscores and hyphens, the first a letter or digit"
 
 
 class _Part(BaseModel):
@@ -47,7 +49,7 @@ class PlanSettings(_Part):
 class Output(_Part):
     """Where runs lie and how images are stored."""
 
-    root: str = Field(min_length=1)
+    root: Place
     image_format: ImageFormat = "jpeg95"
 
 
@@ -58,8 +60,8 @@ class Execution(_Part):
     actors: int = Field(default=1, ge=1)
     cpus_per_actor: float = Field(default=1.0, gt=0)
     gpus_per_actor: float = Field(default=0.0, ge=0)
-    torch_threads: int = Field(default=1, ge=1)
-    microbatch: int = Field(default=8, ge=1, description="rows in one forward pass of the network")
+    torch_threads: int = Field(default=1, ge=1, le=1024)
+    microbatch: int = Field(default=8, ge=1, le=65536, description="rows in one forward pass of the network")
     rows_per_block: int | Literal["auto"] = "auto"
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of one attempt")
@@ -99,9 +101,9 @@ class Hub(_Part):
 class Job(_Part):
     """A whole job file."""
 
-    name: str = Field(pattern=NAME, description=_A_NAME)
-    version: str = Field(pattern=NAME, description=_A_NAME)
-    sources: str = Field(min_length=1)
+    name: str = Field(pattern=NAME, max_length=LONGEST_NAME, description=A_NAME)
+    version: str = Field(pattern=NAME, max_length=LONGEST_NAME, description=A_NAME)
+    sources: Place
     seed: int = Field(default=0, ge=0, strict=True)
     geometry: Geometry
     methods: Methods
@@ -131,12 +133,16 @@ class Job(_Part):
                     known = ", ".join(STRATEGIES)
                     raise ValueError(f"plan: unknown strategy {entry['strategy']!r}: choose one of {known}")
                 try:
-                    goals.append(kind.model_validate(entry))
+                    goals.append(kind.model_validate(entry).at(f"plan.{number}"))
                 except ValidationError as error:
                     raise ValueError(f"plan.{number}: {describe(error, kind)}") from error
             elif isinstance(entry, dict) and "method" not in entry:
                 if settings.keys() & entry.keys():
                     raise ValueError(f"plan.{number}: {', '.join(sorted(settings.keys() & entry.keys()))}: given twice")
+                try:
+                    PlanSettings.model_validate(entry)
+                except ValidationError as error:
+                    raise ValueError(f"plan.{number}: {describe(error, PlanSettings)}") from error
                 settings |= entry
             else:
                 raise ValueError(f"plan: each entry has a method and a strategy, or settings, not {entry!r}")

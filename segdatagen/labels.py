@@ -158,16 +158,11 @@ def shipped_label_sets() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def problems_of(text: str) -> list[str]:
-    """Everything that is wrong with the YAML text of a label set, a sentence each; empty for a good one."""
-    return _read(text)[0]
-
-
-def from_colormap(name: str, mapping: Mapping[str, Sequence[int]]) -> LabelSet:
+def from_colormap(name: str, mapping: Mapping[str, Sequence[int]], file: str | None = None) -> LabelSet:
     """The label set of paper 001's `colormap.json`, {class: [r, g, b]}: its order gives both channel and id.
 
     The file says nothing of things and stuff, so every class is stuff; a class called "background" never counts for
-    balance. UsageError, with every problem, where the mapping is no label set.
+    balance. UsageError, with `file` if given and every problem, where the mapping is no label set.
     """
     classes = [
         {"id": channel, "name": label, "prompt": str(label).replace("_", " "), "colour": colour, "kind": "stuff"}
@@ -177,7 +172,7 @@ def from_colormap(name: str, mapping: Mapping[str, Sequence[int]]) -> LabelSet:
     document = {"name": name, "version": "1", "background_ids": background_ids, "classes": classes}
     problems, label_set = _validated(document)
     if label_set is None:
-        raise UsageError(f"colour map {name}: {'; '.join(problems)}")
+        raise UsageError(f"{file or f'colour map {name}'}: {'; '.join(problems)}")
     return label_set
 
 
@@ -199,7 +194,10 @@ def _validated(document: object) -> tuple[list[str], LabelSet | None]:
         return [], LabelSet.model_validate(document)
     except ValidationError as error:
         # One sentence for a field, however many of its items are wrong.
-        structural = list(dict.fromkeys(_sentence(dict(entry), document) for entry in error.errors() if entry["loc"]))
+        entries = [dict(entry) for entry in error.errors() if entry["loc"]]
+        if _rows(document.get("classes")):  # pydantic counts the classes without fault, and of those there may be none
+            entries = [entry for entry in entries if (entry["loc"], entry["type"]) != (("classes",), "too_short")]
+        structural = list(dict.fromkeys(_sentence(entry, document) for entry in entries))
     classes = [label for label in map(_class_or_none, _rows(document.get("classes"))) if label is not None]
     ignore_ids = _integers(document.get("ignore_ids"))
     background_ids = _integers(document.get("background_ids"))

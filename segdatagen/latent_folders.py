@@ -4,13 +4,13 @@ A folder has the layout of `from_pretrained`: `model_index.json` and a folder pe
 `config.json`. What is wrong is found before any process starts that would load it. Nothing is loaded here.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from segdatagen.errors import UsageError
+from segdatagen.model_configs import read_json, require_no_code
 from segdatagen.network_tensors import check_network
 from segdatagen.weights import local_weights, safetensors_shapes
 
@@ -106,8 +106,8 @@ def _shape(uri: str, folder: Path) -> Shape:
         raise UsageError(f"{uri} is one file: base_config is the folder of a diffusers model")
     index = read_json(folder / "model_index.json", f"{uri} is no diffusers model")
     family: Family = "sdxl" if "text_encoder_2" in index else "sd15"
-    for name, wanted in COMPONENTS[family].items():
-        _require_component(uri, folder, name, index.get(name), wanted)
+    for name in COMPONENTS[family]:
+        _require_component(uri, folder, name, index.get(name), family)
     unet = read_json(folder / "unet" / "config.json", f"{uri} has no unet")
     vae = read_json(folder / "vae" / "config.json", f"{uri} has no vae")
     if (unet.get("addition_embed_type") == "text_time") != (family == "sdxl"):
@@ -224,26 +224,17 @@ def check_adapter(uri: str, shape: Shape) -> int:
     return factor
 
 
-def read_json(path: Path, problem: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises UsageError that begins with `problem`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{problem}: {path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{problem}: {path} cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{problem}: {path} holds no JSON object")
-    return found
-
-
 def network_config(uri: str, wanted: str) -> dict[str, Any]:
     """`config.json` of a folder with one network. Raises UsageError unless it is of the class `wanted`."""
     folder = local_weights(uri)
     config = read_json(folder / "config.json", f"{uri} is no {wanted}")
     require_no_code(uri, config)
     if config.get("_class_name") != wanted:
-        raise UsageError(f"{uri} holds a {config.get('_class_name', 'network without a name')}, and needs a {wanted}")
+        found = config.get("_class_name", "network without a name")
+        raise UsageError(f"{uri} holds the class {found}, and {wanted} is needed")
+    for name in ("channels", "block_out_channels"):  # diffusers reads them before it looks at them
+        if name in config:
+            _numbers(uri, config, name)
     check_network(folder, wanted, config)
     return config
 
@@ -273,25 +264,20 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _require_component(uri: str, folder: Path, name: str, entry: Any, wanted: str) -> None:
-    if not isinstance(entry, list) or len(entry) != 2:
-        raise UsageError(f"{uri} has no {name}: a model of this kind has {', '.join(COMPONENTS['sdxl'])}")
+def _require_component(uri: str, folder: Path, name: str, entry: Any, family: Family) -> None:
+    wanted = COMPONENTS[family][name]
+    if not isinstance(entry, list) or len(entry) != 2 or None in entry:
+        raise UsageError(f"{uri} has no {name}: a model of this kind has {', '.join(COMPONENTS[family])}")
     library, found = entry
     if library not in LIBRARIES:
         raise UsageError(f"{uri}: its {name} is {library}.{found}, code of its own, which is never run")
-    if found is None or str(found).removesuffix("Fast") != wanted:
-        raise UsageError(f"{uri}: its {name} is a {found}, and a {wanted} is needed")
+    if str(found).removesuffix("Fast") != wanted:
+        raise UsageError(f"{uri}: its {name} is of the class {found}, and {wanted} is needed")
     if name in WITHOUT_TENSORS:
         if not (folder / name).is_dir():
             raise UsageError(f"{uri} has no {name}: {folder / name} is missing")
         return
     require_no_code(uri, read_json(folder / name / "config.json", f"{uri} has no {name}"))
-
-
-def require_no_code(uri: str, config: Mapping[str, Any]) -> None:
-    """Raise UsageError where a config asks for code that comes with the weights."""
-    if "auto_map" in config:
-        raise UsageError(f"{uri} asks for code of its own (auto_map in its config), which is never run")
 
 
 def _differ(found: tuple[tuple[int, ...], int], shape: Shape) -> str:

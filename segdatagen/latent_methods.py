@@ -10,13 +10,13 @@ import numpy as np
 
 from segdatagen.best_of import best_of
 from segdatagen.captioners import MODEL_KINDS, check_captioner
-from segdatagen.errors import UsageError
-from segdatagen.labels import LabelSet
+from segdatagen.diffusion.latent_options import Numerics
+from segdatagen.errors import UsageError, placed
 from segdatagen.latent_folders import Shape, check_adapter, check_base, check_controlnet, check_vae
 from segdatagen.layouts import LAYOUT_SCORES, require_colours
 from segdatagen.load_source import LoadSource
 from segdatagen.method_context import MethodContext
-from segdatagen.method_options import InpaintOptions, LatentOptions, MaskSynOptions
+from segdatagen.method_options import Control, InpaintOptions, LatentOptions, MaskSynOptions
 from segdatagen.priors import check_prior
 from segdatagen.priors.options import PriorOptions, prior_columns
 from segdatagen.prompts import PromptWriter, TokenBudget
@@ -165,58 +165,62 @@ def _budget(options: LatentOptions) -> TokenBudget:
 
 def check_latent(context: MethodContext) -> None:
     """Raise UsageError, in one line, where networks, priors, prompts or sizes do not fit; loads tokenizers alone."""
-    options, label_set = _options(context), context.label_set
-    shape = check_base(options.base, options.base_config)
+    options, place = _options(context), f"methods.{context.method}"
+    with placed(f"{place}.base"):
+        shape = check_base(options.base, options.base_config)
+        if shape.inpaints and not isinstance(options, InpaintOptions):
+            raise UsageError(f"{options.base} was trained to inpaint: it can only be the base of the method inpaint")
     _check_size(context, options.base, shape)
-    options.numerics.require_usable(context.execution.device)
-    if options.numerics.vae:
-        check_vae(options.numerics.vae, shape)
-    for control in options.controls:
-        if control.kind == "controlnet":
-            check_controlnet(control.weights, shape)
-        else:
-            _require_multiples(
-                context, f"the T2I-Adapter {control.weights} takes", check_adapter(control.weights, shape)
-            )
-        check_prior(control.prior)
-    if shape.inpaints and not isinstance(options, InpaintOptions):
-        raise UsageError(f"{options.base} was trained to inpaint: it can only be the base of the method inpaint")
+    _check_numerics(context, place, options.numerics, shape)
+    for number, control in enumerate(options.controls):
+        _check_control(context, f"{place}.controls.{number}", control, shape)
     if options.caption.weights is not None:
-        check_captioner(options.caption.weights, options.caption.kind)
+        with placed(f"{place}.caption"):
+            check_captioner(options.caption.weights, options.caption.kind)
     if isinstance(options, MaskSynOptions):
         _check_text2mask(context, options)
     if isinstance(options, InpaintOptions):
-        _check_classes(options, label_set)
-    PromptWriter(options.prompt, label_set, _budget(options))
+        with placed(f"{place}.classes"):
+            options.redrawn(context.label_set)
+    with placed(f"{place}.prompt"):
+        PromptWriter(options.prompt, context.label_set, _budget(options))
     if options.needs_image:
         _require_images(context)
+
+
+def _check_numerics(context: MethodContext, place: str, numerics: Numerics, shape: Shape) -> None:
+    """Raise UsageError where the devices of the run cannot compute so, or another VAE does not fit."""
+    with placed(place):
+        numerics.require_usable(context.execution.device)
+    if numerics.vae:
+        with placed(f"{place}.numerics.vae"):
+            check_vae(numerics.vae, shape)
+
+
+def _check_control(context: MethodContext, place: str, control: Control, shape: Shape) -> None:
+    """Raise UsageError where a control is for another base or another size, or its prior cannot be drawn."""
+    with placed(f"{place}.weights"):
+        if control.kind == "controlnet":
+            check_controlnet(control.weights, shape)
+        else:
+            factor = check_adapter(control.weights, shape)
+    if control.kind == "t2i_adapter":
+        _require_multiples(context, f"the T2I-Adapter {control.weights} takes", factor)
+    with placed(f"{place}.prior"):
+        check_prior(control.prior)
 
 
 def _check_text2mask(context: MethodContext, options: MaskSynOptions) -> None:
     """Raise UsageError where the model cannot draw masks of these classes and of this size."""
     own, place = options.text2mask, "methods.masksyn.text2mask"
-    try:
+    with placed(place):
         shape = check_base(own.weights, own.base_config)
         _check_size(context, own.weights, shape)
-        own.numerics.require_usable(context.execution.device)
-        if own.numerics.vae:
-            check_vae(own.numerics.vae, shape)
-    except UsageError as error:
-        raise UsageError(f"{place}: {error}") from error
-    if shape.inpaints:
-        raise UsageError(f"{place}: {own.weights} was trained to inpaint, and masks are drawn of text alone")
-    try:
+        if shape.inpaints:
+            raise UsageError(f"{own.weights} was trained to inpaint, and masks are drawn of text alone")
+    _check_numerics(context, place, own.numerics, shape)
+    with placed("methods.masksyn.layout"):
         require_colours(context.label_set, options.layout)
-    except UsageError as error:
-        raise UsageError(f"methods.masksyn.layout: {error}") from error
-
-
-def _check_classes(options: InpaintOptions, label_set: LabelSet) -> None:
-    """Raise UsageError where a class that is to be drawn anew is none of the label set."""
-    try:
-        options.redrawn(label_set)
-    except UsageError as error:
-        raise UsageError(f"methods.inpaint.classes: {error}") from error
 
 
 def _options(context: MethodContext) -> LatentOptions:

@@ -18,6 +18,8 @@ from segdatagen.stages.redraw import Redraws
 class MethodContext:
     """What the stages of a method are built from, small enough to travel to every actor."""
 
+    method: str
+    """Its name in the job."""
     sources: str
     geometry: Geometry
     label_set: LabelSet
@@ -46,6 +48,7 @@ def method_contexts(job: Job, label_set: LabelSet) -> dict[str, MethodContext]:
     filtering, image_format = filter_context(job, label_set), job.output.image_format
     return {
         name: MethodContext(
+            method=name,
             sources=job.sources,
             geometry=job.geometry,
             label_set=label_set,

@@ -101,6 +101,17 @@ class LatentOptions(WithBestOf):
         require_whole_steps(self.sampler, self.numerics)
         return self
 
+    @model_validator(mode="after")
+    def _controls_work(self) -> "LatentOptions":
+        steps = self.sampler.steps
+        for number, control in enumerate(self.controls):
+            if not control.works(steps):
+                raise ValueError(
+                    f"controls.{number}: it works from {control.start:g} to {control.end:g} of the steps, and none of "
+                    f"{steps} lies within: lower start, or raise end or sampler.steps"
+                )
+        return self
+
     @property
     def needs_image(self) -> bool:
         """Whether anything is drawn or told of the source's image, not of its mask alone."""

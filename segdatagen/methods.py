@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from segdatagen.best_of import best_of, check_best_of
-from segdatagen.errors import UsageError
+from segdatagen.errors import UsageError, placed
 from segdatagen.filtering import filter_recipe, filter_stages
 from segdatagen.job import Job
 from segdatagen.load_source import LoadSource
@@ -92,10 +92,13 @@ def check_weights(context: MethodContext) -> None:
 
         check_latent(context)
     else:
-        _check_mask_ddpm(context, context.options)
+        with placed("methods.mask_ddpm.weights"):
+            most = _check_mask_ddpm(context, context.options)
+        _check_steps(context.options, most)
 
 
-def _check_mask_ddpm(context: MethodContext, options: MaskDDPMOptions) -> None:
+def _check_mask_ddpm(context: MethodContext, options: MaskDDPMOptions) -> int:
+    """Raise UsageError unless the weights are of the classes of the sources. Returns the steps of their diffusion."""
     config = check_mask_ddpm(options.weights, context.label_set.num_classes)
     for channel, (known, name) in enumerate(zip(config.classes, context.label_set.names, strict=True)):
         if known != name:
@@ -103,7 +106,10 @@ def _check_mask_ddpm(context: MethodContext, options: MaskDDPMOptions) -> None:
                 f"the weights {options.weights} were trained on {config.label_set}, whose class {channel} is {known}: "
                 f"in {context.label_set.name} it is {name}; use weights of the same classes in the same order"
             )
-    most = config.network.diffusion_steps
+    return config.network.diffusion_steps
+
+
+def _check_steps(options: MaskDDPMOptions, most: int) -> None:
     if options.sampler == "ancestral" and options.steps != most:
         problem = f"the ancestral sampler visits every step: {most}, not {options.steps}"
         raise UsageError(f"methods.mask_ddpm.steps: {problem}")

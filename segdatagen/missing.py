@@ -90,9 +90,9 @@ class State:
 class GoalPlan:
     """What one goal contributed: `num_planned` copies towards `wanted` (int64 [num_classes]) images per class.
 
-    `wanted` counts pixels where `in_pixels`. A goal that wants no number per class has what the classes will count once
-    its copies are accepted. `unreachable` names the classes that stay below their quota because no available source
-    holds them. A cover also has the number of images that its quotas need `at_least`, and that `algorithm_1` makes.
+    `wanted` counts pixels where `in_pixels`, and is 0 in a goal that wants no number per class. `unreachable` names the
+    classes that stay below their quota because no available source holds them. A cover also has the number of images
+    that its quotas need `at_least`, and that `algorithm_1` makes.
     """
 
     num_planned: int
@@ -238,11 +238,6 @@ def shortfalls_of(goal: AnyGoal, state: State, seed: int, *, wanted: IntArray | 
     return tuple(Shortfall(names[c], int(counts[c]), int(wanted[c]), unit) for c in np.flatnonzero(counts < wanted))
 
 
-def is_met(goal: AnyGoal, state: State, seed: int) -> bool:
-    """Whether what was accepted fulfils the goal: see `shortfalls_of`."""
-    return not shortfalls_of(goal, state, seed)
-
-
 def check_goals(goals: Sequence[AnyGoal], presence: Presence, seed: int) -> None:
     """Raise UsageError where `missing_rows` would, or where memory could not hold its rows: before anything is written.
 
@@ -311,7 +306,7 @@ def _plan_counts(goal: Uniform | RandomSamples, so_far: _Round) -> tuple[Copies,
     sources = np.flatnonzero(lacking)
     counts = so_far.class_counts + state.presence.counts_of_copies(lacking)
     copies = Copies(sources, np.full(len(sources), NO_TARGET), lacking[sources], counts, ())
-    return copies, GoalPlan(copies.num_generated, counts)
+    return copies, GoalPlan(copies.num_generated, np.zeros_like(counts))
 
 
 def _plan_balance(goal: Balance | BalancePixels | Quotas, so_far: _Round) -> tuple[Copies, GoalPlan]:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,22 @@ def check_network(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
     Files that are cut off are found, too. Bytes of tensors are not read.
     """
     found = {name: shape for path in tensor_files(folder, kind)[1] for name, shape in safetensors_shapes(path).items()}
+
+    def compare() -> None:
+        require_shapes(_as_loaded(_shapes_of(folder, kind, config)), _as_loaded(found), str(folder))
+
+    unless_remembered([kind, config, found], compare)
+
+
+def unless_remembered(seen: Sequence[Any], check: Callable[[], None]) -> None:
+    """Call `check`, unless it passed before when as much was seen, all of it JSON, with these versions of libraries."""
     versions = [importlib.metadata.version(library) for library in LIBRARIES]
-    key = hashlib.blake2b(json.dumps([kind, config, found, versions], sort_keys=True).encode(), digest_size=16)
+    key = hashlib.blake2b(json.dumps([*seen, versions], sort_keys=True).encode(), digest_size=16)
     cache, name = cache_folder("networks_that_fit"), f"{key.hexdigest()}.json"
     with contextlib.suppress(OSError, SegdatagenError):
         if cache is not None and cache.exists(name):
             return
-    require_shapes(_as_loaded(_shapes_of(folder, kind, config)), _as_loaded(found), str(folder))
+    check()
     with contextlib.suppress(OSError, SegdatagenError):
         if cache is not None:
             cache.put(name, b"{}\n")
@@ -81,7 +90,7 @@ def _shapes_of(folder: Path, kind: str, config: Mapping[str, Any]) -> Shapes:
 
     broken = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet_diffusers():
             network = _build(kind, config)
     except broken as error:
         raise UsageError(f"{folder / 'config.json'} describes no {kind}: {one_line(error)}") from error
@@ -100,8 +109,8 @@ def _build(kind: str, config: Mapping[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' warnings of fields that it does not know: published configs have such fields."""
+def quiet_diffusers() -> Iterator[None]:
+    """Without diffusers' warnings: published configs have fields that it does not know, and casts are meant."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()

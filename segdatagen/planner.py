@@ -51,6 +51,11 @@ class ClassPixels(BaseModel):
     planned: int
     wanted: int
 
+    @property
+    def total(self) -> int:
+        """Once what is planned is accepted."""
+        return self.real + self.accepted + self.planned
+
 
 class ClassSummary(BaseModel):
     """One class in a round: images that show it, and pixels of it where a goal counts them."""

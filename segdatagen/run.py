@@ -12,7 +12,7 @@ from segdatagen.cluster import connect, require_resources
 from segdatagen.dataflow import SPLIT_CPUS
 from segdatagen.decisions import read_decisions
 from segdatagen.driver import Driver, Events, Outcome, RunOptions, Session
-from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.errors import SegdatagenError, UsageError, placed
 from segdatagen.filtering import check_filters, judges_of
 from segdatagen.filters import LIMITS, Limits
 from segdatagen.goals import AnyGoal, Cover, Quotas
@@ -249,10 +249,11 @@ def _with_class_names(job: Job, label_set: LabelSet) -> Job:
     goals: list[AnyGoal] = []
     for goal in job.plan:
         if isinstance(goal, Quotas | Cover) and goal.quotas is not None:
-            named = [(label_set.names[label_set.channel_of(name)], quota) for name, quota in goal.quotas.items()]
-            quotas = dict(named)
-            if len(quotas) < len(named):
-                raise UsageError(f"quotas: two names mean the same class of {label_set.name}: {', '.join(goal.quotas)}")
+            with placed(f"{goal.place}.quotas"):
+                named = [(label_set.names[label_set.channel_of(name)], quota) for name, quota in goal.quotas.items()]
+                quotas = dict(named)
+                if len(quotas) < len(named):
+                    raise UsageError(f"two names mean the same class of {label_set.name}: {', '.join(goal.quotas)}")
             goals.append(goal.model_copy(update={"quotas": quotas}))
         else:
             goals.append(goal)

@@ -1,6 +1,6 @@
 """The small suite of `scenes`: which weights it has, and how each method draws with them, in the words of a job file.
 
-`demo` runs these methods and `bench scenes_suite` judges them. It loads nothing, and knows no run.
+`bench scenes_suite` judges what they draw. It loads nothing, and knows no run.
 """
 
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ SMALLEST_REGION = 16
 
 @dataclass(frozen=True)
 class SuiteWeights:
-    """Where each model lies: shipped, unless a training of one's own is to be judged."""
+    """Where each model lies: where jobs/scenes_suite/all.sh leaves it, unless it is shipped."""
 
-    base: str = "builtin:scenes-base"
-    text2mask: str = "builtin:scenes-text2mask"
-    controlnet: str = "builtin:scenes-controlnet"
-    t2i_adapter: str = "builtin:scenes-t2i-adapter"
-    captioner: str = "builtin:scenes-captioner"
-    clip: str = "builtin:scenes-clip"
+    base: str = "out/train/scenes-base/weights"
+    text2mask: str = "out/train/scenes-text2mask/weights"
+    controlnet: str = "out/train/scenes-controlnet/weights"
+    t2i_adapter: str = "out/train/scenes-t2i-adapter/weights"
+    captioner: str = "out/train/scenes-captioner/weights"
+    clip: str = "out/train/scenes-clip/weights"
     mask_ddpm: str = "builtin:scenes-mask-ddpm"
     segmenter: str = "builtin:scenes-segmenter"
 
 
-SHIPPED = SuiteWeights()
+TRAINED = SuiteWeights()
 
 
-def suite_methods(weights: SuiteWeights = SHIPPED) -> dict[str, dict[str, Any]]:
+def suite_methods(weights: SuiteWeights = TRAINED) -> dict[str, dict[str, Any]]:
     """All five methods, as `methods` of a job file says them."""
     caption = {"kind": "blip2", "weights": weights.captioner, "batch_size": 8}
     layout = {"kind": "controlnet", "weights": weights.controlnet, "prior": {"name": "colour_map", "of": "mask"}}

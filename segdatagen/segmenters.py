@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+FEW = 3
+"""Classes that an error names."""
 Stages = tuple[int, int, int, int]
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,7 +37,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SegmenterConfig(BaseModel):
-    """Architecture of a SegFormer (Xie et al., 2021), stage by stage. The defaults have 0.9 million parameters.
+    """Architecture of a SegFormer (Xie et al., 2021), stage by stage. The defaults have 1.5 million parameters.
 
     `strides` are (4, 2, 2, 2) in the paper; small images need a first stride of 1 or 2, or small things are gone
     before anything is learnt of them. `reductions` divide the side of the keys of each stage's attention.
@@ -161,11 +163,17 @@ def check_segmenter(uri: str, label_names: tuple[str, ...]) -> SegmenterWeights:
     config = read_weights(folder, SegmenterWeights)
     if config.classes != label_names:
         raise UsageError(
-            f"the segmenter {uri} was trained on {config.label_set} ({', '.join(config.classes)}), "
-            f"not on {', '.join(label_names)}: use one of the same classes in the same order"
+            f"the segmenter {uri} was trained on {config.label_set} ({_shown(config.classes)}), "
+            f"not on {_shown(label_names)}: use one of the same classes in the same order"
         )
     check_tensors(folder / TENSORS_NAME)
     return config
+
+
+def _shown(classes: tuple[str, ...]) -> str:
+    """The first classes, and how many there are if those are not all."""
+    first = ", ".join(classes[:FEW])
+    return first if len(classes) <= FEW else f"{first} and {len(classes) - FEW} more"
 
 
 def save_segmenter(

@@ -25,9 +25,9 @@ NAMED_GOALS = 5
 class RunStatus(BaseModel):
     """The state of a run.
 
-    `accepted` counts, now, the accepted samples that show each class. `reasons` counts why samples are not `ok`, most
-    frequent first. `cost` is what the attempts cost at the prices of the job, 0 where their actors have none.
-    `goals_met` and `unmet`, what the goals lack, are known where the run is complete.
+    `accepted` counts, now, the accepted samples that show each class, `accepted_pixels` their pixels of it. `reasons`
+    counts why samples are not `ok`, most frequent first. `cost` is what the attempts cost at the prices of the job, 0
+    where their actors have none. `goals_met` and `unmet`, what the goals lack, are known where the run is complete.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +39,7 @@ class RunStatus(BaseModel):
     missing: int
     counts: dict[str, int]
     accepted: dict[str, int]
+    accepted_pixels: dict[str, int]
     reasons: dict[str, int]
     unreadable: tuple[str, ...]
     rounds: tuple[RoundSummary, ...]
@@ -79,6 +80,7 @@ def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
     planned = read_plan(run.folder, rounds, ["sample_id"])["sample_id"].to_numpy()
     index, attempts = read_index(run.folder), tuple(read_attempts(run.folder))
     manifest, prices = read_manifest(run.folder), run.job_as(Prices, "prices")
+    accepted, accepted_pixels = _accepted(run, ledger, rounds)
     held_by = None if holder is None else f"{holder}{' (dead)' if holder.is_dead_here() else ''}"
     return RunStatus(
         uri=run.folder.uri,
@@ -88,7 +90,8 @@ def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
         planned=len(planned),
         missing=int((ledger.status_of(planned) < 0).sum()),
         counts=ledger.counts,
-        accepted=_accepted(run, ledger, rounds),
+        accepted=accepted,
+        accepted_pixels=accepted_pixels,
         reasons=reasons_of(run.folder, ledger, "rejected", "failed"),
         unreadable=tuple(ledger.unreadable.values()),
         rounds=tuple(rounds),
@@ -100,10 +103,11 @@ def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
     )
 
 
-def _accepted(run: Run, ledger: Ledger, rounds: list[RoundSummary]) -> dict[str, int]:
-    """Accepted samples per class that counts, with the `min_pixels` of the last round."""
+def _accepted(run: Run, ledger: Ledger, rounds: list[RoundSummary]) -> tuple[dict[str, int], dict[str, int]]:
+    """Accepted samples and their pixels per class that counts, with the `min_pixels` of the last round."""
     if not rounds:
-        return {}
-    counts = accepted_per_class(run.folder, ledger, run.label_set, int(rounds[-1].settings["min_pixels"]))
-    by_name = dict(zip(run.label_set.names, counts.images.tolist(), strict=True))
-    return {summary.name: by_name[summary.name] for summary in rounds[-1].classes}
+        return {}, {}
+    found = accepted_per_class(run.folder, ledger, run.label_set, int(rounds[-1].settings["min_pixels"]))
+    names, counted = run.label_set.names, [summary.name for summary in rounds[-1].classes]
+    images, pixels = (dict(zip(names, counts.tolist(), strict=True)) for counts in (found.images, found.pixels))
+    return {name: images[name] for name in counted}, {name: pixels[name] for name in counted}

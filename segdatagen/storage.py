@@ -7,15 +7,13 @@ mean.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
-import itertools
 import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -26,14 +24,14 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.file_locks import delete_lock, locked
 
 HALF_PUT = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 """Temporary files of `put` on a disk, with the name that was put."""
 ANY_NAME = re.compile(r".+")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 """What an object store tells a browser. A disk has only the suffix."""
-MOST_ATTEMPTS = 1000
-"""To make a folder that others delete meanwhile. One that can never be made is given up after a few milliseconds."""
 CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 
@@ -62,6 +60,8 @@ class Folder:
         if protocol not in ("file", "s3"):
             raise UsageError(f"{uri}: {protocol}:// is not supported, use a path or s3://bucket/folder")
         options = {"use_listings_cache": False} if protocol == "s3" else {}
+        if CONTROL_CHARACTERS.search(uri):
+            raise UsageError(f"{uri!r}: a path has no control characters")
         self.uri = uri.rstrip("/") or "/"
         filesystem, root = fsspec.url_to_fs(self.uri, **options)
         self._root = root.rstrip("/")  # empty for the root of the disk
@@ -200,7 +200,7 @@ class Folder:
                 continue
             if self.is_local:
                 path = Path(self._path(name))
-                _delete_lock(path)
+                delete_lock(path)
                 self._prune(path.parent)
 
     def sweep(self, leave: str | None = None, names: re.Pattern[str] = ANY_NAME) -> None:
@@ -229,6 +229,10 @@ class Folder:
             ancestor = ancestor.parent
         if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
             raise UsageError(f"{self.uri}: cannot write here, {ancestor} is not a writable folder")
+        longest = os.pathconf(ancestor, "PC_NAME_MAX")
+        for name in Path(self._path("")).relative_to(ancestor).parts:
+            if len(os.fsencode(name)) > longest:
+                raise UsageError(f"{self.uri}: cannot write here, a name in it is longer than {longest} bytes")
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name or not self._root else self._root
@@ -251,7 +255,7 @@ class Folder:
 
     def _put_locked(self, name: str, data: bytes, version: str | None) -> bool:
         path = Path(self._path(name))
-        with _locked(path):
+        with locked(path):
             current = self.read_versioned(name)
             if (current[1] if current else None) != version:
                 return False
@@ -348,50 +352,6 @@ def sync_to_disk(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file. A lock that was deleted while we waited for it protects nothing: the next is taken.
-
-    Raises OSError where there can be no folder for it, as below a link that leads nowhere.
-    """
-    for attempt in itertools.count():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileNotFoundError, FileExistsError):
-            if attempt == MOST_ATTEMPTS or (path.parent.exists() and not path.parent.is_dir()):
-                raise
-            continue  # whoever deleted the last file here took the folder along
-        with open(descriptor, "wb") as lock:
-            if _take(lock, path):
-                yield
-                return
-
-
-def _delete_lock(path: Path) -> None:
-    """Delete the lock of a file that is gone, once nobody holds it."""
-    try:
-        descriptor = os.open(_lock_path(path), os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    with open(descriptor, "rb") as lock:
-        if _take(lock, path):
-            _lock_path(path).unlink()
-
-
-def _take(lock: BinaryIO, path: Path) -> bool:
-    """Wait for an opened lock; False if it is no longer that of the file."""
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), _lock_path(path).stat())
-    except FileNotFoundError:
-        return False
-
-
-def _lock_path(path: Path) -> Path:
-    return path.parent / f".{path.name}.lock"
 
 
 def _explain(error: OSError, uri: str) -> StorageError:

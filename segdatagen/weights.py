@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segdatagen.config_files import read_stored
+from segdatagen.config_files import Place, read_stored
 from segdatagen.diffusion.mask_unet_config import MaskUNetConfig
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.storage import Folder
@@ -36,13 +36,15 @@ CARD_NAME = "README.md"
 """The model card: for people, and no part of the fingerprint."""
 WEIGHTS_NAME = "weights"
 """The folder of finished weights below the `out` of a training."""
+MOST_NAMES = 5
+"""Of files beside weights that are not there."""
 BUILTIN_PATH = Path(__file__).parent / "builtin"
 
 NAMES_WEIGHTS = "names weights"
 """In the metadata of an option: its value says where weights lie. `map_weights` finds it by that."""
 _A_PLACE = "builtin:NAME, a path, hf://org/name@revision or s3://bucket/folder"
-WeightsUri = Annotated[str, Field(min_length=1, description=_A_PLACE), NAMES_WEIGHTS]
-OptionalWeightsUri = Annotated[str | None, Field(min_length=1, description=_A_PLACE), NAMES_WEIGHTS]
+WeightsUri = Annotated[Place, Field(description=_A_PLACE), NAMES_WEIGHTS]
+OptionalWeightsUri = Annotated[Place | None, Field(description=_A_PLACE), NAMES_WEIGHTS]
 
 StoreDtype = Literal["float32", "float16"]
 Config = TypeVar("Config", bound=BaseModel)
@@ -88,7 +90,8 @@ def local_weights(uri: str) -> Path:
     path = Path(uri.removeprefix("file://")).expanduser()
     if not path.exists():
         parent = next(parent for parent in path.absolute().parents if parent.is_dir())
-        beside = ", ".join(sorted(entry.name for entry in parent.iterdir())[:10]) or "nothing"
+        names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+        beside = ", ".join([*names[:MOST_NAMES], "..."] if len(names) > MOST_NAMES else names) or "nothing"
         raise UsageError(f"there are no weights at {uri}: {parent} holds {beside}")
     return path
 

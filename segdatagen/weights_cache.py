@@ -23,6 +23,8 @@ FILES_NAME = "files"
 SCHEMES = ("hf", "s3")
 """Hosts that weights are fetched from."""
 
+BRANCHES = ("main", "master", "HEAD")
+"""Revisions of which it is known without a look that they move; `prefetch` asks the hub about others."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _REVISION = re.compile(r"\w[\w.+/-]*")
 
@@ -126,6 +128,11 @@ def require_copies(fingerprints: Mapping[str, str]) -> None:
 def cached_path(uri: str) -> Path:
     """The local folder or file of weights of another host. Raises UsageError where this node has no copy."""
     record = read_cached(uri)
+    if record is None and uri.startswith("hf://") and (revision := parse_hub_uri(uri).revision) in BRANCHES:
+        raise UsageError(
+            f"weights {uri}: {revision} is the name of a branch, and moves: pin a commit or a tag; "
+            "`segdatagen prefetch JOB` says which commit it is now"
+        )
     if record is None:
         raise UsageError(f"weights {uri} are not on this machine: `segdatagen prefetch JOB` brings them to its cache")
     return entry_path(uri) / record.path

@@ -67,7 +67,7 @@ class Kept:
 
 def put_work(run: Folder, stage: str, attempt: int, table: pa.Table) -> str:
     """Commit rows of one method and round as one part; returns its name, which follows from ids and attempt."""
-    name = part_name(f"{WORK}/{STAGE}{stage}", table, attempt)
+    name = part_name(folder_of(stage), table, attempt)
     put_table(run, name, table)
     return name
 
@@ -108,5 +108,10 @@ def delete_work(run: Folder) -> None:
     run.delete([f"{WORK}/{entry.name}" for entry in run.child(WORK).entries() if entry.name.startswith(STAGE)])
 
 
+def folder_of(stage: str) -> str:
+    """Where in a run a stage keeps its rows."""
+    return f"{WORK}/{STAGE}{stage}"
+
+
 def _folder(stage: str, method: str) -> str:
-    return f"{WORK}/{STAGE}{stage}/method={method}"
+    return f"{folder_of(stage)}/method={method}"

@@ -178,6 +178,28 @@ def text2mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_text2mask(tmp_path_factory.mktemp("text2mask") / "weights")
 
 
+@pytest.fixture(scope="session")
+def latent_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny VAE that nobody trained. Only to be read."""
+    from tiny_latent_training import save_vae
+
+    return save_vae(tmp_path_factory.mktemp("vae") / "vae")
+
+
+@pytest.fixture(scope="session")
+def latent_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of six tiny scenes for trainings of latent diffusion: caches lie beside it."""
+    return make_scenes_store(tmp_path_factory.mktemp("latent") / "store")
+
+
+@pytest.fixture(scope="session")
+def latent_base(latent_store: Path, latent_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that learned for one step. Only to be read."""
+    from tiny_latent_training import train_base
+
+    return train_base(latent_store, latent_vae, tmp_path_factory.mktemp("base"))
+
+
 @pytest.fixture
 def make_job(tmp_path: Path, scenes_store: Path, scenes_weights: Path) -> JobFactory:
     """`make_job(seed=1, execution={...})`: a job file whose run lies at `tmp_path/runs/tiny/v1`; fields replace fields.

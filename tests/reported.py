@@ -42,6 +42,11 @@ class Made:
     caption: str | None = None
     segments: tuple[tuple[int, bool], ...] = ()  # channel, and whether it is a crowd
 
+    @property
+    def seconds(self) -> float:
+        """What it took: in another order than that of the ids."""
+        return 0.5 + self.sample_id * 7 % 11
+
 
 def made_samples() -> list[Made]:
     """48 samples: 34 ok, 8 rejected, 6 failed; a quarter by another method; every fifth larger than a thumbnail."""
@@ -100,7 +105,7 @@ def row_of(one: Made, number: int) -> dict[str, object]:
     row: dict[str, object] = dict.fromkeys(SCORED.names)
     row |= {"sample_id": one.sample_id, "source_id": f"source-{one.sample_id}", "method": one.method, "round": number}
     row |= {"variant": 0, "attempt": 1, "status": one.status, "reason": one.reason, "seed": one.sample_id - 1}
-    row |= {"caption": one.caption, "seconds": 0.5, "score_clip": one.score}
+    row |= {"caption": one.caption, "seconds": one.seconds, "score_clip": one.score}
     if one.status != "failed":
         image, mask = image_of(one), mask_of(one)
         ids, pixels = class_pixels(mask)

@@ -61,6 +61,12 @@ def test_splits_lie_in_folders_of_their_own(tmp_path: Path) -> None:
         open_reader("ade20k", str(tmp_path), "training", Options()).list_items()
 
 
+def test_masks_one_level_up_are_named(tmp_path: Path) -> None:
+    write_mask(tmp_path / f"annotations/{NAME}.png", every_id([1]))
+    with pytest.raises(UsageError, match="such files lie in annotations: choose another --split, or move them"):
+        open_reader("ade20k", str(tmp_path), "validation", Options()).list_items()
+
+
 def test_the_samples_are_read(shared: Path, tmp_path: Path) -> None:
     samples = shared / "data/samples/ade20k"
     for folder in ("annotations", "images"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Refused
 
 from segdatagen.balance_report import balance_report, parse_n_balance, parse_stats
 from segdatagen.errors import UsageError
@@ -94,12 +95,12 @@ def test_an_empty_data_set_has_a_report() -> None:
         ({"classes": ["cat", 3], "images": {}}, "'classes' is not a list"),
         ({"classes": ["cat", "cat"], "images": {}}, "names 'cat' twice"),
         ({"classes": ["cat"], "images": []}, "'images' is a list"),
-        ({"classes": ["cat"], "images": {"a": {"size": [1, 1]}}}, "Image 'a' has no 'pixels'"),
-        ({"classes": ["cat"], "images": {"a": 3}}, "Image 'a' has no 'pixels'"),
-        ({"classes": ["cat"], "images": {"a": {"pixels": {"cow": 1}}}}, "Image 'a' has pixels of 'cow'"),
-        ({"classes": ["cat"], "images": {"a": {"pixels": {"cat": -1}}}}, "Image 'a' has -1 pixels of 'cat'"),
-        ({"classes": ["cat"], "images": {"a": {"pixels": {"cat": "9"}}}}, "Image 'a' has '9' pixels of 'cat'"),
-        ({"classes": ["cat"], "images": {"a": {"pixels": {"cat": True}}}}, "Image 'a' has True pixels"),
+        ({"classes": ["cat"], "images": {"a": {"size": [1, 1]}}}, "image 'a' has no 'pixels'"),
+        ({"classes": ["cat"], "images": {"a": 3}}, "image 'a' has no 'pixels'"),
+        ({"classes": ["cat"], "images": {"a": {"pixels": {"cow": 1}}}}, "image 'a' has pixels of 'cow'"),
+        ({"classes": ["cat"], "images": {"a": {"pixels": {"cat": -1}}}}, "image 'a' has -1 pixels of 'cat'"),
+        ({"classes": ["cat"], "images": {"a": {"pixels": {"cat": "9"}}}}, "image 'a' has '9' pixels of 'cat'"),
+        ({"classes": ["cat"], "images": {"a": {"pixels": {"cat": True}}}}, "image 'a' has True pixels"),
     ],
 )
 def test_wrong_statistics_are_refused_in_one_line(given: object, says: str) -> None:
@@ -130,9 +131,25 @@ def test_typed_quotas_and_files_are_parsed_or_refused() -> None:
         with pytest.raises(UsageError, match="n_balance is"):
             parse_n_balance(text)
     assert parse_stats(b'{"classes": []}') == {"classes": []}
-    for text in (b"{", b"\xff\xfe{"):
+    for text in (b"{", b"\xff\xfe{", b'"\\ud800"', b'"\xed\xa0\x80"', b"[" * 10**5):
         with pytest.raises(UsageError, match="not JSON"):
             parse_stats(text)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ("statistics that are not JSON", "{"),
+        ("statistics without images", '{"classes": ["road"]}'),
+        ("statistics without classes", '{"classes": [], "images": {}}'),
+        ("statistics with an image that stands twice", '{"classes": ["road"], "images": {"a": 1, "a": 2}}'),
+        ("statistics with half a character in a name", r'{"classes": ["ro\ud800ad"], "images": {}}'),
+    ],
+)
+def test_wrong_file_of_statistics(refused_here: Refused, tmp_path: Path, row: str, text: str) -> None:
+    stats = tmp_path / "stats.json"
+    stats.write_text(text)
+    refused_here("balance", stats, "--n-balance", 3, row=row)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_each_control_is_drawn_with_one_variant_and_with_four() -> None:
 def test_both_loops_draw_the_same_images_and_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [Case("controlnet", 1, 4), Case("t2i_adapter", 2, 1)]
     monkeypatch.setattr("segdatagen.benchmark.render.cases", lambda num_images: few)
-    figures = bench_render(num_images=4, microbatch=4, numerics=["channels_last", "fuse_qkv"])
+    figures = bench_render(images=4, microbatch=4, numerics=["channels_last", "fuse_qkv"])
     assert figures["numerics"] == "channels_last fuse_qkv"
     for case in few:
         name = f"{case.control}_{case.variants}"
@@ -74,6 +74,7 @@ def test_both_loops_draw_the_same_images_and_are_timed(monkeypatch: pytest.Monke
         ),
         (("kills", "--microbatch", "4"), "--microbatch belongs to `segdatagen bench render`"),
         (("render", "--size", "huge"), "--size: 'huge' is none of tiny, sdxl"),
+        (("render", "--images", "6"), "--images: 6 is no multiple of 4, and each source has four variants"),
         (("plan", "--size", "tiny"), "--size belongs to `segdatagen bench render`"),
     ],
 )

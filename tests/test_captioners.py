@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from small_memory import hold
 from tiny_captioner import save_blip2, save_llava
 
-from segdatagen.captioners import Captioner, CaptionerOptions, check_captioner, clean_answer
+from segdatagen.captioners import Captioner, CaptionerOptions, check_captioner, clean_answer, load_captioner
 from segdatagen.config_files import read_config
 from segdatagen.errors import UsageError
+from segdatagen.stages.captioner import captioner_of
 
 TOKENS = 12
 SEGGEN = "Question: What are shown in the photo? Answer:"
@@ -163,6 +165,29 @@ def test_an_answer_holds_no_question(text: str, expected: str) -> None:
     assert clean_answer(text, SEGGEN) == expected
 
 
+def test_a_batch_that_does_not_fit_is_halved(blip2: Path) -> None:
+    """And stays so; captions are those of the smaller batch."""
+    options = CaptionerOptions(kind="blip2", weights=str(blip2), max_new_tokens=3, batch_size=4)
+    captioner, small = Captioner(options), Captioner(options.model_copy(update={"batch_size": 1}))
+    refused = hold(captioner._model.vision_model, 1)
+    assert captioner.captions(noise(3)) == small.captions(noise(3))
+    assert refused == [4, 2]
+    hold(captioner._model.vision_model, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        captioner.captions(noise(4)[3:])
+
+
+def test_methods_that_ask_a_model_differently_share_it(blip2: Path) -> None:
+    options = CaptionerOptions(kind="blip2", weights=str(blip2), max_new_tokens=3)
+    first = captioner_of(options, "cpu")
+    other = captioner_of(options.model_copy(update={"question": "What?", "batch_size": 2}), "cpu")
+    assert other._model is first._model
+    assert other is not first
+    assert captioner_of(options, "cpu") is first, "with what it said"
+    halves = captioner_of(options.model_copy(update={"dtype": "bfloat16"}), "cpu")
+    assert halves._model is not first._model
+
+
 def test_blip2_is_asked_in_the_words_of_the_paper() -> None:
     assert CaptionerOptions(kind="blip2", weights="x").asked == SEGGEN
     assert CaptionerOptions(kind="blip2", weights="x", question="What?").asked == "What?"
@@ -255,26 +280,44 @@ def no_image_token(folder: Path) -> None:
     change_json(folder / "config.json", image_token_index=None)
 
 
+def another_width(folder: Path) -> None:
+    change_json(folder / "config.json", image_text_hidden_size=7)
+    config = json.loads((folder / "config.json").read_text())
+    change_json(folder / "config.json", num_query_tokens=config["num_query_tokens"] + 1)
+
+
 def no_vision(folder: Path) -> None:
     change_json(folder / "config.json", model_type="bert")
 
 
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
 @pytest.mark.parametrize(
-    ("damage", "expected"),
+    ("damage", "expected", "on_loading"),
     [
-        (lacks_a_tensor, "lack 1 tensors, query_tokens first"),
-        (no_image_token, "was saved by an old transformers: its processor and config lack the image token"),
-        (no_vision, "cannot be loaded as an image-text-to-text model of transformers: "),
+        (lacks_a_tensor, "lack 1 tensors of their network, query_tokens first", "lack 1 tensors, query_tokens first"),
+        (another_width, "hold 1 tensors of another shape than their network's, query_tokens first", "cannot be loaded"),
+        (no_image_token, "was saved by an old transformers: its processor and config lack", "lack the image token"),
+        (no_vision, "it holds a bert, which is no image-text-to-text model of transformers", "cannot be loaded as"),
+        (no_tokenizer, "the processor of the captioner", "the processor of the captioner"),
     ],
 )
-def test_what_shows_only_on_loading_costs_one_line_too(
-    blip2: Path, damage: Callable[[Path], None], expected: str
+def test_what_transformers_cannot_load_is_refused_before_a_run(
+    blip2: Path, damage: Callable[[Path], None], expected: str, on_loading: str
 ) -> None:
+    """Also after the whole one has been looked at; and by whoever loads without a look before."""
+    check_captioner(str(blip2))
     damage(blip2)
-    with pytest.raises(UsageError) as caught:
-        Captioner(CaptionerOptions(kind="model", weights=str(blip2)))
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for refuse, sentence in (
+        (lambda: check_captioner(str(blip2)), expected),
+        (lambda: load_captioner(blip2, str(blip2), torch.float32), on_loading),
+    ):
+        with pytest.raises(UsageError) as caught:
+            refuse()
+        assert sentence in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +343,8 @@ def test_options_are_frozen() -> None:
         CaptionerOptions().kind = "model"  # type: ignore[misc]
 
 
-def test_checking_imports_neither_torch_nor_transformers(blip2: Path) -> None:
+def test_checking_again_imports_neither_torch_nor_transformers(blip2: Path) -> None:
+    check_captioner(str(blip2), "blip2")
     code = (
         "import sys; from segdatagen import captioners, prompts; "
         f"captioners.check_captioner({str(blip2)!r}, 'blip2'); "

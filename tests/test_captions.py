@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from segdatagen.tables import read_part
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
-COCO = {
+COCO: dict[str, Any] = {
     "info": {"description": "naïve"},
     "images": [{"id": 5, "file_name": "000000000005.jpg"}, {"id": 3, "file_name": "000000000003.jpg"}],
     "annotations": [
@@ -73,6 +74,44 @@ def test_json_lines_have_their_usual_keys(tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "metadata.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
     assert captions_of(path) == {"a/b": "A bridge", "x.y": "Ein Fluß", "7": "A quay"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.tsv", "a.jpg\tA bus", {"a": "A bus"}),
+        ("a.jsonl", '{"image": "a.jpg", "caption": "A bus"}', {"a": "A bus"}),
+        ("a.json", json.dumps(COCO["annotations"][1:2]), {"5-0": "Un café au coin de la rue"}),
+        ("a.json", json.dumps(COCO | {"annotations": COCO["annotations"][2:]}), {"000000000003-0": "Two zebras"}),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_belongs_to_no_caption(
+    tmp_path: Path, name: str, text: str, expected: dict[str, str], encoding: str
+) -> None:
+    assert captions_of(write(tmp_path / name, text.encode(encoding))) == expected
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\u000b"])
+def test_only_newlines_end_a_line(tmp_path: Path, separator: str) -> None:
+    rows = [{"id": 1, "caption": f"A bus{separator}in the rain"}, {"id": 2, "caption": "A field"}]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert captions_of(write(tmp_path / "a.jsonl", text.encode())) == {"1": "A bus in the rain", "2": "A field"}
+    assert captions_of(write(tmp_path / "a.tsv", f"1\tA bus{separator}!\r\n".encode())) == {"1": "A bus !"}
+
+
+def test_an_image_may_have_several_captions_in_any_form(tmp_path: Path) -> None:
+    rows = [{"image_id": 3, "id": number, "caption": text} for number, text in enumerate(["A zebra", "Two"])]
+    lines = "\n".join(map(json.dumps, rows))
+    assert captions_of(write(tmp_path / "a.jsonl", lines.encode())) == {"3": "A zebra", "3-1": "Two"}
+    assert captions_of(write(tmp_path / "a.json", json.dumps(rows).encode())) == {"3-0": "A zebra", "3-1": "Two"}
+    assert captions_of(write(tmp_path / "a.tsv", b"3.jpg\tA zebra\n3.jpg\tTwo\n")) == {"3": "A zebra", "3-1": "Two"}
+
+
+def test_a_caption_without_a_name_is_numbered(tmp_path: Path) -> None:
+    lines = b'{"image": null, "caption": "A bus"}\n{"image": null, "id": 7, "caption": "A field"}\n'
+    assert captions_of(write(tmp_path / "a.jsonl", lines)) == {"a-000000001": "A bus", "7": "A field"}
+    assert captions_of(write(tmp_path / "b.json", b'[{"caption": "A bus"}]')) == {"b-000000001": "A bus"}
 
 
 def test_captions_reach_the_sources_of_any_format(tmp_path: Path) -> None:
@@ -195,6 +234,8 @@ def test_captions_are_ingested_by_the_command(ray_session: None, tmp_path: Path)
         ("a.jsonl", '{"id": 1, "caption": "x"}\n{"id": 2,\n', "a.jsonl:2: broken JSON"),
         ("a.jsonl", '{"id": 1}', "a.jsonl:1: expected an object with one text under caption or text"),
         ("a.jsonl", "[1]", "a.jsonl:1: expected an object with one text"),
+        ("a.jsonl", '{"image": {"path": "a.jpg"}, "caption": "x"}', "image must be a text or a number, not {"),
+        ("a.json", '[{"image_id": 1}]', "a.json, entry 1: expected an object with one text under caption or text"),
         ("a.txt", "\n\n", "no captions here"),
     ],
 )
@@ -227,6 +268,12 @@ def test_captions_for_other_sources_are_refused(tmp_path: Path, text: bytes | No
     with pytest.raises(UsageError) as caught:
         open_reader("scenes", "3@32x32", "train", Options(captions=str(path))).list_items()
     assert problem in str(caught.value)
+
+
+def test_json_that_does_not_say_whose_caption_it_is(refused_on_ray: Refused, tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.jsonl", b'{"caption": "A bus"}\n')
+    words = ["ingest", "scenes", "3@32x32", "--split", "train", "--out", tmp_path / "store", "--captions", path]
+    refused_on_ray(*words, row="`--captions` in JSON without a name of the image")
 
 
 def test_a_list_of_captions_takes_no_further_captions(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from segdatagen import cluster
+from segdatagen.cluster import check_fit
 from segdatagen.errors import SegdatagenError, UsageError
 
 
@@ -51,3 +52,45 @@ def test_an_error_of_the_work_is_not_taken_for_one_of_ray(no_ray: pytest.MonkeyP
     no_ray.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(RuntimeError, match=r"^of the work$"), cluster.connect():
         raise RuntimeError("of the work")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "cpus", "gpus", "says"),
+    [
+        ([2], 500, 1, 0, "needs 501 CPU (500 actors of 1 and 1 to split the plan) but the cluster has 2: lower exec"),
+        ([1, 1, 1], 1, 1.5, 0, "an actor needs 1.5 CPU but the largest node has 1: lower execution.cpus_per_actor"),
+        ([(4, 1), (4, 1)], 1, 1, 2, "an actor needs 2 GPU but the largest node has 1: lower execution.gpus_per_actor"),
+        ([2, 2, 2], 3, 1.5, 0, "the 3 nodes of the cluster hold 2 actors of 1.5 CPU beside 1 CPU to split the plan"),
+        ([(1, 0), (1, 0), (0, 4)], 1, 1, 1, "hold 0 actors of 1 CPU and 1 GPU beside 1 CPU"),
+        ([(9, 2)], 3, 1, 0.6, "hold 2 actors of 1 CPU and 0.6 GPU"),
+        ([], 1, 1, 0, "but the cluster has 0"),
+    ],
+)
+def test_actors_that_no_nodes_can_hold_are_refused(
+    nodes: list[Any], actors: int, cpus: float, gpus: float, says: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        check_fit([resources(node) for node in nodes], actors, cpus, gpus, 1)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "cpus", "gpus"),
+    [
+        ([2], 1, 1, 0),
+        ([0, 3], 2, 1, 0),
+        ([2, 2, 3], 3, 1.5, 0),
+        ([1, 1.5], 1, 1.5, 0),
+        ([(3, 1), (2, 1)], 4, 1, 0.5),
+        ([(9, 2)], 8, 1, 0.25),
+        ([1.1, 1], 11, 0.1, 0),
+    ],
+)
+def test_actors_that_the_nodes_hold_are_taken(nodes: list[Any], actors: int, cpus: float, gpus: float) -> None:
+    check_fit([resources(node) for node in nodes], actors, cpus, gpus, 1)
+
+
+def resources(node: Any) -> dict[str, float]:
+    """CPUs, or CPUs and GPUs; Ray names only what a node has."""
+    cpus, gpus = node if isinstance(node, tuple) else (node, 0)
+    return {name: have for name, have in {"CPU": cpus, "GPU": gpus, "memory": 1e9}.items() if have}

@@ -201,7 +201,7 @@ def test_a_truncated_picture_is_named(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"annotations": [', r"panoptic_val2017\.json: broken JSON at byte 17: Expecting value"),
-        ("[]", r"broken JSON at byte 0: expected '\{', found '\['"),
+        ("[]", "holds no annotations"),
         ('{"images": []}', "holds no annotations"),
         ('{"annotations": [{"image_id": 3}]}', "an annotation has no file_name and no segments_info"),
         ('{"annotations": [{"image_id": [3], "file_name": "x.png", "segments_info": []}]}', r"has image_id \[3\]"),

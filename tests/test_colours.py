@@ -1,3 +1,5 @@
+"""Masks to colours and back: exact where colours are, nearest elsewhere, with figures for what was between."""
+
 from collections import Counter
 
 import cv2

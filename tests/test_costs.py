@@ -76,8 +76,12 @@ def test_a_million_costs_the_same_whatever_the_round(make_job: JobFactory, secon
 def test_requests_of_a_large_round_are_its_parts_its_shards_and_a_few_files(make_job: JobFactory) -> None:
     job = load_job(str(make_job(execution={"actors": 4, "rows_per_block": 10})))
     found = forecast(job, make_summary(400_000, seconds_per_sample=0.1))
-    parts, plan, shards, renewals, once = 40_000, 4, 24_000_000_000 / (50 * 2**20), 1000, 10
-    assert found.put_requests == pytest.approx(parts + plan + shards + renewals + once, abs=2 * 61)
+    parts, plan, shards, once = 40_000, 4, 24_000_000_000 / (50 * 2**20), 10
+    fixed = parts + plan + shards + once
+    renewals, records = 1000, 333  # of 10,000 s
+    assert found.put_requests == pytest.approx(fixed + renewals + records, abs=2 * 61)
+    unmeasured = forecast(job, make_summary(400_000, None))
+    assert found.put_requests - unmeasured.put_requests == renewals + records
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from kept_events import Events
 from ray import cloudpickle
 from test_faults import run
 
+from segdatagen.dataflow import cannot_start
 from segdatagen.job import Job, load_job
 from segdatagen.method_context import method_contexts
 from segdatagen.methods import METHODS, Chain
@@ -35,6 +36,19 @@ class Slow:
     def __call__(self, batch: Batch) -> Batch:
         time.sleep(SECONDS_PER_ROW * len(batch["variant"]))
         return {"reason": objects(["odd" if variant % 2 else None for variant in batch["variant"]])}
+
+
+def test_what_keeps_a_worker_from_starting_is_said_in_one_line() -> None:
+    """A library that is missing may be there next time."""
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    traceback = "ray::ChainActor.__init__()\n  File a.py, line 1\nImportError: no module named 'xformers'"
+    error = cannot_start("runs/a", ActorDiedError(RayTaskError("__init__", traceback, ImportError("xformers"))))
+    assert str(error) == (
+        "runs/a: a worker cannot start (ImportError: no module named 'xformers'); what is done is kept, and the same "
+        "command goes on"
+    )
+    assert error.exit_status == 1
 
 
 def with_slow_stage(job: Job) -> dict[str, ChainFactory]:

@@ -225,9 +225,12 @@ def test_one_adapter_is_that_of_diffusers(
     assert np.abs(plain - found).max() > 100 * CLOSE, "the adapter changes something"
 
 
-def test_several_adapters_are_those_of_diffusers(pipeline: StableDiffusionXLPipeline, text: TextEncoder) -> None:
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_several_adapters_are_those_of_diffusers(
+    pipeline: StableDiffusionXLPipeline, text: TextEncoder, name: SchedulerName
+) -> None:
     adapters: list[T2IAdapter] = [seeded_network(make_adapter, seed) for seed in (2, 3)]
-    theirs = with_scheduler(StableDiffusionXLAdapterPipeline, pipeline, "euler", adapter=MultiAdapter(adapters))
+    theirs = with_scheduler(StableDiffusionXLAdapterPipeline, pipeline, name, adapter=MultiAdapter(adapters))
     seen = [pictures(3, 1), pictures(4, 1)]
     wanted = theirs(
         PROMPTS[0],
@@ -238,7 +241,7 @@ def test_several_adapters_are_those_of_diffusers(pipeline: StableDiffusionXLPipe
         **CALL,
     ).images
     conditions = [encode_adapter(*one) for one in zip(adapters, seen, (0.7, 0.4), strict=True)]
-    found = ours(pipeline, condition(text, PROMPTS[:1], adapters=conditions), options_of("euler"), [0], [7])
+    found = ours(pipeline, condition(text, PROMPTS[:1], adapters=conditions), options_of(name), [0], [7])
     np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import typer
 import yaml
 from conftest import child_environment
+from pydantic import BaseModel, TypeAdapter
 from test_layers import LAYERS
 from wrong_inputs import rows as wrong_inputs
 
@@ -22,12 +24,15 @@ from segdatagen.cli import app
 from segdatagen.cli.data import FORMAT_NAMES
 from segdatagen.datasets import FORMATS
 from segdatagen.diffusion.latent_options import PRESETS
+from segdatagen.experiment.options import ExperimentOptions
 from segdatagen.filters import LIMITS, Filters
 from segdatagen.job import STRATEGIES, Job, load_job
 from segdatagen.labels import LabelSet
 from segdatagen.layouts import LayoutOptions
-from segdatagen.method_options import COMBINATIONS, Methods
+from segdatagen.method_options import COMBINATIONS, GuidedOptions, InpaintOptions, MaskSynOptions, Methods
 from segdatagen.records import DECISION_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from segdatagen.training.mixture import SyntheticOptions
+from segdatagen.training.run import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -91,6 +96,12 @@ def test_every_command_has_an_example_and_a_row_in_the_readme(words: tuple[str, 
 def test_every_option_says_what_it_is(words: tuple[str, ...]) -> None:
     options = [p for p in COMMANDS[words].params if p.name != "help"]
     assert not [option.name for option in options if not getattr(option, "help", None)]
+
+
+def test_the_readme_names_every_kind_of_training() -> None:
+    (row,) = (row for row in table_rows(section(read("README.md"), "Commands")) if "segdatagen train" in row[0])
+    named = re.findall(r"`(\w+)`", row[1].split("Kinds: ")[1])
+    assert sorted(named) == sorted(KINDS)
 
 
 def test_the_documents_speak_of_no_other_command() -> None:
@@ -171,12 +182,44 @@ def test_the_latent_methods_of_the_readme_are_methods() -> None:
     assert LayoutOptions.model_validate(layout) == LayoutOptions(), "what stands there are the defaults"
 
 
+def test_the_mixture_and_the_experiment_of_the_readme_are_some() -> None:
+    text = section(read("README.md"), "Training on a mixture")
+    mixture, experiment = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert SyntheticOptions.model_validate(mixture["synthetic"]).p_aug == 0.5
+    assert len(list(ExperimentOptions.model_validate(experiment).cells())) == 6
+
+
 def test_the_presets_of_the_page_about_latent_diffusion_are_those_that_there_are() -> None:
     rows = {
         row[0].strip("`"): row[1].strip("`")
         for row in table_rows(section(read("docs/latent.md"), "Presets and options"))
     }
     assert {name: yaml.safe_load(f"{{{rows[name]}}}") for name in PRESETS} == {n: dict(v) for n, v in PRESETS.items()}
+
+
+def options_of(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, str]]:
+    """Every option of a model and of its parts, with its default as documents show it."""
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *typing.get_args(field.annotation)]
+        parts = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if field.is_required():
+            shown = "required"
+        elif isinstance(field.default, BaseModel):
+            shown = "of its parts"
+        else:
+            value = TypeAdapter(field.annotation).dump_python(field.default, mode="json")
+            shown = f"`{value if isinstance(value, str) else json.dumps(value)}`"
+        yield f"{place}{name}", shown
+        if f"{place}{name}" not in ("text2mask.sampler", "text2mask.numerics"):
+            for part in parts:
+                yield from options_of(part, f"{place}{name}.")
+
+
+def test_the_page_about_latent_diffusion_has_every_option_with_its_default() -> None:
+    """Where methods differ the table has what guided does, and says so."""
+    wanted = dict([*options_of(MaskSynOptions), *options_of(InpaintOptions), *options_of(GuidedOptions)])
+    rows = table_rows(section(read("docs/latent.md"), "Every option"))
+    assert {row[0].strip("`"): row[1] for row in rows} == wanted
 
 
 def test_the_filters_of_the_readme_are_all_that_there_are() -> None:

@@ -14,6 +14,7 @@ from committed import sample_rows
 from conftest import JobFactory, Refused, make_scenes_store
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny_clip import make_clip
 from tiny_segmenter import make_segmenter
 
@@ -223,6 +224,11 @@ def test_folders_that_are_no_clip_are_refused(refused_here: Refused, make_job: J
         said = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(said | changes))
 
+    def without_a_tensor(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["visual_projection.weight"]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
     cases: dict[str, Path] = {
         "a folder without a config as CLIP": spoilt("bare", lambda folder: (folder / "config.json").unlink()),
         "a model of another kind as CLIP": spoilt("siglip", lambda folder: configured(folder, model_type="siglip")),
@@ -231,6 +237,7 @@ def test_folders_that_are_no_clip_are_refused(refused_here: Refused, make_job: J
         "a CLIP model without a preprocessor": spoilt(
             "blind", lambda folder: (folder / "preprocessor_config.json").unlink()
         ),
+        "a CLIP model that lacks a tensor": spoilt("poor", without_a_tensor),
         "a CLIP model that is cut off": spoilt("cut", lambda folder: (folder / "model.safetensors").write_bytes(b"x")),
     }
     for row, folder in cases.items():

@@ -26,7 +26,7 @@ from segdatagen.goals import (
     at_most_rows,
     wanted_per_class,
 )
-from segdatagen.missing import PlannedCopies, State, expand, is_met, missing_rows
+from segdatagen.missing import PlannedCopies, State, expand, missing_rows, shortfalls_of
 
 
 def random_presence(rng: np.random.Generator) -> Presence:
@@ -112,7 +112,7 @@ def test_nothing_is_missing_once_the_planned_rows_are_accepted(case: int) -> Non
     assert again.num_rows == 0
     assert (done.class_counts - start.class_counts).tolist() == planned.planned_class_counts.tolist()
     for goal, plan in zip(goals, planned.goals, strict=True):
-        assert is_met(goal, done, case) == (not plan.unreachable)
+        assert bool(shortfalls_of(goal, done, case)) == bool(plan.unreachable)
     assert [plan.unreachable for plan in again.goals] == [plan.unreachable for plan in planned.goals]
 
 
@@ -134,7 +134,7 @@ def test_rounds_of_partial_acceptance_end_with_every_goal_met(case: int) -> None
         counts = state.class_pixels if plan.in_pixels else state.class_counts
         missed = (counts < plan.wanted) & presence.counted
         assert {presence.class_names[c] for c in np.flatnonzero(missed)} == set(plan.unreachable)
-        assert is_met(goal, state, 0) == (not plan.unreachable)
+        assert bool(shortfalls_of(goal, state, 0)) == bool(plan.unreachable)
         if isinstance(goal, Uniform):
             assert (state.accepted_of(goal.method) >= goal.per_source).all()
 
@@ -144,6 +144,7 @@ def test_a_uniform_goal_plans_exactly_the_rest_per_source() -> None:
     state = State.at_start(presence)
     goals = [Uniform(method="imgsyn", per_source=10)]
     planned = missing_rows(goals, state, seed=0)
+    assert planned.wanted.tolist() == [0], "it wants no number of a class"
     assert planned.copies.tolist() == [10, 10, 10]
     assert planned.target_channel.tolist() == [-1, -1, -1]
     planned = missing_rows(goals, after(state, planned, [10, 3, 0]), seed=0)

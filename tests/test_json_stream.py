@@ -37,17 +37,23 @@ def test_elements_are_those_of_the_whole_and_lie_where_they_say(
         assert json.loads(data[first : first + length]) == element
 
 
+def test_a_list_is_read_like_an_array_without_a_name_and_behind_a_byte_order_mark() -> None:
+    data = b'\xef\xbb\xbf [{"a": 1}, 2]'
+    assert list(elements(io.BytesIO(data), "here")) == [("", {"a": 1}, 5, 8), ("", 2, 15, 1)]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("", "here: broken JSON at byte 0: expected '{', found the end"),
-        ("[1]", "here: broken JSON at byte 0: expected '{', found '['"),
+        ('[1, "a"', "here: broken JSON at byte 7: expected ',', found the end"),
+        ("1", "here: broken JSON at byte 0: expected '{', found '1'"),
         ('{"a" 1}', "here: broken JSON at byte 5: expected ':', found '1'"),
         ('{"a": [1 2]}', "here: broken JSON at byte 9: expected ',', found '2'"),
         ('{"a": [1, {"b": ]}', "here: broken JSON at byte 10: Expecting value"),
         ('{"a": "never ends', "here: broken JSON at byte 6: Unterminated string"),
         ('{"a": 1', "here: broken JSON at byte 7: expected ',', found the end"),
-        ('{"a": 1} x', "here: broken JSON at byte 9: more follows the end of the object"),
+        ('{"a": 1} x', "here: broken JSON at byte 9: more follows the end"),
         ('{"a": {"b":' + "[" * 100_000, "here: broken JSON at byte 6: it is nested too deeply"),
     ],
 )

@@ -93,11 +93,12 @@ def test_driver_killed_inside_every_write(ray_address: str, make_job: JobFactory
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_worker_killed_inside_a_commit(make_job: JobFactory, tmp_path: Path, moment: str) -> None:
-    """The part is there or not, never half; the run ends without anybody's help."""
+    """The part is there or not, never half; the run ends without anybody's help, and makes no row of a part again."""
     job = make_job(execution=EXECUTION)
     run = Path(load_job(str(job)).uri)
     assert status_of(started("run", job, switch=f"samples/.*parquet|2|{moment}|{tmp_path / 'count'}")) == 0
-    assert (tmp_path / "count").stat().st_size >= 2, "the switch was reached"
+    puts = (tmp_path / "count").stat().st_size
+    assert puts == len(part_entries(Folder(str(run)))) + (moment == "before"), "what was put is put once"
     ledger = read_ledger(Folder(str(run)))
     assert ledger.unreadable == {}
     assert status_of(started("publish", run)) == 0
@@ -112,8 +113,8 @@ def test_ten_random_kills() -> None:
     assert [figures[f"kills_of_{victim}"] for victim in siege.VICTIMS] == [4, 3, 3]
     assert int(figures["starts"]) >= 8  # 7 kills end a start
     assert int(figures["rows"]) >= 320
-    # No bound on what is made twice but this loose one: blocks wait for writers, the more so on a busy machine.
-    assert int(figures["rows_committed_twice"]) <= int(figures["rows_made_twice"]) <= 10 * 5 * ROWS_IN_FLIGHT
+    assert int(figures["rows_of_the_worst_kill"]) <= ROWS_IN_FLIGHT
+    assert int(figures["rows_committed_twice"]) <= int(figures["rows_made_twice"]) <= 10 * ROWS_IN_FLIGHT
 
 
 def noted(tmp_path: Path, *begun: Begun, before: tuple[str, ...] = (), killed: tuple[int, ...] = ()) -> siege.Start:

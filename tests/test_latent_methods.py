@@ -11,6 +11,8 @@ import pytest
 from conftest import SIZE, JobFactory, Refused, make_scenes_store
 from kept_events import Events
 from safetensors.torch import load_file, save_file
+from tiny_captioner import save_blip2
+from tiny_clip import make_clip
 from tiny_latent import make_adapter, save_coarse, save_models
 
 from segdatagen.cli import main
@@ -208,6 +210,11 @@ def test_compiled_code_is_kept_in_the_run(
         ("`prior: {name: oil}`", "guided", {"prior": {"name": "oil"}}),
         ("a prompt template with an unknown field", "guided", {"prompt": {"kind": "template", "template": "a {mood}"}}),
         ("`caption: {kind: blip2}` without weights", "guided", {"caption": {"kind": "blip2"}}),
+        (
+            "a negative prompt that no text encoder sees whole",
+            "guided",
+            {"prompt": {"negative": "ugly " * 99 + "ugly"}},
+        ),
         ("a T2I-Adapter as VAE", "guided", {"numerics": {"vae": "{adapter}"}}),
     ],
 )
@@ -222,6 +229,24 @@ def test_what_does_not_go_together_costs_a_line(
     if changes.pop("adapter", False):
         options["controls"] = options_of(models, "guided")["controls"]
     refused_here("plan", make_job(methods={method: options | changes}, plan=plan_of(method)), row=row)
+
+
+@pytest.mark.parametrize(
+    ("row", "method", "changes"),
+    [
+        ("a control with `scale: 0`", "imgsyn", {"scale": 0}),
+        ("a T2I-Adapter with `end: 0.01`", "guided", {"end": 0.01}),
+        ("a ControlNet between two steps", "imgsyn", {"start": 0.1, "end": 0.2}),
+        ("a prior with `w1: 0, w2: 0`", "guided", {"prior": {**CANNY, "w1": 0, "w2": 0}}),
+    ],
+)
+def test_a_control_that_never_works_is_refused(
+    refused_here: Refused, make_job: JobFactory, models: Path, row: str, method: str, changes: dict[str, Any]
+) -> None:
+    """Its images would be stored with masks that nothing made them follow."""
+    options = options_of(models, method)
+    options["controls"][0] |= changes
+    refused_here("plan", make_job(methods={method: options}, plan=plan_of(method)), row=row)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +293,42 @@ def test_networks_that_are_not_whole(refused_here: Refused, make_job: JobFactory
     options["controls"][0]["weights"] = str(tmp_path / "controlnet")
     job = make_job(methods={"imgsyn": options}, plan=plan_of("imgsyn"))
     refused_here("plan", job, row="a ControlNet that lacks tensors")
+
+
+def test_folders_whose_configs_are_not_whole(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    base, adapter = (shutil.copytree(models / name, tmp_path / name) for name in ("base", "adapter"))
+    options = options_of(models, "guided", base=str(base))
+    job = make_job(methods={"guided": options}, plan=plan_of("guided"))
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
+    refused_here("plan", job, row="a base without a text encoder")
+    of_sd15 = {name: part for name, part in index.items() if name not in ("text_encoder_2", "tokenizer_2", "vae")}
+    (base / "model_index.json").write_text(json.dumps(of_sd15))
+    refused_here("plan", job, row="a base of SD 1.5 without a VAE")
+    config = json.loads((adapter / "config.json").read_text())
+    (adapter / "config.json").write_text(json.dumps(config | {"channels": ["a"]}))
+    options = options_of(models, "guided")
+    options["controls"][0]["weights"] = str(adapter)
+    job = make_job(methods={"guided": options}, plan=plan_of("guided"))
+    refused_here("plan", job, row="a T2I-Adapter whose channels are no numbers")
+
+
+def test_captioners_that_cannot_be_loaded(
+    refused_here: Refused, make_job: JobFactory, models: Path, tmp_path: Path
+) -> None:
+    """Before a run: an actor would find it after minutes."""
+    folder = make_clip(tmp_path / "captioner")
+    caption = {"kind": "model", "weights": str(folder)}
+    job = make_job(methods={"guided": options_of(models, "guided", caption=caption)}, plan=plan_of("guided"))
+    refused_here("plan", job, row="a CLIP model as captioner")
+    shutil.rmtree(folder)
+    path = save_blip2(folder) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["query_tokens"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    refused_here("plan", job, row="a captioner that lacks a tensor")
 
 
 def test_an_adapter_that_takes_more_pixels_at_once(

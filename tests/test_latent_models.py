@@ -236,7 +236,7 @@ def as_bin(path: Path) -> None:
         (lambda f: edit(f / "model_index.json", unet=["my_code", "MyUNet"]), "my_code.MyUNet, code of its own"),
         (
             lambda f: edit(f / "model_index.json", unet=["diffusers", "SD3Transformer2DModel"]),
-            "is a SD3Transformer2DModel",
+            "is of the class SD3Transformer2DModel",
         ),
         (lambda f: edit(f / "model_index.json", vae=None), "has no vae"),
         (
@@ -360,7 +360,7 @@ def test_networks_of_another_base_cost_a_line(folder: Path, tmp_path: Path) -> N
             "its features have 32, 64 channels, and the blocks of the base 320, 640, 1280",
         ),
         (check_controlnet, "control", other, "its blocks have 32, 64 channels and its text 64, those of the base 320"),
-        (check_controlnet, "adapter", shape, "holds a T2IAdapter, and needs a ControlNetModel"),
+        (check_controlnet, "adapter", shape, "holds the class T2IAdapter, and ControlNetModel is needed"),
         (
             check_vae,
             "vae",

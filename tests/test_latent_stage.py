@@ -99,6 +99,30 @@ def test_what_is_told_of_a_source_is_computed_once(base: Path, controls: tuple[C
     assert seen == [1, 1], "each source by itself, and once"
 
 
+def test_prompts_that_differ_share_what_is_told_of_their_source(
+    base: Path, controls: tuple[ControlOptions, ControlOptions]
+) -> None:
+    """Four weathers: adapter and ControlNet look once at each picture, and the VAE once at the real image."""
+    stage, inpaint = make_stage(base, controls=controls), make_stage(base, inpaint=ALL_CLASSES)
+    batch = rows([0, 0, 0, 1], [1, 2, 3, 4])
+    batch["prompt"] = objects([f"a street in {weather}" for weather in ("rain", "fog", "snow", "sunshine")])
+    seen: list[str] = []
+    adapter, controlnet = stage._controls
+    hooks = [
+        adapter.register_forward_pre_hook(lambda *_: seen.append("adapter")),
+        controlnet._embedding.register_forward_pre_hook(lambda *_: seen.append("controlnet")),
+        inpaint._models.vae.encoder.register_forward_pre_hook(lambda *_: seen.append("vae")),
+    ]
+    found = [pixels(stage(batch)), pixels(inpaint(batch))]
+    for hook in hooks:
+        hook.remove()
+    assert seen == ["adapter"] * 2 + ["controlnet"] * 2 + ["vae"] * 2
+    for row in range(4):
+        alone = {name: column[row : row + 1] for name, column in batch.items()}
+        for one, together in zip((stage, inpaint), found, strict=True):
+            np.testing.assert_array_equal(pixels(one(alone))[0], together[row])
+
+
 BLOCKS = [[[0], [1], [2], [3]], [[3, 1], [0, 2]], [[2, 0, 1], [3]], [[0, 1, 2, 3]]]
 
 

@@ -21,6 +21,7 @@ LAYERS = {
     "images": 0,
     "records": 0,
     "storage": 0,
+    "file_locks": 0,
     "tables": 0,
     "svg": 0,
     "config_files": 0,
@@ -42,6 +43,8 @@ LAYERS = {
     "layouts": 1,
     "latent_folders": 1,
     "network_tensors": 1,
+    "transformers_tensors": 1,
+    "model_configs": 1,
     "method_options": 1,
     "clip_scores": 1,
     "clip_tokenizer": 1,
@@ -82,6 +85,7 @@ LAYERS = {
     "work": 3,
     "verify": 3,
     "publish": 3,
+    "reader": 3,
     "exporters": 3,
     "status": 3,
     "budget": 3,
@@ -99,6 +103,7 @@ LAYERS = {
     "driver": 5,
     "run": 5,
     "training": 5,
+    "experiment": 5,
     "scenes_suite": 6,
     "demo": 6,
     "report": 6,
@@ -203,8 +208,10 @@ def test_only_the_command_line_prints() -> None:
 
 
 def test_modules_are_short() -> None:
-    lengths = {module: len((PACKAGE / module).read_text(encoding="utf-8").splitlines()) for module in MODULES}
-    assert not {module: length for module, length in lengths.items() if length > MAX_LINES}
+    """Those of the tests as well."""
+    paths = [*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert not {path: length for path, length in lengths.items() if length > MAX_LINES}
 
 
 def test_functions_fit_a_screen() -> None:
@@ -235,7 +242,7 @@ def test_modules_say_what_they_do_and_what_they_do_not_know() -> None:
     assert all(docstrings.values())
     sentences = {m: len(text.replace("\n", " ").split(". ")) for m, text in docstrings.items()}
     assert not {m: count for m, count in sentences.items() if count < 2 and m.name != "__init__.py"}
-    assert not {m: text for m, text in docstrings.items() if len(text.splitlines()) > MAX_DOCSTRING_LINES}
+    assert not {m: text for m, text in docstrings.items() if not 2 <= len(text.splitlines()) <= MAX_DOCSTRING_LINES}
 
 
 def test_only_the_row_guard_catches_everything() -> None:

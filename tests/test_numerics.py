@@ -114,6 +114,14 @@ def test_float8_weights_take_less_memory_and_stay_close(folder: Path, dtype: Any
     assert {parameter.dtype for parameter in small.vae.parameters()} == {getattr(torch, dtype)}
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_draws_nearly_what_float32_does(folder: Path, dtype: Any) -> None:
+    """No NaN, which would be black; two sources and two seeds stay what they are."""
+    exact, found = images_of(models_of(folder)), images_of(models_of(folder, dtype=dtype))
+    assert apart(exact, found).mean() < (0.5 if dtype == "float16" else 4)
+    assert apart(found[:1], found[1:]).mean() > 8
+
+
 def test_a_controlnet_in_float8_encodes_and_controls(folder: Path) -> None:
     picture = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(3))
     plain, small = (

@@ -78,6 +78,11 @@ def test_lists_may_name_ids_or_files(tmp_path: Path, line: str) -> None:
     assert chosen(VOC, str(path)) == ["2007_000003", "2007_000007"]
 
 
+def test_a_byte_order_mark_belongs_to_no_name_and_only_newlines_end_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.txt", "\ufeff2007_000003\nwest\u2028east\n".encode())
+    assert chosen([*VOC, Item("west\u2028east", "w.png")], str(path)) == ["2007_000003", "west\u2028east"]
+
+
 def test_names_with_spaces_are_names(tmp_path: Path) -> None:
     path = write(tmp_path / "list.txt", b"my dog 1\n")
     assert chosen([Item("my dog 1", "my dog 1.png"), Item("my", "my.png")], str(path)) == ["my dog 1"]
@@ -134,6 +139,9 @@ def test_lists_that_cannot_be_meant_are_refused(tmp_path: Path, lines: str, prob
     ("partition", "problem"),
     [
         ("first:0", "at least one item"),
+        ("first:", "--partition first:: at least one item, as in first:100"),
+        ("first:many", "at least one item"),
+        ("x" * 300, "cannot be read (File name too long); --partition is first:N"),
         ("first:1465", "there are only 1464 items"),
         ("0/4", "a fraction lies between 0 and 1"),
         ("4/4", "a fraction lies between 0 and 1"),

@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
-import torch
 from conftest import JobFactory, Refused, make_scenes_store
 from hypothesis import given
 from hypothesis import strategies as st
 from kept_events import Events
 from test_faults import damage, run
 from tiny_captioner import save_blip2
-from tiny_latent import make_adapter, save_pipeline
+from tiny_latent import save_models
 
 from segdatagen.dataflow import PartDone
 from segdatagen.errors import SegdatagenError
 from segdatagen.job import Execution, Job, load_job
 from segdatagen.method_context import method_contexts
-from segdatagen.methods import begin, guard, stages_of
+from segdatagen.methods import Chain, begin, finish, guard, stages_of
 from segdatagen.placement import Segment, pool_sizes, segments_of
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.run import prepare, segments
@@ -95,13 +95,9 @@ def test_a_segment_that_was_never_measured_counts_like_the_slowest() -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A captioner, a base and a T2I-Adapter."""
-    folder = tmp_path_factory.mktemp("placement")
+    """A captioner, a base, a ControlNet and a T2I-Adapter."""
+    folder = save_models(tmp_path_factory.mktemp("placement"))
     save_blip2(folder / "captioner")
-    save_pipeline(folder / "base")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        make_adapter().save_pretrained(folder / "adapter")
     return folder
 
 
@@ -164,6 +160,40 @@ def test_every_column_of_a_batch_travels(make_job: JobFactory, models: Path) -> 
         assert again[name].dtype == values.dtype, name
     with pytest.raises(KeyError, match="nobody"):
         to_table({"nobody": np.zeros(1)})
+
+
+@pytest.mark.parametrize("method", ["imgsyn", "inpaint", "masksyn"])
+def test_rows_are_the_same_whatever_segments_they_have_passed(make_job: JobFactory, models: Path, method: str) -> None:
+    """Without Ray: what one segment leaves travels as a table to the next one."""
+    control = {"kind": "controlnet", "weights": str(models / "controlnet")}
+    options = {
+        "base": str(models / "base"),
+        "controls": [] if method == "inpaint" else [control | {"prior": {"name": "colour_map", "of": "mask"}}],
+        "caption": {"kind": "blip2", "weights": str(models / "captioner"), "max_new_tokens": 5},
+        "sampler": {"steps": 2},
+    }
+    if method == "masksyn":
+        layout = {"min_classes_found": 0, "max_off_palette": 1, "max_speckle": 1, "min_distance": 0}
+        options |= {"text2mask": {"weights": str(models / "base"), "sampler": {"steps": 2}}, "layout": layout}
+    plan = [{"method": method, "strategy": "uniform", "per_source": 2}, {"max_rounds": 1}]
+    job = job_of(make_job, models, "fused", filters=None, methods={method: options}, plan=plan)
+    store = open_store(job.sources)
+    stages = stages_of(method, method_contexts(job, store.label_set)[method])
+    index = store.index.slice(0, 2).select(["source_id", "source_file", "source_row"])
+    plan_rows = pa.concat_tables([index, index])
+    for name, values in {"sample_id": range(4), "seed": range(4), "variant": [0, 0, 1, 1], "round": [0] * 4}.items():
+        plan_rows = plan_rows.append_column(name, pa.array(values, pa.int64()))
+    plan_rows = plan_rows.append_column("method", pa.array([method] * 4))
+    parts = segments_of(stages)
+    assert [part.name for part in parts][-1] == "mask2img"
+    assert len(parts) == 3 if method == "masksyn" else 2
+    batch = begin(plan_rows)
+    for part in parts:
+        batch = to_batch(to_table(batch))
+        part.build().advance(batch)
+    whole = Chain([stage.build() for stage in stages]).run(plan_rows, 1).drop_columns("seconds")
+    assert set(whole["status"].to_pylist()) == {"ok"}
+    assert finish(batch, 1).drop_columns("seconds").equals(whole)
 
 
 def test_fused_streaming_and_staged_give_the_same_rows(

@@ -1,6 +1,7 @@
 """What a planned round says of itself, counted again from its rows, and the picture beside it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_decisions import nobody_waits
 
 from segdatagen.balance import Presence
 from segdatagen.cli import main
+from segdatagen.cli.run_screen import print_round
 from segdatagen.exclude import exclude
 from segdatagen.geometry import Geometry
 from segdatagen.job import load_job
@@ -59,6 +61,47 @@ def test_images_and_pixels_are_those_of_the_rows(folder: Folder, scenes_store: P
             assert found.pixels.real + found.pixels.planned >= 3000
 
 
+def test_a_goal_in_pixels_can_be_followed(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
+    (summary,) = read_rounds(folder)
+    sky = next(found for found in summary.classes if found.name == "sky")
+    assert sky.pixels is not None
+    capfd.readouterr()
+    assert main(["status", folder.uri]) == 0
+    table = capfd.readouterr().out.split("pixels\n", 1)[1]
+    (row,) = re.findall(r"│ sky .*│", table)
+    assert [cell.strip() for cell in row.split("│")[2:6]] == [str(sky.pixels.real), "0", str(sky.pixels.real), "3000"]
+    print_round(summary)
+    table = capfd.readouterr().out.split("pixels\n", 1)[1]
+    (row,) = re.findall(r"│ sky .*│", table)
+    before, after = (
+        100 * getattr(sky.pixels, name) / sum(getattr(found.pixels, name) for found in summary.classes)
+        for name in ("real", "total")
+    )
+    expected = [str(sky.pixels.total), f"{before:.1f}%", f"{after:.1f}%"]
+    assert [cell.strip() for cell in row.split("│")[6:9]] == expected
+    assert main(["report", folder.uri]) == 0
+    page = folder.read("report/index.html").decode().split('id="pixels"')[1]
+    cells = "".join(f"<td>{number:,}</td>" for number in (sky.pixels.real, 0, sky.pixels.real, 3000))
+    assert f'<th scope="row">sky</th>{cells}' in page
+
+
+def test_classes_that_nothing_shows_and_nobody_wants_are_only_counted(
+    folder: Folder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (summary,) = read_rounds(folder)
+    absent = summary.classes[0].model_copy(
+        update={"name": "unicorn", "real": 0, "planned": 0, "wanted": 0, "total": 0, "pixels": None}
+    )
+    print_round(summary.model_copy(update={"classes": (*summary.classes, absent)}))
+    printed = capfd.readouterr().out
+    assert "unicorn" not in printed
+    assert f"1 of {len(summary.classes) + 1} classes are left out: no image shows them, no goal wants them" in printed
+    print_round(summary, is_running=True)
+    printed = capfd.readouterr().out
+    assert "left out" not in printed
+    assert "time on 1 actor: not measured yet\n" in printed, "how to measure it is no news to a run"
+
+
 def test_every_goal_says_what_it_adds(folder: Folder) -> None:
     (summary,) = read_rounds(folder)
     cover, by_pixels, at_random = summary.goals
@@ -90,7 +133,7 @@ def test_the_plan_command_prints_bounds_pixels_and_what_is_not_measured(
         "no choice of sources takes fewer than",
         "balance would take",
         "time on 1 actor: not measured yet, `segdatagen run JOB.yaml --limit 32` measures it",
-        "PUT requests",
+        "PUT requests without lease renewals",
         f"cost{unit}: less than 0.01{behind} for requests, less than 0.01{behind} a month for storage",
         f"cost of a million samples{unit}: ",
     ):

@@ -302,6 +302,7 @@ def test_copies_of_other_revisions_lie_apart(cache: Path, monkeypatch: pytest.Mo
     [
         ("weights without a revision", "hf://town/ddpm"),
         ("weights of an unknown scheme", "gs://bucket/weights"),
+        ("weights of a branch", "hf://town/ddpm@main"),
         ("weights that were not fetched", "hf://town/ddpm@v1"),
     ],
 )

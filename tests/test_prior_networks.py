@@ -320,11 +320,11 @@ def test_wrong_depth_models_are_refused(tmp_path: Path, annotators: Path) -> Non
             check_prior(options("depth", folder))
         assert "\n" not in str(refusal.value)
     (folder / "config.json").write_text(config.replace('"fusion_hidden_size": 16', '"fusion_hidden_size": 8'))
-    with pytest.raises(UsageError, match=r"holds \d+ tensors of another shape than its network's"):
+    with pytest.raises(UsageError, match=r"hold \d+ tensors of another shape than their network's"):
         check_prior(options("depth", folder))
     (folder / "config.json").write_text(config.replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
-    with pytest.raises(UsageError, match=r"lacks \d+ tensors of its network, dpt"):
-        Prior(options("depth", folder), LABELS)
+    with pytest.raises(UsageError, match=r"lack \d+ tensors of their network, dpt"):
+        check_prior(options("depth", folder))
     (folder / "model.safetensors").unlink()
     with pytest.raises(UsageError, match=r"it lacks model.safetensors"):
         check_prior(options("depth", folder))

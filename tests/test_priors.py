@@ -151,8 +151,8 @@ def test_a_shape_keeps_its_proportions_at_another_resolution() -> None:
     ("fields", "problem"),
     [
         ({"name": "lines"}, "there is no prior lines: those are canny, colour_map, boundaries, line_art, hed, sketch"),
-        ({"name": "line_art"}, "the prior line_art needs weights: a path"),
-        ({"name": "depth"}, "the prior depth needs weights: a path"),
+        ({"name": "line_art"}, "needs weights: the public annotators' sk_model.pth, or a folder"),
+        ({"name": "depth"}, "the prior depth needs weights: the folder of a depth model"),
         ({"name": "hed", "weights": "nothing/there.pth"}, "there are no weights at nothing/there.pth"),
         ({"name": "hed", "weights": "hf://a/b"}, "weights hf://a/b have no revision"),
         ({"name": "canny", "weights": "sk_model.pth"}, "weights does nothing to the prior canny of: both: leave it"),

@@ -338,11 +338,13 @@ def test_exclude_takes_ids_from_words_and_from_a_file(command: Command, tmp_path
     [
         ("`refilter` of a run that is not there", ["refilter", "{tmp}/nowhere"]),
         ("`refilter --set adherence.min=2`", ["refilter", "{run}", "--set", "adherence.min=2"]),
+        ("`refilter --set adherence.min=nan`", ["refilter", "{run}", "--set", "adherence.min=nan"]),
         ("`refilter --set mood=2`", ["refilter", "{run}", "--set", "mood=2"]),
         ("`refilter` by a score that no sample has", ["refilter", "{run}", "--set", "blank.min_deviation=9"]),
         ("`refilter --job` of a file that is not there", ["refilter", "{run}", "--job", "{tmp}/nothing.yaml"]),
         ("`exclude` without an id", ["exclude", "{run}"]),
         ("`exclude` of an id that the run does not have", ["exclude", "{run}", "77"]),
+        ("`exclude` of a number below 0", ["exclude", "{run}", "-5"]),
         ("`exclude --file` of a file that is not there", ["exclude", "{run}", "--file", "{tmp}/absent.txt"]),
         ("`exclude --file` of a file of something else", ["exclude", "{run}", "--file", "{run}/run.json"]),
     ],

@@ -94,6 +94,33 @@ def test_each_filter_shows_exactly_its_samples(open_page: OpenPage, index: str) 
     assert page.is_visible("text=No sample passes this filter.")
 
 
+def test_a_class_that_no_sample_shows_is_said_and_cleared(open_page: OpenPage, index: str) -> None:
+    page = open_page(f"{index}#/samples?class=unicorn&sort=nothing")
+    chosen = "[name=class] option:checked"
+    assert shown(page) == 0
+    assert page.locator(chosen).text_content() == "unicorn (0)"
+    assert page.locator("[name=sort] option:checked").text_content() == "source"
+    page.click("#clear")
+    assert shown(page) == 48
+    assert page.input_value("[name=class]") == ""
+    assert page.locator(chosen).count() == 1, "a control is never blank"
+
+
+def test_an_id_that_is_not_there_is_said(open_page: OpenPage, index: str) -> None:
+    page = open_page(f"{index}#/sample/12345")
+    assert page.inner_text("#unknown").startswith("There is no sample 12345 in this report.")
+    page.fill("[name=find]", "")
+    assert shown(page) == 48
+    assert page.is_hidden("#unknown")
+
+
+@pytest.mark.parametrize("width", [900, 1280, 1920])
+def test_no_figure_of_the_overview_stands_alone(open_page: OpenPage, index: str, width: int) -> None:
+    page = open_page(index, width=width)
+    tops = page.evaluate("[...document.querySelectorAll('.tile')].map((tile) => tile.getBoundingClientRect().top)")
+    assert min(map(tops.count, tops)) > 1
+
+
 def test_a_view_can_be_shared(open_page: OpenPage, index: str) -> None:
     page = open_page(f"{index}#/samples")
     page.select_option("[name=class]", "traffic sign")
@@ -124,6 +151,10 @@ def test_samples_are_sorted(open_page: OpenPage, index: str, name: str) -> None:
         assert scores[: len(known)] == known, "what has no score comes last"
     elif name == "id":
         assert ids == sorted(by_id, reverse=True)
+    else:
+        seconds = [by_id[id_].seconds for id_ in ids]
+        assert seconds == sorted(seconds, reverse=True)
+        assert len(set(seconds)) > 1
 
 
 def test_the_switch_shows_image_mask_and_overlay(open_page: OpenPage, index: str) -> None:

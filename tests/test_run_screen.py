@@ -34,7 +34,7 @@ def test_a_resumed_run_counts_as_one_that_was_never_stopped(
     through.working({"ok": 0, "rejected": 0, "failed": 0}, 40)
     whole = shown_after(capfd, through, *parts)[-1]
     resumed.working({"ok": 13, "rejected": 2, "failed": 1}, 40)
-    assert "16 of 40 starting, 2 rejected, 1 failed" in capfd.readouterr().err
+    assert "16 of 40 starting actors, which load their weights: 2 rejected, 1 failed" in capfd.readouterr().err
     rest = shown_after(capfd, resumed, parts[-1])[-1]
     counted = re.compile(r"run: 24 of 40 \d+\.\d\d images/s, .+ left, 5 rejected, 1 failed")
     assert counted.fullmatch(whole)
@@ -47,6 +47,16 @@ def test_a_further_round_counts_on(every_sentence: None, capfd: pytest.CaptureFi
     shown.part(part(6, rejected=2))
     shown.working({"ok": 6, "rejected": 2, "failed": 0}, 10)
     assert shown_after(capfd, shown, part(1, rejected=1))[-1].endswith(", 3 rejected, 0 failed")
+
+
+def test_the_start_is_said_at_once_and_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Loading may take minutes, in which a log would stay empty."""
+    shown = RunScreen()
+    for _ in range(2):
+        shown.working({"ok": 0, "rejected": 0, "failed": 0}, 8)
+    assert capfd.readouterr().err == ("run: 0 of 8 starting actors, which load their weights: 0 rejected, 0 failed\n")
+    RunScreen(silent=True).working({"ok": 0, "rejected": 0, "failed": 0}, 8)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_first_part_has_a_rate(every_sentence: None, capfd: pytest.CaptureFixture[str]) -> None:

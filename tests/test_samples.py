@@ -10,6 +10,7 @@ from committed import commit, make_run, plan, sample_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segdatagen.cli import main
 from segdatagen.errors import SegdatagenError
 from segdatagen.images import encode_mask
 from segdatagen.planner import read_plan, read_rounds
@@ -111,6 +112,16 @@ def test_verify_names_what_is_in_no_plan(tmp_path: Path) -> None:
     plan(run, [1])
     commit(run, [1, 9])
     assert verify_ledger(run).problems == ("1 samples are in no plan, the first is 9",)
+
+
+def test_verify_tells_a_problem_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, [1])
+    commit(run, [1, 9])
+    assert main(["verify", str(tmp_path / "run")]) == 1
+    out, err = capfd.readouterr()
+    assert out.endswith("\n1 samples are in no plan, the first is 9\n")
+    assert err == f"segdatagen: {tmp_path / 'run'}: not as planned: 1 problem, listed on stdout\n"
 
 
 def test_deep_check_finds_every_kind_of_damage(tmp_path: Path) -> None:

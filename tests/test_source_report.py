@@ -72,6 +72,8 @@ def test_the_command_prints_and_draws(tmp_path: Path, capfd: pytest.CaptureFixtu
     out = make_scenes_store(tmp_path / "store", 3, 64)
     path = tmp_path / "pictures/one.png"
     assert main(["sources", str(out), "--id", "train-000001", "--picture", str(path)]) == 0
+    assert "".join(capfd.readouterr().out.split()) == f"{path}:sourcetrain-000001of{out}".replace(" ", "")
+    assert main(["sources", str(out)]) == 0
     text = capfd.readouterr().out
     assert "3 sources: 3 masks, 3 images, 3 captions" in text
     assert "road" in text

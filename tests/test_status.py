@@ -38,6 +38,7 @@ def test_status_of_a_run_on_its_way(tmp_path: Path) -> None:
     assert found.counts == {"ok": 3, "rejected": 2, "failed": 1}
     sky, building, road = list(found.accepted)[:3]
     assert {name: count for name, count in found.accepted.items() if count} == {sky: 1, building: 1, road: 1}
+    assert found.accepted_pixels == {name: 256 * count for name, count in found.accepted.items()}
     assert list(found.reasons.items()) == [("rejected for a reason", 2), ("failed for a reason", 1)]
     assert [(a.number, a.ended) for a in found.attempts] == [(1, None)]
     assert found.published == 3

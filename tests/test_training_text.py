@@ -1,75 +1,43 @@
-"""The kinds `captioner` and `clip`: what they learn, losses by hand, the same weights after a kill, and refusals."""
+"""The kinds `captioner` and `clip`: what they learn, the same weights after a kill, and parts that stay frozen."""
 
-import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from conftest import Refused, child_environment, make_scenes_store
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import child_environment, make_scenes_store
 from safetensors.torch import load_file
 from tiny_captioner import save_blip2
-from tiny_clip import COLOURS, colour_labels, make_clip
+from tiny_clip import make_clip
+from tiny_squares import (
+    CPU,
+    LABELS,
+    SIDE,
+    Configure,
+    configurer,
+    kind_of,
+    losses_of,
+    put_store,
+    square_rows,
+    train_here,
+)
 
 from segdatagen.captioners import Captioner, CaptionerOptions
 from segdatagen.clip_scores import ClipOptions, ClipScorer
-from segdatagen.datasets import Options, open_reader
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
-from segdatagen.images import decode_image, encode_image, encode_mask
-from segdatagen.ingest import IngestRequest, ingest_shard, seal_store
+from segdatagen.images import decode_image
 from segdatagen.regions import regions_of
 from segdatagen.sources import read_arrays
-from segdatagen.training.captioner import (
-    NOT_LEARNED,
-    CaptionerTraining,
-    CaptionerTrainingOptions,
-    caption_loss,
-    patch_loss,
-)
-from segdatagen.training.clip import ClipTraining, ClipTrainingOptions, contrastive_loss
-from segdatagen.training.clip_tokenizer import train_tokenizer
-from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
+from segdatagen.training.captioner import NOT_LEARNED
+from segdatagen.training.data import Order, Share, batch_of_step
 from segdatagen.training.latent_weights import read_record
 from segdatagen.training.loop import build_network
-from segdatagen.training.run import train
-from segdatagen.training.text_data import decoder_tokenizer
-
-CPU = torch.device("cpu")
-SIDE = 32
-LABELS = colour_labels()
-CAPTIONER = {
-    "patch": 16,
-    "vision_hidden": 32,
-    "vision_layers": 1,
-    "queries": 4,
-    "qformer_hidden": 32,
-    "qformer_layers": 1,
-    "decoder_hidden": 32,
-    "decoder_layers": 1,
-    "heads": 2,
-}
-CLIP = {
-    "patch": 16,
-    "vision_hidden": 16,
-    "vision_layers": 1,
-    "text_hidden": 16,
-    "text_layers": 1,
-    "projection": 16,
-    "heads": 2,
-}
-SIZES = {"captioner": CAPTIONER, "clip": CLIP}
-Configure = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,36 +46,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def put_store(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """A source store of the squares, by way of a Parquet file."""
-    folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(list(rows)), folder / "squares.parquet")
-    (folder / "squares.yaml").write_text(LABELS.to_yaml())
-    reader = open_reader(
-        "parquet", str(folder / "squares.parquet"), "train", Options(labels=str(folder / "squares.yaml"))
-    )
-    request = IngestRequest("parquet", str(folder), "train", str(folder / "store"))
-    shard = ingest_shard(reader.list_items().items, "part-00000.parquet", reader, request, keep=True)
-    assert shard.part is not None
-    seal_store(request, reader, [shard.part], shard.bad)
-    return folder / "store"
-
-
-def square_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Images with a square of one of three colours on grey, its mask and a caption; all three take turns."""
-    chance, rows = np.random.default_rng(seed), []
-    for number in range(count):
-        name = list(COLOURS)[number % 3]
-        image, mask = np.full((SIDE, SIDE, 3), 128.0), np.full((SIDE, SIDE), 9, np.uint8)
-        top, left, side = *chance.integers(0, 8, 2), int(chance.integers(14, 24))
-        image[top : top + side, left : left + side] = COLOURS[name]
-        mask[top : top + side, left : left + side] = 5 - list(COLOURS).index(name)
-        noisy = np.clip(image + chance.normal(0, 10, image.shape), 0, 255).astype(np.uint8)
-        caption = f"a {name} square on grey ground"
-        rows.append({"image": encode_image(noisy, "png"), "mask": encode_mask(mask), "caption": caption})
-    return rows
 
 
 @pytest.fixture(scope="module")
@@ -122,51 +60,9 @@ def four_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_scenes_store(tmp_path_factory.mktemp("four") / "store", 4)
 
 
-def fields(kind: str, store: Path, out: Path) -> dict[str, Any]:
-    return {
-        "sources": str(store),
-        "validation": str(store),
-        "out": str(out),
-        "size": [SIDE, SIDE],
-        "network": SIZES[kind],
-        "steps": 24,
-        "batch_size": 4,
-        "learning_rate": 3e-3,
-        "ema_decay": 0.9,
-        "ema_start": 8,
-        "torch_threads": 1,
-        "checkpoint_every": 8,
-    }
-
-
 @pytest.fixture
 def configure(tmp_path: Path, squares: Path) -> Configure:
-    """`configure("clip", "out", steps=5)`: a configuration file of a training on squares, into `tmp_path/out`."""
-
-    def make(kind: str, name: str, store: Path = squares, **changes: Any) -> Path:
-        path = tmp_path / f"{name}.yaml"
-        chosen = fields(kind, store, tmp_path / name) | changes
-        path.write_text(yaml.safe_dump({key: value for key, value in chosen.items() if value is not None}))
-        return path
-
-    return make
-
-
-def train_here(kind: str, config: Path) -> Any:
-    return train(kind, str(config), True, None, lambda _: None)
-
-
-def kind_of(kind: str, store: Path, **changes: Any) -> Any:
-    options_type, made = {
-        "captioner": (CaptionerTrainingOptions, CaptionerTraining),
-        "clip": (ClipTrainingOptions, ClipTraining),
-    }[kind]
-    options: Any = options_type.model_validate(fields(kind, store, store / "out") | changes)
-    return made(options, TrainingArrays(*read_arrays(options.sources, options.geometry)))
-
-
-def losses_of(out: Path) -> list[str]:
-    return [line.split(",")[1] for line in (out / "loss.csv").read_text().splitlines()[1:]]
+    return configurer(tmp_path, squares)
 
 
 # What they learn
@@ -323,72 +219,6 @@ def kind_regions(channels: np.ndarray, channel: int) -> list[Any]:
     return regions_of(channels, channel, 100, 3)
 
 
-# Losses by hand
-
-
-def test_the_loss_of_captions_by_hand() -> None:
-    logits = torch.zeros(2, 4, 5)
-    labels = torch.tensor([[NOT_LEARNED, NOT_LEARNED, 3, 4], [NOT_LEARNED, NOT_LEARNED, NOT_LEARNED, 1]])
-    assert float(caption_loss(logits, labels)) == pytest.approx(3 * math.log(5) / 2)
-    logits[0, 1, 3] = logits[0, 2, 4] = logits[1, 2, 1] = math.log(16)  # 16 / (16 + 4) for the right one
-    assert float(caption_loss(logits, labels)) == pytest.approx(-3 * math.log(16 / 20) / 2)
-    assert float(caption_loss(logits.roll(1, dims=1), labels)) > float(caption_loss(logits, labels))
-
-
-def test_the_loss_of_patches_by_hand() -> None:
-    channels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, -1], [0, 1, 2, 2], [1, 1, 2, 2]]])
-    shares = torch.tensor([[[1.0, 0, 0], [0, 0.75, 0], [0.25, 0.75, 0], [0, 0, 1.0]]])
-    assert float(patch_loss(torch.zeros(1, 4, 3), channels)) == pytest.approx(float(shares.sum()) * math.log(3) / 4)
-    logits = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
-    expected = -(shares * logits.log_softmax(-1)).sum() / 4
-    assert float(patch_loss(logits, channels)) == pytest.approx(float(expected))
-
-
-def test_the_contrastive_loss_by_hand() -> None:
-    distinct = torch.arange(3)
-    assert float(contrastive_loss(torch.zeros(3, 3), distinct)) == pytest.approx(math.log(3))
-    assert float(contrastive_loss(100 * torch.eye(3), distinct)) == pytest.approx(0, abs=1e-6)
-    twice = torch.tensor([0, 0, 1])
-    same = (twice[:, None] == twice[None, :]).float()
-    assert float(contrastive_loss(100 * same, twice)) == pytest.approx(2 * math.log(2) / 3, abs=1e-6)
-    assert float(contrastive_loss(100 * torch.eye(3), twice)) > 30, "the twin of a row is no wrong answer"
-
-
-@settings(max_examples=40)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 2**31))
-def test_the_contrastive_loss_is_lowest_where_texts_agree(which: list[int], seed: int) -> None:
-    chance = torch.Generator().manual_seed(seed)
-    numbers = torch.tensor(which)
-    logits = torch.randn(len(which), len(which), generator=chance)
-    same = (numbers[:, None] == numbers[None, :]).float()
-    entropy = float(same.sum(1).log().mean())
-    assert float(contrastive_loss(logits, numbers)) >= entropy - 1e-5
-    assert float(contrastive_loss(50 * same, numbers)) == pytest.approx(entropy, abs=1e-5)
-    order = torch.randperm(len(which), generator=chance)
-    turned = contrastive_loss(logits[order][:, order], numbers[order])
-    assert float(turned) == pytest.approx(float(contrastive_loss(logits, numbers)), rel=1e-5)
-
-
-@settings(max_examples=20)
-@given(st.text(max_size=30))
-def test_tokenizers_say_any_text(text: str) -> None:
-    taught = ["a red square on grey ground", "two blue squares"]
-    tokenizer = decoder_tokenizer(taught, 600)
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
-    clip = train_tokenizer(taught, 1024)
-    assert clip.unk_token_id not in clip(text, add_special_tokens=False).input_ids
-    assert len(clip("red square").input_ids) == 4, "a frequent word is one token"
-
-
-def test_tokenizers_follow_from_the_texts() -> None:
-    """Ties between merges are frequent in few words: trained often, the order of a hash table would show."""
-    words = ["a red square on grey ground", "a blue square", "two green squares on brown sand"]
-    made = [(decoder_tokenizer(words, 600), train_tokenizer(words[::-1], 1024)) for _ in range(12)]
-    for one, two in made[1:]:
-        assert one.backend_tokenizer.to_str() == made[0][0].backend_tokenizer.to_str()
-        assert two.backend_tokenizer.to_str() == made[0][1].backend_tokenizer.to_str()
-
-
 # From weights
 
 
@@ -411,78 +241,3 @@ def test_clip_goes_on_from_weights(tmp_path: Path, configure: Configure) -> None
     path = configure("clip", "out", init_weights=str(start), network=None, steps=1, learning_rate=1e-9)
     before, after = (load_file(Path(f) / "model.safetensors") for f in (start, train_here("clip", path).weights))
     assert all(torch.allclose(tensor, before[name], atol=1e-6) for name, tensor in after.items())
-
-
-# Wrong input
-
-
-@pytest.mark.parametrize(
-    ("row", "kind"),
-    [
-        ("`train captioner` on sources without captions", "captioner"),
-        ("`train clip` on sources without captions", "clip"),
-    ],
-)
-def test_no_captions(row: str, kind: str, refused_here: Refused, configure: Configure, tmp_path: Path) -> None:
-    rows = square_rows(6)
-    rows[2]["caption"] = rows[4]["caption"] = None
-    path = configure(kind, "out", put_store(tmp_path / "data", rows))
-    refused_here("train", kind, path, "--local", row=row)
-
-
-@pytest.mark.parametrize(
-    ("row", "kind"),
-    [
-        ("`train captioner` on fewer sources than a batch", "captioner"),
-        ("`train clip` on fewer sources than a batch", "clip"),
-    ],
-)
-def test_too_few_sources(row: str, kind: str, refused_here: Refused, configure: Configure, tmp_path: Path) -> None:
-    path = configure(kind, "out", put_store(tmp_path / "data", square_rows(3)))
-    refused_here("train", kind, path, "--local", row=row)
-
-
-@pytest.mark.parametrize(
-    ("row", "kind", "changes"),
-    [
-        ("`train captioner` with captions that are too long", "captioner", {"max_caption_tokens": 4}),
-        ("`freeze_vision` without `init_weights`", "captioner", {"freeze_vision": True}),
-        ("`network` beside `init_weights`", "captioner", {"init_weights": "blip2"}),
-        ("a patch that does not divide the size", "captioner", {"network": {"patch": 5}}),
-        ("a template of `train clip` without a class", "clip", {"template": "a photo"}),
-        ("`train clip` on regions that are all too small", "clip", {"min_pixels": 900}),
-        (
-            "`init_weights` of `train clip` that are no CLIP",
-            "clip",
-            {"init_weights": "builtin:scenes-segmenter", "network": None},
-        ),
-        (
-            "`init_weights` of `train captioner` that are no BLIP-2",
-            "captioner",
-            {"init_weights": "builtin:scenes-segmenter", "network": None},
-        ),
-    ],
-)
-def test_wrong_options(
-    row: str, kind: str, changes: dict[str, Any], refused_here: Refused, configure: Configure
-) -> None:
-    refused_here("train", kind, configure(kind, "out", **changes), "--local", row=row)
-
-
-def test_validation_that_cannot_judge(refused_here: Refused, configure: Configure, tmp_path: Path) -> None:
-    few = put_store(tmp_path / "few", square_rows(6))
-    scenes = make_scenes_store(tmp_path / "scenes", 2)
-    refused_here(
-        "train",
-        "clip",
-        configure("clip", "a", validation=str(few)),
-        "--local",
-        row="a validation store too small to rank",
-    )
-    refused_here(
-        "train",
-        "captioner",
-        configure("captioner", "b", validation=str(scenes)),
-        "--local",
-        row="a validation store of other labels",
-    )

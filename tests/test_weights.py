@@ -62,6 +62,9 @@ def test_check_needs_no_torch(weights: Path) -> None:
 
 def test_missing_weights_name_what_is_there(weights: Path) -> None:
     assert f"{weights.parent} holds weights" in refused(weights.parent / "absent")
+    for name in (".hidden", *"abcdef"):
+        (weights.parent / name).touch()
+    assert refused(weights.parent / "absent").endswith("holds a, b, c, d, e, ...")
     assert "there are no weights builtin:absent" in refused("builtin:absent")
     assert "not on this machine" in refused("s3://bucket/weights")
 

@@ -132,6 +132,11 @@ def test_unknown_key(refused: Refused, make_job: JobFactory) -> None:
         ("`strategy: unifrom`", {"plan": plan_of(strategy="unifrom")}),
         ("`strategy: uniform` without `per_source`", {"plan": plan_of(strategy="uniform")}),
         ("`quotas: {car: -1}`", {"plan": plan_of(strategy="quotas", quotas={"car": -1})}),
+        ("`max_rounds: 0`", {"plan": [*plan_of(strategy="uniform", per_source=1), {"max_rounds": 0}]}),
+        (
+            "an unknown quota behind settings",
+            {"plan": [{"max_rounds": 2}, *plan_of(strategy="quotas", quotas={"unicorn": 5})]},
+        ),
         (
             "`max_rounds` in two entries of the plan",
             {"plan": [*plan_of(strategy="uniform", per_source=1), {"max_rounds": 1}, {"max_rounds": 2}]},
@@ -142,6 +147,8 @@ def test_unknown_key(refused: Refused, make_job: JobFactory) -> None:
         ("`strategy: cover` without quotas", {"plan": plan_of(strategy="cover")}),
         ("`n_balance` and `quotas`", {"plan": plan_of(strategy="cover", n_balance=5, quotas={"car": 5})}),
         ("`max_copies: 0`", {"plan": plan_of(strategy="cover", n_balance=5, max_copies=0)}),
+        ("`torch_threads: 1000000000`", {"execution": {"torch_threads": 10**9}}),
+        ("`microbatch: 1000000000`", {"execution": {"microbatch": 10**9}}),
         ("`max_hours: 0`", {"execution": {"max_hours": 0}}),
         ("`max_cost: -1`", {"execution": {"max_cost": -1}}),
         ("`max_cost` without a price", {"execution": {"max_cost": 5}, "prices": {"per_gpu_hour": 2.5}}),
@@ -359,6 +366,8 @@ def test_regenerate_an_unknown_sample(refused_here: Refused, planned_run: Path, 
         ("`run job.yaml --limit none`", ["run", "job.yaml", "--limit", "none"]),
         ("`run job.yaml --limit 0`", ["run", "job.yaml", "--limit", "0"]),
         ("`labels show nothing`", ["labels", "show", "nothing"]),
+        ('`plan ""`', ["plan", ""]),
+        ("`labels show --picture` of another format", ["labels", "show", "camvid", "--picture", "book.pdf"]),
         ("statistics that are not there", ["balance", "nowhere.json", "--n-balance", "3"]),
         ("`bench nothing`", ["bench", "nothing"]),
         ("`bench codec --kills 5`", ["bench", "codec", "--kills", "5"]),
@@ -369,20 +378,6 @@ def test_regenerate_an_unknown_sample(refused_here: Refused, planned_run: Path, 
 )
 def test_wrong_words(refused_here: Refused, row: str, words: list[str]) -> None:
     refused_here(*words, row=row)
-
-
-@pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ("statistics that are not JSON", "{"),
-        ("statistics without images", '{"classes": ["road"]}'),
-        ("statistics without classes", '{"classes": [], "images": {}}'),
-    ],
-)
-def test_wrong_statistics(refused_here: Refused, tmp_path: Path, row: str, text: str) -> None:
-    stats = tmp_path / "stats.json"
-    stats.write_text(text)
-    refused_here("balance", stats, "--n-balance", 3, row=row)
 
 
 def test_no_cluster_at_the_address(refused: Refused, make_job: JobFactory) -> None:

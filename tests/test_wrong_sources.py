@@ -60,6 +60,18 @@ def test_missing_colormap(refused_here: Refused, data_set: Path, tmp_path: Path)
     refused_here(*ingest_words("colormap", data_set, tmp_path / "store"), row="no `colormap.json`")
 
 
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ("a `colormap.json` with a class that stands twice", '{"road": [1, 2, 3], "road": [4, 5, 6]}'),
+        ("a `colormap.json` with a colour of two numbers", '{"road": [128, 64]}'),
+    ],
+)
+def test_wrong_colormap(refused_here: Refused, data_set: Path, tmp_path: Path, row: str, text: str) -> None:
+    (data_set / "colormap.json").write_text(text)
+    refused_here(*ingest_words("colormap", data_set, tmp_path / "store"), row=row)
+
+
 def test_image_without_mask(refused: Refused, data_set: Path, tmp_path: Path) -> None:
     (data_set / "masks" / "1.png").unlink()
     refused(*id_masks(data_set, tmp_path), row="an image without a mask")
@@ -185,7 +197,18 @@ def test_parts_of_an_interrupted_ingest_are_replaced(ray_session: None, tmp_path
         ("`--snap-colours` where masks hold ids", ["camvid", "data", "--snap-colours", "40"]),
         ("scenes of no number", ["scenes", "many"]),
         ("scenes of a size that cannot be", ["scenes", "4@8x8"]),
+        ("`--partition` with a folder", ["scenes", "4@32x32", "--partition", "."]),
+        ("`--partition first:`", ["scenes", "4@32x32", "--partition", "first:"]),
+        ("scenes that no memory could hold", ["scenes", "2@100000x100000"]),
+        ("more scenes than a split has", ["scenes", "99999999999@64x64"]),
     ],
 )
 def test_wrong_words(refused_here: Refused, tmp_path: Path, row: str, words: list[str]) -> None:
     refused_here("ingest", *words, "--split", "train", "--out", tmp_path / "store", row=row)
+
+
+@pytest.mark.parametrize(
+    ("row", "split"), [("a split without a name", ""), ("a split outside of the data set", "../x")]
+)
+def test_wrong_split(refused_here: Refused, data_set: Path, tmp_path: Path, row: str, split: str) -> None:
+    refused_here("ingest", "camvid", data_set, "--split", split, "--out", tmp_path / "store", row=row)

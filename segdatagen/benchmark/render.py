@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from segdatagen.benchmark.measure import Benchmark, Figures, torch_threads
 from segdatagen.benchmark.render_cases import OPTIONS, Size, cases
 from segdatagen.diffusion.latent_options import Numerics
+from segdatagen.network_tensors import quiet_diffusers
 
 
-def bench_render(
-    size: Size = "tiny", num_images: int = 16, microbatch: int = 8, numerics: Sequence[str] = ()
-) -> Figures:
+def bench_render(size: Size = "tiny", images: int = 16, microbatch: int = 8, numerics: Sequence[str] = ()) -> Figures:
     """Draw with a ControlNet and with a T2I-Adapter, sources with one variant and with four.
 
     `sdxl` is the published architecture at 1024 x 1024, 30 steps (T2I-Adapter) and 768 x 768, 40 steps (ControlNet),
     for a GPU; `tiny` a small one of the same classes at 64 x 64, 10 steps. On a GPU in bfloat16, else on one core.
-    Each is timed as it is, with a step cache of every third step, and with float8 weights. `numerics`: which of
-    NUMERICS the engine has on; code is compiled before the clock starts. Raises UsageError.
+    `images` of each case, a multiple of 4, are timed as they are, with a step cache of every third step, and with
+    float8 weights. `numerics`: which of NUMERICS the engine has on; code is compiled before. Raises UsageError.
     """
     import torch
 
@@ -32,12 +31,12 @@ def bench_render(
         "device": torch.cuda.get_device_name() if has_gpu else "one core",
         "dtype": "bfloat16" if has_gpu else "float32",
         "microbatch": microbatch,
-        "images": num_images,
+        "images": images,
         "numerics": " ".join(numerics) or "default",
     }
     ratios: dict[str, list[float]] = {name: [] for name in ("ratio_to_plain", *(f"{o}_ratio" for o in OPTIONS))}
-    with torch_threads(1):
-        for case in cases(num_images):
+    with torch_threads(1), quiet_diffusers():
+        for case in cases(images):
             found = measure(size, case, microbatch, wanted)
             for name, of_cases in ratios.items():
                 of_cases.append(float(found[name]))

@@ -32,7 +32,7 @@ from segdatagen.metrics.segmentation import confusion, mean_iou
 from segdatagen.prompts import ClassFinder, named_classes
 from segdatagen.records import PLAN_SCHEMA, derive_seed
 from segdatagen.regions import regions_of
-from segdatagen.scenes_suite import SHIPPED, SIZE, SMALLEST_REGION, SuiteWeights, suite_methods
+from segdatagen.scenes_suite import TRAINED, SIZE, SMALLEST_REGION, SuiteWeights, suite_methods
 from segdatagen.segmenters import Segmenter
 from segdatagen.sources import SourceStore, open_store, read_arrays
 from segdatagen.training.latent_parts import vae_of
@@ -110,7 +110,7 @@ def one_of_each(store: SourceStore, method: str) -> pa.Table:
     )
 
 
-def bench_scenes_suite(num_images: int = 300, weights: SuiteWeights = SHIPPED, threads: int = 1) -> Figures:
+def bench_scenes_suite(num_images: int = 300, weights: SuiteWeights = TRAINED, threads: int = 1) -> Figures:
     """Judge every model of the suite on the first test scenes."""
     with torch_threads(threads), tempfile.TemporaryDirectory() as folder:
         root, uri = f"{num_images}@{SIZE}x{SIZE}", f"{folder}/sources"

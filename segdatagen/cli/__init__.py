@@ -5,10 +5,13 @@ that `segdatagen --help` answers at once.
 """
 
 import contextlib
+import math
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Annotated
@@ -17,7 +20,7 @@ import typer
 from typer.exceptions import TyperException
 
 from segdatagen import __version__
-from segdatagen.cli import data, decisions, models, runs
+from segdatagen.cli import data, decisions, experiments, models, runs
 from segdatagen.errors import SegdatagenError
 
 SILENT_RAY = ("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -27,6 +30,8 @@ dies; what a dead worker costs is ours to say."""
 STOPPED = "stopped; what was committed is kept, the same command goes on from there"
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit statuses, as shells have them, of a command that was told to stop."""
+CLEANUP_SECONDS = 10.0
+"""So long a command that was told to stop is not disturbed by a further signal: `timeout` sends two at once."""
 
 app = typer.Typer(
     name="segdatagen",
@@ -58,6 +63,7 @@ data.register(app)
 runs.register(app)
 decisions.register(app)
 models.register(app)
+experiments.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,38 +75,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = command.main(args=arguments, prog_name="segdatagen", standalone_mode=False)
         except SegdatagenError as error:
             return _refuse(str(error), error.exit_status)
-        except PermissionError as error:
-            return _refuse(f"{error.filename or error}: permission denied", 1)
+        except OSError as error:
+            if error.filename is None and not isinstance(error, PermissionError):
+                raise  # it names no file that a user could look at
+            return _refuse(f"{error.filename or error}: {(error.strerror or 'permission denied').lower()}", 1)
         except (typer.Abort, KeyboardInterrupt):
+            result = INTERRUPTED
+        except SystemExit:  # Ray's answer to a signal that comes while it starts or stops
+            if not signals:
+                raise
             result = INTERRUPTED
         except TyperException as error:
             sentence = error.format_message()
+            if number := re.fullmatch(r"No such option: (-\d+)", sentence.rstrip(".")):
+                sentence = f"{number[0]}; what begins with - and is no option stands behind --, as in `-- {number[1]}`"
             return _refuse(sentence, 2) if sentence else 2  # without a command the help says it all
         if result == INTERRUPTED:  # what typer, too, makes of a KeyboardInterrupt
-            return _refuse(STOPPED, TERMINATED if signals else INTERRUPTED)
+            return _refuse(STOPPED, TERMINATED if signals[:1] == [signal.SIGTERM] else INTERRUPTED)
         return result if isinstance(result, int) else 0
 
 
 @contextlib.contextmanager
 def _told_to_stop() -> Iterator[list[int]]:
-    """Make SIGTERM end a command as Ctrl-C does, with everything given back; the list holds it once it came.
+    """Make SIGTERM end a command as Ctrl-C does, with everything given back; the list holds the signals that came.
 
-    KeyboardInterrupt is the one exception of a signal handler that Ray lets through from its native code.
+    KeyboardInterrupt is the one exception of a signal handler that Ray lets through from its native code. It is raised
+    once, so that a second signal does not interrupt what the first one has made the command give back.
     """
     received: list[int] = []
+    raised = -math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
         received.append(number)
-        raise KeyboardInterrupt
+        if time.monotonic() - raised > CLEANUP_SECONDS:
+            raised = time.monotonic()
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python has handlers in the main thread alone
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background commands ignore it
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refuse(sentence: str, status: int) -> int:

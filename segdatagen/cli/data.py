@@ -11,6 +11,10 @@ import typer
 from segdatagen.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
     from segdatagen.sources import SourceStore
 
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; unset: Ray starts in this process.")]
@@ -116,18 +120,17 @@ def sources(
 
     from segdatagen.cli import screen
     from segdatagen.datasets.reader import first_names
-    from segdatagen.images import encode_image
     from segdatagen.source_report import figures_of, picture_of
     from segdatagen.sources import open_store
-    from segdatagen.storage import Folder
 
     if (source is None) != (picture is None):
         raise UsageError("--id and --picture belong together: which source, and the file to draw it to")
     opened = open_store(store)
     if source is not None and picture is not None:
-        folder = Folder(str(picture.parent))
-        folder.require_writable()
-        folder.put(picture.name, encode_image(picture_of(opened, source), "png"))
+        _put_picture(picture, lambda: picture_of(opened, source))
+        if not as_json:
+            screen.say(f"{picture}: source {source} of {store}")
+            return
     figures = figures_of(opened)
     if as_json:
         screen.print_json(asdict(figures))
@@ -144,6 +147,18 @@ def sources(
     )
 
 
+def _put_picture(path: Path, draw: "Callable[[], np.ndarray]") -> None:
+    """Write a picture. Raises UsageError where nothing can be written, or the name promises another format."""
+    from segdatagen.images import encode_image
+    from segdatagen.storage import Folder
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--picture {path}: it is a PNG file, give a name that ends in .png")
+    folder = Folder(str(path.parent))
+    folder.require_writable()
+    folder.put(path.name, encode_image(draw(), "png"))
+
+
 def balance(
     stats: Annotated[str, typer.Argument(metavar="STATS.json", help="Pixels per class and image.")],
     n_balance: Annotated[list[str], typer.Option(help="Images per class to reach, or auto. May be given often.")],
@@ -156,7 +171,7 @@ def balance(
 
     Example: segdatagen balance class_pixels.json --n-balance 100 --n-balance 311 --json
     """
-    from segdatagen.balance_report import balance_report, parse_n_balance, parse_stats
+    from segdatagen.balance_report import StatisticsError, balance_report, parse_n_balance, parse_stats
     from segdatagen.cli import screen
     from segdatagen.storage import read_any
 
@@ -164,7 +179,11 @@ def balance(
         text = read_any(stats)
     except OSError as error:
         raise UsageError(f"{stats}: {(error.strerror or str(error)).lower()}") from None
-    report = balance_report(parse_stats(text), [parse_n_balance(value) for value in n_balance], seed, min_pixels, ratio)
+    quotas = [parse_n_balance(value) for value in n_balance]
+    try:
+        report = balance_report(parse_stats(text), quotas, seed, min_pixels, ratio)
+    except StatisticsError as error:
+        raise UsageError(f"{stats}: {error}") from error
     if as_json:
         screen.print_json(report)
         return
@@ -210,15 +229,11 @@ def labels_show(
     """
     from segdatagen.cli import screen
     from segdatagen.colours import colour_book
-    from segdatagen.images import encode_image
     from segdatagen.labels import load_label_set
-    from segdatagen.storage import Folder
 
     label_set = load_label_set(name)
     if picture is not None:
-        folder = Folder(str(picture.parent))
-        folder.require_writable()
-        folder.put(picture.name, encode_image(colour_book(label_set), "png"))
+        _put_picture(picture, lambda: colour_book(label_set))
     if as_json:
         screen.print_json(label_set.model_dump(mode="json"))
         return

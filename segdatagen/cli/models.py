@@ -157,6 +157,9 @@ def bench(
     numerics: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Of `bench render`: compile,channels_last,fuse_qkv or some.")
     ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=4, metavar="N", help="Of `bench render`: images of each case, a multiple of 4.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder whose NAME.csv gets the row.")] = Path("benchmarks"),
     as_json: Json = False,
 ) -> None:
@@ -172,11 +175,13 @@ def bench(
     from segdatagen.storage import Folder
 
     names = None if numerics is None else [name.strip() for name in numerics.split(",")]
-    given = {"kills": kills, "size": size, "microbatch": microbatch, "numerics": names}
+    given = {"kills": kills, "size": size, "microbatch": microbatch, "images": images, "numerics": names}
     for option, value in given.items():
         owner = "kills" if option == "kills" else "render"
         if value is not None and name != owner:
             raise UsageError(f"--{option} belongs to `segdatagen bench {owner}`")
+    if images is not None and images % 4:
+        raise UsageError(f"--images: {images} is no multiple of 4, and each source has four variants")
     if size not in (None, *get_args(Size)):
         raise UsageError(f"--size: {size!r} is none of {', '.join(get_args(Size))}")
     if unknown := sorted(set(names or ()) - set(NUMERICS)):
@@ -240,5 +245,6 @@ def demo(
         return
     counts = ", ".join(f"{count} {status}" for status, count in result.outcome.counts.items())
     screen.say(f"{result.run}: {counts}")
-    screen.say(f"the job file is {out}/job.yaml, the data set {result.run}/data, a picture of it {result.picture}")
+    picture = f", a picture of it {result.picture}" if result.picture else ", empty: no sample is good"
+    screen.say(f"the job file is {out}/job.yaml, the data set {result.run}/data{picture}")
     screen.say(f"open {result.report} in a browser")

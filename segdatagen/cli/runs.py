@@ -186,7 +186,7 @@ def verify(
         for sentence in problems:
             screen.say(sentence)
     if problems:
-        raise SegdatagenError(f"{run}: not as planned, {problems[0]}" + (", and more" if len(problems) > 1 else ""))
+        raise SegdatagenError(f"{run}: not as planned: {screen.as_count(len(problems), 'problem')}, listed on stdout")
 
 
 def publish(run: RunUri, as_json: Json = False) -> None:

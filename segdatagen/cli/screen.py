@@ -59,13 +59,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
 
 
 class Meter:
-    """Progress of one task. `describe` adds what a bar cannot say; it is called when something is shown."""
+    """Progress of one task. `describe` adds what a bar cannot say; it is called when something is shown.
 
-    def __init__(self, title: str, silent: bool, describe: Callable[[], str] = lambda: "") -> None:
+    Outside a terminal it is a sentence now and then, the first one `at_once` or after a while.
+    """
+
+    def __init__(
+        self, title: str, silent: bool, describe: Callable[[], str] = lambda: "", *, at_once: bool = False
+    ) -> None:
         self._title = title
         self._silent = silent
         self._describe = describe
-        self._last = time.monotonic()
+        self._last = float("-inf") if at_once else time.monotonic()
         self._bar: Progress | None = None
         if err.is_terminal and not silent:
             title_and_bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

@@ -4,6 +4,7 @@
 It does not know what happens to the sources afterwards.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -96,6 +97,8 @@ def open_reader(name: str, root: str, split: str, options: Options) -> Reader:
     """The reader of a format. Raises UsageError for an unknown format or an option that it does not take."""
     if name not in FORMATS:
         raise UsageError(f"unknown format {name!r}: choose one of {', '.join(FORMATS)}")
+    if not re.fullmatch(r"[^\W.][^/\\\x00-\x1f]*", split):
+        raise UsageError(f"--split {split!r}: give the name of a split, for example train")
     options.require_only(name, (*FORMATS[name].takes, *OF_EVERY_FORMAT))
     if options.snap_colours is not None and not options.snap_colours >= 0:
         raise UsageError(f"--snap-colours is a distance in RGB of 0 or more, not {options.snap_colours}")

@@ -1,7 +1,7 @@
 """Captions: files of them, sources that are nothing else, and another data set's sources with theirs from a file.
 
-COCO's JSON of captions, JSON lines, and lines of `name<TAB>caption` are read. White space at the ends of a caption and
-between its words counts as one space. It does not know what a caption is good for.
+COCO's JSON of captions, a JSON list, JSON lines, and lines of `name<TAB>caption` are read. White space at the ends of
+a caption and between its words counts as one space. It does not know what a caption is good for.
 """
 
 import json
@@ -18,8 +18,10 @@ from segdatagen.errors import UsageError
 from segdatagen.labels import LabelSet
 from segdatagen.storage import Folder
 
-NAME_KEYS = ("source_id", "file_name", "image", "id")
+NAME_KEYS = ("source_id", "file_name", "image", "image_id", "id")
+"""Of the keys of an entry the first that has a value: the id of an annotation of COCO's is no name of its image."""
 TEXT_KEYS = ("caption", "text")
+JSON_LINES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class CaptionList:
     label_set: LabelSet
 
     def list_items(self) -> Listing:
-        """An item per caption: its name, with a number behind it in COCO's form; else the number of the line."""
+        """An item per caption: its name, or else the number of the line.
+
+        A number stands behind the name in JSON, where an image has several captions as a rule, and in lines behind
+        every further caption of the same name.
+        """
         items: list[Item] = []
         bad: list[BadItem] = []
         file_name = PurePosixPath(self.root).name
@@ -50,7 +56,7 @@ class CaptionList:
                 bad.append(BadItem("empty caption", caption.place))
                 continue
             name = caption.name or f"{PurePosixPath(file_name).stem}-{number:09d}"
-            source_id = f"{name}-{seen[name]}" if numbered else name
+            source_id = f"{name}-{seen[name]}" if caption.name and (numbered or seen[name]) else name
             seen[name] += 1
             items.append(Item(source_id, file_name, caption=caption.text, num_bytes=len(caption.text)))
         if not items and not bad:
@@ -86,7 +92,7 @@ class CaptionedReader:
             if not caption.text:
                 raise UsageError(f"{caption.place}: the caption is empty")
             if not caption.name:
-                raise UsageError(f"{caption.place}: whose caption is this? Expected name<TAB>caption")
+                raise UsageError(f"{caption.place}: whose caption is this? Expected {_naming(self.uri)}")
             captions.setdefault(caption.name, caption.text)
             of_files.setdefault(PurePosixPath(caption.name).name, set()).add(caption.name)
         # Folders before a name may be others than ours, as long as only one of all names ends so.
@@ -120,7 +126,8 @@ def read_captions(uri: str) -> Iterator[Caption]:
         if suffix == ".json":
             yield from _coco(folder, name)
             return
-        lines = folder.read(name).decode().splitlines()
+        # Not splitlines: U+2028 and U+0085 may stand in a caption.
+        lines = folder.read(name).decode("utf-8-sig").split("\n")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"{uri}: no such file: captions are COCO's JSON, JSON lines or name<TAB>caption") from None
     except UnicodeDecodeError as error:
@@ -128,17 +135,26 @@ def read_captions(uri: str) -> Iterator[Caption]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{uri}:{number}"
-            yield _json_line(line, place) if suffix in (".jsonl", ".ndjson") else _tab_line(line, place)
+            yield _json_line(line, place) if suffix in JSON_LINES else _tab_line(line, place)
 
 
 def _coco(folder: Folder, name: str) -> Iterator[Caption]:
-    """COCO's form: images have ids and file names, annotations captions. Images may stand behind annotations."""
+    """COCO's form: images have ids and file names, annotations captions. Images may stand behind annotations.
+
+    A list, as captioners write their results, has entries like those of JSON lines.
+    """
     uri = folder.uri_of(name)
     names: dict[Any, str] = {}
+    listed = 0
     with folder.open(name) as file:
         for key, value, _, _ in elements(file, uri):
+            if not key:
+                listed += 1
+                yield _entry(value, f"{uri}, entry {listed}")
             if key == "images":
                 names[_field(value, "id", uri)] = PurePosixPath(str(_field(value, "file_name", uri))).stem
+    if listed:
+        return
     if not names:
         raise UsageError(f"{uri}: not captions in COCO's form: it lists no images")
     with folder.open(name) as file:
@@ -155,11 +171,24 @@ def _json_line(line: str, place: str) -> Caption:
         row = json.loads(line)
     except ValueError as error:
         raise UsageError(f"{place}: broken JSON ({error})") from error
+    return _entry(row, place)
+
+
+def _entry(row: object, place: str) -> Caption:
+    """A caption of an object that names itself whose it is. Raises UsageError."""
     texts = [row[key] for key in TEXT_KEYS if key in row] if isinstance(row, dict) else []
-    if len(texts) != 1 or not isinstance(texts[0], str):
+    if not isinstance(row, dict) or len(texts) != 1 or not isinstance(texts[0], str):
         raise UsageError(f"{place}: expected an object with one text under {' or '.join(TEXT_KEYS)}")
-    named = next((row[key] for key in NAME_KEYS if key in row), "")
+    key, named = next(((key, row[key]) for key in NAME_KEYS if row.get(key) is not None), ("", ""))
+    if not isinstance(named, str | int):
+        raise UsageError(f"{place}: {key} must be a text or a number, not {json.dumps(named)[:40]}")
     return Caption(_stem(str(named)), _clean(texts[0]), place)
+
+
+def _naming(uri: str) -> str:
+    """How an entry of such a file says whose caption it is."""
+    in_json = PurePosixPath(uri).suffix.lower() in (".json", *JSON_LINES)
+    return f"an object with {', '.join(NAME_KEYS[:-1])} or {NAME_KEYS[-1]}" if in_json else "name<TAB>caption"
 
 
 def _tab_line(line: str, place: str) -> Caption:

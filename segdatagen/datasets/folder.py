@@ -5,7 +5,6 @@ alone are all this one thing: what differs is where the folders lie, how file na
 or colours. Knows nothing of other layouts.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,7 +12,8 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from segdatagen.colours import ColourDecoder, unknown_colours
-from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, narrow, unknown_ids
+from segdatagen.config_files import load_json
+from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, first_names, narrow, unknown_ids
 from segdatagen.errors import UsageError
 from segdatagen.images import DecodeError, decode_annotation, decode_image
 from segdatagen.labels import LabelSet, from_colormap
@@ -155,21 +155,33 @@ def list_files(
     if not found:
         where = f"{root}/{folder}".rstrip("/")
         more = f"; {advice}" if advice else ""
+        above = _folders_above(root, folder, endings)
+        if above:
+            more = f"; such files lie in {first_names(above, 3)}: choose another --split, or move them{more}"
         raise UsageError(f"{where}: no {' or '.join(endings)} files here (missing or empty folder){more}")
     return dict(sorted(found.items()))
+
+
+def _folders_above(root: str, folder: str, endings: tuple[str, ...]) -> list[str]:
+    """Where files with these endings lie one level above a folder that has none, as places below the root."""
+    if "/" not in folder:
+        return []
+    parent = PurePosixPath(folder).parent
+    entries = Folder(root).child(str(parent)).entries()
+    return sorted({str((parent / entry.name).parent) for entry in entries if entry.name.lower().endswith(endings)})
 
 
 def read_colormap(root: str) -> LabelSet:
     """The label set of paper 001's `colormap.json`: `{"class": [r, g, b]}`, order = channel = id. Raises UsageError."""
     try:
-        mapping = json.loads(Folder(root).read("colormap.json"))
-    except FileNotFoundError:
+        mapping = load_json(Folder(root).read("colormap.json"))
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{root}: no colormap.json here; name a label set with --labels instead") from None
     except ValueError as error:
         raise UsageError(f"{root}/colormap.json: not JSON ({error})") from error
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{root}/colormap.json: expected an object of class names and [r, g, b]")
-    return from_colormap("colormap", dict(mapping))
+    return from_colormap("colormap", dict(mapping), f"{root}/colormap.json")
 
 
 def _named(colours: Mapping[tuple[int, int, int], int]) -> dict[str, int]:

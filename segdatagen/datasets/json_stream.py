@@ -1,8 +1,9 @@
-"""Arrays of a large JSON object, element by element, and where each lies in the file.
+"""Arrays of a large JSON object, or a large array, element by element, and where each lies in the file.
 
 COCO's annotation files have hundreds of megabytes; parsed whole they take gigabytes. Knows nothing of COCO.
 """
 
+import codecs
 import json
 from collections.abc import Iterator
 from json import JSONDecodeError
@@ -12,6 +13,7 @@ from segdatagen.errors import UsageError
 
 CHUNK = 1 << 20
 _SPACE = " \t\n\r"
+_MARK = codecs.BOM_UTF8.decode("latin-1")
 
 
 class _Window:
@@ -44,6 +46,12 @@ class _Window:
                 return self._text[self._at]
             if not self._more():
                 return ""
+
+    def skip_mark(self) -> None:
+        """Step over the byte order mark with which some editors begin a file."""
+        self.peek()
+        if self._text.startswith(_MARK):
+            self._at = len(_MARK)
 
     def take(self, character: str) -> None:
         """Step over the character that must come next. Raises UsageError."""
@@ -88,24 +96,37 @@ class _Window:
 def elements(file: BinaryIO, place: str) -> Iterator[tuple[str, Any, int, int]]:
     """Each element of each array of the object in `file`: the array's key, the element, its first byte and its length.
 
-    A value that is no array comes as one element. `place` begins the errors. Raises UsageError where it is no object.
+    A value that is no array comes as one element; the elements of a file that is one array have the key "". `place`
+    begins the errors. Raises UsageError where it is neither.
     """
     window = _Window(file, place)
+    window.skip_mark()
+    if window.peek() == "[":
+        yield from _array(window, "")
+    else:
+        yield from _object(window)
+    if window.peek():
+        raise window.fail("more follows the end")
+
+
+def _object(window: _Window) -> Iterator[tuple[str, Any, int, int]]:
     window.take("{")
     while window.peek() != "}":
         key, _, _ = window.value()
         window.take(":")
         if window.peek() == "[":
-            window.take("[")
-            while window.peek() != "]":
-                yield (key, *window.value())
-                if window.peek() != "]":
-                    window.take(",")
-            window.take("]")
+            yield from _array(window, key)
         else:
             yield (key, *window.value())
         if window.peek() != "}":
             window.take(",")
     window.take("}")
-    if window.peek():
-        raise window.fail("more follows the end of the object")
+
+
+def _array(window: _Window, key: str) -> Iterator[tuple[str, Any, int, int]]:
+    window.take("[")
+    while window.peek() != "]":
+        yield (key, *window.value())
+        if window.peek() != "]":
+            window.take(",")
+    window.take("]")

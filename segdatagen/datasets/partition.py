@@ -121,9 +121,10 @@ class PartReader:
 
 def parse_partition(text: str) -> Partition:
     """`first:N`, a fraction such as `1/16`, or the path or URI of a file of names. Raises UsageError."""
-    if match := FIRST.fullmatch(text):
-        if int(match[1]) < 1:
-            raise UsageError(f"--partition {text}: at least one item")
+    if text.startswith("first:"):
+        match = FIRST.fullmatch(text)
+        if match is None or int(match[1]) < 1:
+            raise UsageError(f"--partition {text}: at least one item, as in first:100")
         return First(int(match[1]))
     if match := FRACTION.fullmatch(text):
         above, below = int(match[1]), int(match[2])
@@ -136,9 +137,13 @@ def parse_partition(text: str) -> Partition:
 def read_names(uri: str, advice: str) -> NameList:
     """A file of names, one per line; empty lines and those that begin with # do not count. Raises UsageError."""
     try:
-        lines = [line.strip() for line in read_any(uri).decode().splitlines()]
-    except OSError:
+        lines = [line.strip() for line in read_any(uri).decode("utf-8-sig").split("\n")]
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{uri}: no such file; {advice}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{uri}: is a folder; {advice}") from None
+    except OSError as error:
+        raise UsageError(f"{uri}: cannot be read ({error.strerror or error}); {advice}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{uri}: not a text file ({error})") from error
     named = tuple(line for line in lines if line and not line.startswith("#"))

@@ -7,11 +7,13 @@ knows how conditions are computed from pictures or text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor, nn
+
+from segdatagen.diffusion.latent_options import adapter_works, controlnet_works
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,11 @@ class ControlCondition:
 
     def is_at_work(self, step: int, num_steps: int) -> bool:
         """Whether step number `step` of `num_steps` lies in the interval as a whole."""
-        return self.scale != 0 and step / num_steps >= self.start and (step + 1) / num_steps <= self.end
+        return self.scale != 0 and controlnet_works(step, num_steps, self.start, self.end)
+
+    def at(self, rows: Tensor) -> ControlCondition:
+        """The same with the pictures of `rows`, int64 `[B]`."""
+        return replace(self, embedded=self.embedded[rows])
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,11 @@ class AdapterCondition:
 
     def is_at_work(self, step: int, num_steps: int) -> bool:
         """Whether the features are added at step number `step` of `num_steps`."""
-        return step < int(num_steps * self.until)
+        return adapter_works(step, num_steps, self.until)
+
+    def at(self, rows: Tensor) -> AdapterCondition:
+        """The same with the features of `rows`, int64 `[B]`."""
+        return replace(self, features=[feature[rows] for feature in self.features])
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,12 @@ class InpaintCondition:
     latents: Tensor
     redrawn: Tensor
     masked: Tensor | None = None
+
+    def at(self, rows: Tensor) -> InpaintCondition:
+        """Those of `rows`, int64 `[B]`."""
+        return InpaintCondition(
+            self.latents[rows], self.redrawn[rows], None if self.masked is None else self.masked[rows]
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from segdatagen.diffusion.denoise import LatentNetwork
 from segdatagen.diffusion.single_file import load_networks
 from segdatagen.diffusion.text import TextEncoder
 from segdatagen.errors import UsageError, one_line
-from segdatagen.latent_folders import COMPONENTS, WITHOUT_TENSORS, Shape, check_base, read_json
+from segdatagen.latent_folders import COMPONENTS, WITHOUT_TENSORS, Shape, check_base
+from segdatagen.model_configs import read_json
 from segdatagen.network_tensors import NOT_LEARNT, tensor_files
 from segdatagen.weights import local_weights
 

@@ -74,6 +74,16 @@ class Numerics(BaseModel):
             )
 
 
+def controlnet_works(step: int, num_steps: int, start: float, end: float) -> bool:
+    """Whether step number `step` of `num_steps` lies as a whole in the interval of a ControlNet."""
+    return step / num_steps >= start and (step + 1) / num_steps <= end
+
+
+def adapter_works(step: int, num_steps: int, end: float) -> bool:
+    """Whether a T2I-Adapter works at step number `step` of `num_steps`."""
+    return step < int(num_steps * end)
+
+
 class ControlOptions(BaseModel):
     """A ControlNet or T2I-Adapter that draws after a picture, and how much of the image is its own.
 
@@ -84,7 +94,7 @@ class ControlOptions(BaseModel):
 
     kind: Literal["controlnet", "t2i_adapter"]
     weights: WeightsUri
-    scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     start: float = Field(default=0.0, ge=0, le=1)
     end: float = Field(default=1.0, ge=0, le=1)
 
@@ -95,6 +105,12 @@ class ControlOptions(BaseModel):
         if self.kind == "t2i_adapter" and self.start > 0:
             raise ValueError("a t2i_adapter starts with the first step: leave start out")
         return self
+
+    def works(self, num_steps: int) -> bool:
+        """Whether there is a step of `num_steps` at which it is at work."""
+        if self.kind == "t2i_adapter":
+            return any(adapter_works(step, num_steps, self.end) for step in range(num_steps))
+        return any(controlnet_works(step, num_steps, self.start, self.end) for step in range(num_steps))
 
 
 class StepCacheOptions(BaseModel):

@@ -1,4 +1,7 @@
-"""What networks draw as the bytes that images are made of. It knows no network."""
+"""What networks draw as the bytes that images are made of.
+
+It knows no network and no file format, only the range [-1, 1] in which networks draw.
+"""
 
 import torch
 from torch import Tensor

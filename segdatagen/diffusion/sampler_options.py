@@ -1,4 +1,7 @@
-"""How images are drawn from a diffusion model: what a job file and a sample grid can be told. Imports no torch."""
+"""How images are drawn from a diffusion model: what a job file and a sample grid can be told.
+
+Imports no torch, and does not know how the samplers work.
+"""
 
 from typing import Literal
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from segdatagen.errors import UsageError
-from segdatagen.latent_folders import read_json
+from segdatagen.model_configs import read_json
 from segdatagen.network_tensors import CLIP_PREFIX, NOT_LEARNT
 from segdatagen.weights import fill, local_weights
 

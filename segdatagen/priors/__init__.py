@@ -15,7 +15,7 @@ from segdatagen.outlines import encode_panoptic
 from segdatagen.priors.blend import SGA_BLEND, BlendWeights, blend
 from segdatagen.priors.depth import check_depth, load_depth
 from segdatagen.priors.edges import boundaries, canny
-from segdatagen.priors.networks import HED, LINE_ART, SKETCH
+from segdatagen.priors.networks import HED, LINE_ART, SKETCH, Architecture
 from segdatagen.priors.options import PriorOptions
 
 __all__ = ["PRIORS", "SGA_BLEND", "BlendWeights", "Prior", "PriorOptions", "blend", "check_prior"]
@@ -32,6 +32,8 @@ class PriorKind:
 
     load: Callable[[PriorOptions, str], Drawer]
     check_weights: Callable[[PriorOptions], None] | None = None
+    published: str = ""
+    """What `weights` of it are."""
     own_options: tuple[str, ...] = ()
     draws_images: bool = True
     outlines: bool = False
@@ -42,14 +44,19 @@ def _load_canny(options: PriorOptions, _: str) -> Drawer:
     return lambda picture: canny(picture, options.canny_low, options.canny_high)
 
 
+def _of_network(network: Architecture, *own_options: str) -> PriorKind:
+    published = f"the public annotators' {network.file_name}, or a folder that holds it"
+    return PriorKind(network.load, network.check, published, own_options)
+
+
 PRIORS = {
     "canny": PriorKind(_load_canny, own_options=("canny_low", "canny_high")),
     "colour_map": PriorKind(lambda _, __: lambda colour_map: colour_map, draws_images=False, outlines=True),
     "boundaries": PriorKind(lambda _, __: boundaries, draws_images=False),
-    "line_art": PriorKind(LINE_ART.load, LINE_ART.check, ("resolution",)),
-    "hed": PriorKind(HED.load, HED.check, ("resolution",)),
-    "sketch": PriorKind(SKETCH.load, SKETCH.check, ("resolution", "sketch_threshold")),
-    "depth": PriorKind(load_depth, check_depth, ("resolution",)),
+    "line_art": _of_network(LINE_ART, "resolution"),
+    "hed": _of_network(HED, "resolution"),
+    "sketch": _of_network(SKETCH, "resolution", "sketch_threshold"),
+    "depth": PriorKind(load_depth, check_depth, "the folder of a depth model of transformers", ("resolution",)),
 }
 """Every prior by its name."""
 
@@ -97,5 +104,5 @@ def check_prior(options: PriorOptions) -> None:
             raise UsageError(f"{field} does nothing to the prior {options.name} of: {options.of}: leave it out")
     if kind.check_weights:
         if options.weights is None:
-            raise UsageError(f"the prior {options.name} needs weights: a path of the network's")
+            raise UsageError(f"the prior {options.name} needs weights: {kind.published}")
         kind.check_weights(options)

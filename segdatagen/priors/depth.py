@@ -15,34 +15,36 @@ import numpy as np
 
 from segdatagen.errors import UsageError
 from segdatagen.images import Image
+from segdatagen.model_configs import read_json
+from segdatagen.network_tensors import Shapes, unless_remembered
 from segdatagen.priors.options import PriorOptions
 from segdatagen.priors.sizes import Fit, draw_fitted
-from segdatagen.weights import CONFIG_NAME, TENSORS_NAME, local_weights, safetensors_shapes
+from segdatagen.transformers_tensors import CANNOT_LOAD, INDEX_NAME, quiet, require_tensors, tensor_shapes
+from segdatagen.weights import CONFIG_NAME, TENSORS_NAME, local_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PROCESSOR_NAME = "preprocessor_config.json"
-INDEX_NAME = f"{TENSORS_NAME}.index.json"
 METRIC_KINDS = {"glpn", "zoedepth"}
 """Networks that tell a distance, which grows with depth; others tell its inverse, or say `metric` in their options."""
 
 
 def check_depth(options: PriorOptions) -> None:
-    """Raise UsageError unless the folder is there, of a network for depth that transformers knows, with its files.
+    """Raise UsageError unless the folder is there, of a network for depth that transformers knows, with its tensors.
 
-    Tensors that carry a name of the network must have its shape; files of older releases may carry other names.
+    Without torch where it fitted before.
     """
-    import torch
-    from transformers import AutoModelForDepthEstimation
-
     folder = _folder(options)
-    with torch.device("meta"):
-        expected = AutoModelForDepthEstimation.from_config(_config(folder)).state_dict()
-    found = {name: shape for path in folder.glob("*.safetensors") for name, shape in safetensors_shapes(path).items()}
-    wrong = [name for name in expected if name in found and found[name] != tuple(expected[name].shape)]
-    if wrong:
-        raise UsageError(f"{folder} holds {len(wrong)} tensors of another shape than its network's, {wrong[0]} first")
+    shapes, config = tensor_shapes(folder), read_json(folder / CONFIG_NAME, f"{folder} is no depth model")
+    unless_remembered(["depth", config, shapes], lambda: _require_loadable(folder, shapes))
+
+
+def _require_loadable(folder: Path, shapes: Shapes) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES as KNOWN
+
+    config = _config(folder)
+    require_tensors(folder, KNOWN[config.model_type], shapes, config)
 
 
 def load_depth(options: PriorOptions, device: str) -> DepthDrawer:
@@ -54,11 +56,12 @@ def load_depth(options: PriorOptions, device: str) -> DepthDrawer:
     config = _config(folder)
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        processor = AutoImageProcessor.from_pretrained(str(folder), **local)
-        network, loading = AutoModelForDepthEstimation.from_pretrained(
-            str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
-        )
-    except (OSError, ValueError, RuntimeError, LookupError, ImportError) as error:
+        with quiet():
+            processor = AutoImageProcessor.from_pretrained(str(folder), **local)
+            network, loading = AutoModelForDepthEstimation.from_pretrained(
+                str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
+            )
+    except CANNOT_LOAD as error:
         raise UsageError(f"{folder} cannot be loaded as a network for depth ({_first_line(error)})") from error
     missing = sorted(loading["missing_keys"])
     if missing:

@@ -1,4 +1,7 @@
-"""What a job can be told of a visual prior. Imports no torch, and does not know what each prior needs."""
+"""What a job can be told of a visual prior.
+
+Imports no torch, and does not know what each prior needs.
+"""
 
 from typing import Literal
 
@@ -40,6 +43,12 @@ class PriorOptions(BaseModel):
     def _require_an_order(self) -> "PriorOptions":
         if self.canny_low > self.canny_high:
             raise ValueError(f"canny_low is {self.canny_low:g}: it must not be above canny_high, {self.canny_high:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _require_a_picture(self) -> "PriorOptions":
+        if self.w1 == self.w2 == 0:
+            raise ValueError("w1 and w2 are both 0, and a black picture guides nothing: raise one of them")
         return self
 
 

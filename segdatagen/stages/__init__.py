@@ -1,1 +1,4 @@
-"""Stages: a batch of rows in, columns out. They know nothing of Ray, of storage or of quotas."""
+"""Stages: a batch of rows in, columns out.
+
+They know nothing of Ray, of storage or of quotas.
+"""

@@ -15,6 +15,10 @@ from segdatagen.weights import Stamps, stamps_of
 
 FROM_MODEL, FROM_DATA_SET, FROM_CLASSES = "model", "data set", "classes"
 """What `caption_from` says."""
+ASKED_LATER = {
+    name: CaptionerOptions.model_fields[name].default for name in ("question", "max_new_tokens", "batch_size")
+}
+"""Options that a model is not loaded by."""
 
 
 class CaptionerStage:
@@ -70,10 +74,16 @@ class CaptionerStage:
 
 def captioner_of(options: CaptionerOptions, device: str) -> Captioner:
     """The model of `options`, one per process whatever methods ask it. Raises UsageError as `Captioner` does."""
-    return _load(options, device, stamps_of(options.weights) if options.weights else ())
+    return _asked(options, device, stamps_of(options.weights) if options.weights else ())
+
+
+@functools.lru_cache(maxsize=2)
+def _asked(options: CaptionerOptions, device: str, stamps: Stamps) -> Captioner:
+    """What it said to these options is remembered. `stamps`: other weights at the same place are others."""
+    loaded = _load(options.model_copy(update=ASKED_LATER), device, stamps)
+    return loaded.asked_otherwise(options)
 
 
 @functools.lru_cache(maxsize=1)
 def _load(options: CaptionerOptions, device: str, stamps: Stamps) -> Captioner:
-    """`stamps` are here so that other weights at the same place are others."""
     return Captioner(options, device)

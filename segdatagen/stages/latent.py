@@ -1,14 +1,15 @@
 """Latent diffusion as a stage: prompt, pictures to draw after and a seed in, an encoded image out.
 
-What is told of a source is computed once, however many of its variants a batch holds; an image depends on its own row
-alone. Images are encoded on a thread while the next ones are made. Knows neither sources nor the plan.
+What is told of a source is computed once, however many of its variants and their prompts a batch holds; an image
+depends on its own row alone. Images are encoded on a thread while the next ones are made. It does not know the plan.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 
 from segdatagen.diffusion.conditions import AdapterCondition, Conditions, ControlCondition, encode_adapter
 from segdatagen.diffusion.latent_options import ControlOptions
@@ -22,7 +23,22 @@ from segdatagen.stages.redraw import DRAWN_COLUMNS, Redraws, draw_with_retries
 from segdatagen.stages.stage import Batch
 
 Columns = Mapping[str, Sequence[Any]]
-"""What the distinct sources of a batch are told, by column."""
+"""What the distinct sources of a batch are told, by column; with another prompt a source is another one."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Real images uint8 `[K, H, W, 3]`, which pixels are drawn anew, bool `[K, H, W]`, and the image of each source."""
+
+    images: np.ndarray
+    redrawn: np.ndarray
+    rows: Sequence[int]
+
+    def paste(self, image: Image, source: int) -> Image:
+        """`image` where it is drawn anew, the real one of its source everywhere else."""
+        row = self.rows[source]
+        pasted: Image = np.where(self.redrawn[row][..., None], image, self.images[row])
+        return pasted
 
 
 class LatentStageOptions(ModelStageOptions):
@@ -61,18 +77,15 @@ class LatentStage:
 
     def __call__(self, batch: Batch) -> Batch:
         """Encoded images with their deviation; a row with NaN or infinity gets a reason too."""
-        told = list(zip(*(batch[name].tolist() for name in self._told), strict=True))
-        distinct = list(dict.fromkeys(told))
-        place = {row: number for number, row in enumerate(distinct)}
+        distinct, sources = _distinct(list(zip(*(batch[name].tolist() for name in self._told), strict=True)))
         columns = dict(zip(self._told, zip(*distinct, strict=True), strict=True))
         known = self._known(columns)
         conditions = self._conditions(columns, known)
-        sources = [place[row] for row in told]
         options = self._options
         with EncodingThread(options.image_format) as encoding:
 
             def paste(row: int, image: Image) -> Image:
-                return image if known is None else _paste(image, *(part[sources[row]] for part in known))
+                return image if known is None else known.paste(image, sources[row])
 
             def draw(rows: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 wanted = Wanted([sources[row] for row in rows], seeds)
@@ -88,31 +101,37 @@ class LatentStage:
             self._compiled.keep()
         return drawn.columns(images)
 
-    def _known(self, columns: Columns) -> tuple[np.ndarray, np.ndarray] | None:
-        """Real images uint8 `[S, H, W, 3]`, and which pixels are drawn anew, bool `[S, H, W]`; None: all are."""
+    def _known(self, columns: Columns) -> Known | None:
+        """What stays of the real images; None: nothing does."""
         if self._options.inpaint is None:
             return None
-        masks = np.stack([decode_mask(mask) for mask in columns["mask"]])
-        redrawn = np.isin(masks, self._options.inpaint)
-        return np.stack([decode_image(image) for image in columns["source_image"]]), redrawn
+        pairs, rows = _distinct(list(zip(columns["source_image"], columns["mask"], strict=True)))
+        redrawn = np.isin(np.stack([decode_mask(mask) for _, mask in pairs]), self._options.inpaint)
+        return Known(np.stack([decode_image(image) for image, _ in pairs]), redrawn, rows)
 
-    def _conditions(self, columns: Columns, known: tuple[np.ndarray, np.ndarray] | None) -> Conditions:
+    def _conditions(self, columns: Columns, known: Known | None) -> Conditions:
         width, height = self._options.size
         found = describe(self._models, columns["prompt"], columns["negative_prompt"], (height, width))
         controls: list[ControlCondition] = []
         adapters: list[AdapterCondition] = []
         names = prior_columns(len(self._controls))
         for control, network, name in zip(self._options.controls, self._controls, names, strict=True):
-            pictures = to_pixels(np.stack([decode_image(prior) for prior in columns[name]]))
+            priors, places = _distinct(columns[name])
+            pictures, rows = to_pixels(np.stack([decode_image(prior) for prior in priors])), self._on_device(places)
             if control.kind == "controlnet":
-                controls.append(network.encode(pictures, control.scale, control.start, control.end))
+                controls.append(network.encode(pictures, control.scale, control.start, control.end).at(rows))
             else:
-                adapters.append(encode_adapter(network, pictures, control.scale, control.end))
-        inpaint = None if known is None else inpainting(self._models, *known)
+                adapters.append(encode_adapter(network, pictures, control.scale, control.end).at(rows))
+        inpaint = None
+        if known is not None:
+            inpaint = inpainting(self._models, known.images, known.redrawn).at(self._on_device(known.rows))
         return replace(found, controls=controls, adapters=adapters, inpaint=inpaint)
 
+    def _on_device(self, rows: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(rows, device=self._models.network.unet.device)
 
-def _paste(image: Image, real: Image, redrawn: np.ndarray) -> Image:
-    """`image` where it is drawn anew, the real one everywhere else."""
-    pasted: Image = np.where(redrawn[..., None], image, real)
-    return pasted
+
+def _distinct(values: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """Values without repetition, and the place of each of `values` among them."""
+    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return list(places), [places[value] for value in values]

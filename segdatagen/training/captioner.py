@@ -17,8 +17,8 @@ from segdatagen.captioners import BLIP2_TYPE, QUESTIONS, Captioner, CaptionerOpt
 from segdatagen.diffusion.mask_unet import one_hot
 from segdatagen.errors import UsageError
 from segdatagen.labels import Text
-from segdatagen.latent_folders import read_json
 from segdatagen.metrics.class_mentions import ClassMentions, class_mentions, named_channels
+from segdatagen.model_configs import read_json
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary

@@ -78,7 +78,7 @@ class Kind(Protocol):
     reads_captions: bool
     """Whether other captions make it another training."""
     frozen: Mapping[str, str]
-    """Fingerprints of the networks that it uses and does not train, by name: they are in no checkpoint."""
+    """What it uses and does not train, by name: fingerprints of networks and of synthetic data. In no checkpoint."""
 
     @property
     def options(self) -> TrainingOptions:

@@ -19,7 +19,8 @@ from segdatagen.diffusion.denoise import LatentNetwork
 from segdatagen.diffusion.latent_models import LatentModels
 from segdatagen.diffusion.text import TextEncoder
 from segdatagen.errors import UsageError
-from segdatagen.latent_folders import Shape, check_base, read_json
+from segdatagen.latent_folders import Shape, check_base
+from segdatagen.model_configs import read_json
 from segdatagen.training.latent_weights import cast_copy, load_network, load_text_encoders, load_tokenizers, load_vae
 from segdatagen.weights import local_weights
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from segdatagen.diffusion.conditions import TextCondition
 from segdatagen.diffusion.text import TextEncoder
 from segdatagen.geometry import Geometry
-from segdatagen.latent_folders import WITHOUT_TENSORS, network_config, read_json
+from segdatagen.latent_folders import WITHOUT_TENSORS, network_config
+from segdatagen.model_configs import read_json
 from segdatagen.sources import open_store, read_part_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.latent_options import LatentTrainingOptions

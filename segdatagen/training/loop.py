@@ -287,4 +287,6 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]
         if before != now:
             yield f"its {name} is {before}, not {now}"
     before, now = found.get("frozen", {}), wanted["frozen"]
-    yield from (f"its {name} had other weights" for name in sorted(now) if before.get(name) != now[name])
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            yield f"its {name} was another" if name in before else f"it had no {name}"

@@ -4,13 +4,14 @@ Judges and filters read the last: IoU and mean loss of each class. Steps, averag
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
+from segdatagen.config_files import describe
 from segdatagen.errors import UsageError
 from segdatagen.metrics.segmentation import confusion, iou_of, mean_iou
 from segdatagen.segmenters import (
@@ -28,6 +29,7 @@ from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
+from segdatagen.training.mixture import Mixture, SyntheticOptions, read_mixture
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions, require_same_network
 from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid
@@ -49,6 +51,20 @@ class SegmenterTrainingOptions(TrainingOptions):
     strides: Stages = Field(default=(2, 2, 2, 2), description="the paper's are 4, 2, 2, 2")
     reductions: Stages = (8, 4, 2, 1)
     decoder_hidden: int = Field(default=128, ge=1)
+    synthetic: SyntheticOptions | None = Field(default=None, description="published samples in place of real images")
+
+    @model_validator(mode="after")
+    def _is_a_network(self) -> Self:
+        try:
+            self.network(1)
+        except ValidationError as error:
+            raise ValueError(describe(error, SegmenterConfig)) from error
+        return self
+
+    def network(self, num_classes: int) -> SegmenterConfig:
+        """The network of these options for so many classes."""
+        fields = ("hidden", "depths", "heads", "strides", "reductions", "decoder_hidden")
+        return SegmenterConfig(num_classes=num_classes, **{name: getattr(self, name) for name in fields})
 
 
 class SegmenterTraining:
@@ -56,7 +72,6 @@ class SegmenterTraining:
 
     name = "segmenter"
     reads_captions = False
-    frozen: Mapping[str, str] = {}
     options_type = SegmenterTrainingOptions
 
     def __init__(self, options: SegmenterTrainingOptions, arrays: TrainingArrays) -> None:
@@ -65,15 +80,11 @@ class SegmenterTraining:
         self.validation = TrainingArrays(*read_arrays(options.validation, options.geometry))
         if self.validation.label_set != arrays.label_set:
             raise UsageError(f"validation: {options.validation} has other labels than {options.sources}")
-        self.config = SegmenterConfig(
-            num_classes=arrays.label_set.num_classes,
-            hidden=options.hidden,
-            depths=options.depths,
-            heads=options.heads,
-            strides=options.strides,
-            reductions=options.reductions,
-            decoder_hidden=options.decoder_hidden,
-        )
+        self.mixture: Mixture | None = None
+        if options.synthetic is not None:
+            self.mixture = read_mixture(options.synthetic, options.geometry, arrays.label_set)
+        self.frozen: Mapping[str, str] = {} if self.mixture is None else self.mixture.facts()
+        self.config = options.network(arrays.label_set.num_classes)
         if options.init_weights is not None:
             found = check_segmenter(options.init_weights, arrays.label_set.names)
             require_same_network(options.init_weights, (found.network, self.config), (found.classes, arrays.label_set))
@@ -85,7 +96,9 @@ class SegmenterTraining:
         return load_segmenter(self.options.init_weights, self.arrays.label_set.names).train()
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy of the pixels that are labelled."""
+        """Mean cross-entropy of the pixels that are labelled, of real images or of samples in their place."""
+        if self.mixture is not None:
+            batch = self.mixture.mixed(batch)
         losses = pixel_losses(scores(network, batch.images), batch.channels)
         return losses.sum() / (batch.channels >= 0).sum().clamp(min=1)
 
@@ -118,6 +131,8 @@ class SegmenterTraining:
                 "validation_images": len(self.validation.images),
                 "data": summary.data_fingerprint,
                 "loss": round(summary.loss, 5),
+                "synthetic_images": 0 if self.mixture is None else len(self.mixture.images),
+                **self.frozen,
             },
         )
         folder = Folder(options.out).child(WEIGHTS_NAME)
@@ -153,6 +168,7 @@ class SegmenterTraining:
             "network": f"SegFormer, hidden {options.hidden}, depths {options.depths}, strides {options.strides}",
             **size_rows(average, options),
             **training_rows(options, self.arrays, summary),
+            "synthetic": "none" if self.mixture is None else self.mixture.in_words(),
             "mIoU": f"{config.mean_iou} on `{options.validation}`, {len(self.validation.images):,} images",
         }
         classes = "\n".join(

@@ -1,4 +1,7 @@
-"""Paints persons, bicycles, traffic signs and traffic lights. A post belongs to the sign or light that it carries."""
+"""Paints persons, bicycles, traffic signs and traffic lights.
+
+A post belongs to the sign or light that it carries. Knows nothing of where figures stand.
+"""
 
 from segdatagen.datasets.scenes.canvas import Canvas, Paint, Rectangle, Sprite
 from segdatagen.datasets.scenes.layout import Colour, Light, Thing

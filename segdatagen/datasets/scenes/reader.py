@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from segdatagen.datasets.reader import Item, Listing, RawSource, Segment
 from segdatagen.datasets.scenes import make_scene, scene_seed
+from segdatagen.datasets.scenes.seeds import SPLIT_SIZE
 from segdatagen.errors import UsageError
-from segdatagen.geometry import SIZE_STEP
+from segdatagen.geometry import MAX_SIDE, SIZE_STEP
 from segdatagen.images import encode_image
 from segdatagen.labels import LabelSet, load_label_set
 
-ROOT_PATTERN = re.compile(r"(\d+)@(\d+)x(\d+)")
+ROOT_PATTERN = re.compile(r"(\d{1,18})@(\d{1,18})x(\d{1,18})")
 
 
 @dataclass(frozen=True)
@@ -52,5 +53,7 @@ def open_scenes(root: str, split: str) -> ScenesReader:
     count, width, height = map(int, match.groups())
     if count < 1 or min(width, height) < 4 * SIZE_STEP:
         raise UsageError(f"scenes {root!r}: at least one scene of at least {4 * SIZE_STEP} x {4 * SIZE_STEP} pixels")
+    if count > SPLIT_SIZE or max(width, height) > MAX_SIDE:
+        raise UsageError(f"scenes {root!r}: at most {SPLIT_SIZE:,} scenes of at most {MAX_SIDE} x {MAX_SIDE} pixels")
     scene_seed(split, count - 1)
     return ScenesReader(split, count, width, height, load_label_set("scenes"))

@@ -140,7 +140,17 @@ function wordsOf(form, before) {
 function showWords(form, words) {
   for (const control of form.elements) {
     const value = words.get(control.name) ?? "";
-    if (control.type === "checkbox") control.checked = value.split(",").includes(control.value);
+    if (control.localName === "select") choose(control, value);
+    else if (control.type === "checkbox") control.checked = value.split(",").includes(control.value);
     else if (control.name && control.value !== value) control.value = value;
   }
+}
+
+/** Choose a value, which becomes a choice where no sample has it; an order that there is not is the first one. */
+function choose(control, value) {
+  if (![...control.options].some((option) => option.value === value)) {
+    if (control.name === "sort") value = "";
+    else control.append(element("option", { value, text: `${value} (0)` }));
+  }
+  control.value = value;
 }

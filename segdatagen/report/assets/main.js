@@ -70,6 +70,9 @@ function showSamples(before) {
   const list = chosen(now.words);
   const total = report.columns.id.length;
   one("#shown").textContent = `${number(list.length)} of ${number(total)} samples`;
+  const unknown = now.words.get("unknown");
+  one("#unknown").hidden = !unknown;
+  one("#unknown").textContent = `There is no sample ${unknown} in this report. Shown is what has ${unknown} in its texts.`;
   one("#nothing").hidden = list.length > 0;
   one("#nothing").textContent = total ? "No sample passes this filter." : "There are no samples yet.";
   one("#clear").disabled = ![...now.words.keys()].some((name) => name !== "mode");
@@ -86,7 +89,7 @@ function showSamples(before) {
 function showOne(before) {
   const index = report.columns.id.indexOf(now.id);
   if (index < 0) {
-    replace(address("samples", now.words, { find: now.id }));
+    replace(address("samples", now.words, { find: now.id, unknown: now.id }));
     return;
   }
   returning = index;

@@ -1,0 +1,92 @@
+"""Checkpoints of trainings: which are kept, which are passed over, and what no checkpoint may hold."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import STEPS, Configure, assert_same_weights, configurer, train_here
+
+from segdatagen.errors import SegdatagenError
+from segdatagen.storage import Folder
+from segdatagen.training.checkpoints import Checkpoint, load_newest, save_checkpoint
+
+
+@pytest.fixture
+def configure(tmp_path: Path, scenes_store: Path) -> Configure:
+    return configurer(tmp_path, scenes_store)
+
+
+def test_last_two_checkpoints_are_kept_and_a_torn_one_is_passed_over(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "checkpoints"))
+    assert load_newest(folder) is None
+    for step in (5, 10, 15):
+        save_checkpoint(folder, Checkpoint(step, {"model.a": torch.full((3,), float(step))}, {"seconds": step / 2}), 2)
+    files = sorted((tmp_path / "checkpoints").iterdir())
+    assert len(files) == 2
+    newest = load_newest(folder)
+    assert newest is not None
+    assert (newest.step, newest.facts) == (15, {"seconds": 7.5})
+    assert newest.tensors["model.a"].tolist() == [15, 15, 15]
+    for torn in (files[1].read_bytes()[:-2], b"", b"\xff" * 40):
+        files[1].write_bytes(torn)
+        newest = load_newest(folder)
+        assert newest is not None
+        assert newest.step == 10
+    files[0].write_bytes(b"torn")
+    with pytest.raises(SegdatagenError, match="none of the checkpoints"):
+        load_newest(folder)
+
+
+def test_training_resumes_behind_a_torn_checkpoint(configure: Configure, tmp_path: Path) -> None:
+    whole = train_here(configure("whole"))
+    train_here(configure("out"))
+    newest = max((tmp_path / "out" / "checkpoints").iterdir())
+    os.truncate(newest, newest.stat().st_size // 2)
+    assert_same_weights(train_here(configure("out")), whole)
+
+
+def test_weights_that_are_no_numbers_are_no_checkpoint(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of step 16 is a number, what it leaves is not: the checkpoint of step 8 stays the newest."""
+    step, done = torch.optim.AdamW.step, [0]
+
+    def spoil(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        step(self, *arguments)
+        done[0] += 1
+        if done[0] == 16:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+    with pytest.raises(SegdatagenError, match=r"after step 16 the weights .* are no numbers: lower learning_rate and"):
+        train_here(configure("out"))
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000008.safetensors"]
+    monkeypatch.undo()
+    assert_same_weights(train_here(configure("out")), train_here(configure("whole")))
+
+
+def test_no_space_for_a_checkpoint_is_one_line_and_the_last_one_stays(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, checkpoints = os.fsync, tmp_path / "out" / "checkpoints"
+
+    def full(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"{checkpoints}/.step-00000016"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SegdatagenError, match=r"step-00000016.safetensors: no space left, free some and run the same"):
+        train_here(configure("out"))
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000008.safetensors"]
+    monkeypatch.undo()
+    assert train_here(configure("out")).step == STEPS
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(configure: Configure, tmp_path: Path) -> None:
+    train_here(configure("out", keep_checkpoints=1))
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000024.safetensors"]

@@ -1,0 +1,122 @@
+"""What trainings of latent diffusion say of wrong input, and the configurations that are shipped."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Refused
+from diffusers import UNet2DConditionModel
+from tiny_latent_training import NETWORK, TUNED, base_fields, fields, write
+
+from segdatagen.config_files import read_config
+from segdatagen.training.run import kind_type
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without_captions(store: Path) -> None:
+    for path in store.glob("*.parquet"):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("caption")
+        pq.write_table(table.set_column(place, table.schema.field(place), pa.nulls(len(table), pa.string())), path)
+
+
+def change_unet(folder: Path, **changes: Any) -> None:
+    """Put another one there, which nobody trained."""
+    UNet2DConditionModel.from_config(dict(UNet2DConditionModel.load_config(folder)) | changes).save_pretrained(folder)
+
+
+@pytest.fixture
+def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Path) -> dict[str, str]:
+    """Copies of stores and weights, each with one thing wrong."""
+    names = ("captionless", "other", "inpainter", "attentive", "painter", "other_vae")
+    made = {name: tmp_path / name for name in names}
+    for name in ("captionless", "other"):
+        shutil.copytree(latent_store, made[name])
+    for name in ("inpainter", "attentive", "painter"):
+        shutil.copytree(latent_base, made[name])
+    shutil.copytree(latent_vae, made["other_vae"])
+    without_captions(made["captionless"])
+    labels = made["other"] / "labels.yaml"
+    labels.write_text(labels.read_text().replace("name: car,", "name: automobile,"))
+    change_unet(made["inpainter"] / "unet", in_channels=9)
+    change_unet(made["attentive"] / "unet", down_block_types=["CrossAttnDownBlock2D"] * 2)
+    edit_json(made["painter"] / "training.json", classes=["sea", "sky"], label_set="coast")
+    edit_json(made["other_vae"] / "config.json", _class_name="VQModel")
+    return {name: str(path) for name, path in made.items()} | {"base": str(latent_base), "store": str(latent_store)}
+
+
+LORA_AND_TEXT = {"lora": {"rank": 2}, "train_text_encoders": True}
+OF_IMAGE = {"prior": {"name": "canny", "of": "image"}}
+Changes = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "changes"),
+    [
+        ("`train base` on sources without captions", "base", {"sources": "captionless"}),
+        ("`train controlnet` on sources without captions", "controlnet", {"sources": "captionless"}),
+        ("`train base` with fewer sources than a batch", "base", {"batch_size": 8}),
+        ("`train base` with neither `network` nor `init_weights`", "base", {"network": None}),
+        ("`train base` with a VAE that is none", "base", {"network": NETWORK | {"vae": "other_vae"}}),
+        ("`train text2mask` with a base that was made to inpaint", "text2mask", {"base": "inpainter"}),
+        ("`train text2mask` with a VAE as the base", "text2mask", {"base": "other_vae"}),
+        ("`train text2mask` on from one of other classes", "text2mask", {"init_weights": "painter"}),
+        (
+            "`train text2mask` with LoRA and text encoders",
+            "text2mask",
+            LORA_AND_TEXT,
+        ),
+        ("`train t2i_adapter` with a base of another architecture", "t2i_adapter", {"base": "attentive"}),
+        (
+            "`train t2i_adapter` with a prior of the image alone",
+            "t2i_adapter",
+            OF_IMAGE,
+        ),
+        ("`train t2i_adapter` with `w1: [1, 0]`", "t2i_adapter", {"w1": [1, 0]}),
+        ("`train vae` with a validation store of other labels", "vae", {"validation": "other"}),
+    ],
+)
+def test_wrong_training(
+    refused_here: Refused,
+    wrong: dict[str, str],
+    latent_vae: Path,
+    tmp_path: Path,
+    row: str,
+    kind: str,
+    changes: dict[str, Any],
+) -> None:
+    plain = {
+        "base": base_fields(Path(wrong["store"]), tmp_path / "out", latent_vae),
+        "vae": fields(Path(wrong["store"]), tmp_path / "out", block_channels=[8, 16], norm_groups=4),
+    }
+    found = plain.get(kind, fields(Path(wrong["store"]), tmp_path / "out", base=wrong["base"], **TUNED.get(kind, {})))
+    if kind == "vae":
+        found = {name: value for name, value in found.items() if name not in ("sampler", "sample_rows")}
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: placed(one) for name, one in value.items()}
+        return wrong.get(value, value) if isinstance(value, str) else value
+
+    config = write(tmp_path, "train", found | placed(changes))
+    refused_here("train", kind, config, "--local", row=row)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "jobs").glob("*/*.yaml")), ids=str)
+def test_shipped_configurations_of_trainings_can_be_read(path: Path) -> None:
+    told = path.read_text()
+    found = re.search(rf"segdatagen train (\w+) \S*{path.parent.name}/{path.name}", told)
+    if found is None:
+        is_other = re.search(r"^(methods|real):", told, re.MULTILINE)  # a job, or an experiment
+        assert is_other or "steps:" not in told
+        return
+    options = read_config(kind_type(found[1]).options_type, str(path))
+    assert options.batch_size % (options.num_workers * options.accumulate) == 0
