@@ -29,29 +29,30 @@ class SuiteWeights:
 TRAINED = SuiteWeights()
 
 
-def suite_methods(weights: SuiteWeights = TRAINED) -> dict[str, dict[str, Any]]:
+def suite_methods(weights: SuiteWeights = TRAINED, image_steps: int = 20, mask_steps: int = 40) -> dict[str, Any]:
     """All five methods, as `methods` of a job file says them."""
+    sampler = {"scheduler": "dpm++2m", "steps": image_steps, "guidance": 2.0}
     caption = {"kind": "blip2", "weights": weights.captioner, "batch_size": 8}
     layout = {"kind": "controlnet", "weights": weights.controlnet, "prior": {"name": "colour_map", "of": "mask"}}
     edges = {"kind": "t2i_adapter", "weights": weights.t2i_adapter, "prior": {"name": "canny"}}
     return {
-        "mask_ddpm": {"weights": weights.mask_ddpm, "sampler": "ddim", "steps": 20, "guidance": 4.0},
+        "mask_ddpm": {"weights": weights.mask_ddpm, "sampler": "ddim", "steps": image_steps, "guidance": 4.0},
         "imgsyn": {
             "base": weights.base,
             "controls": [layout],
             "caption": caption,
             "prompt": {"kind": "caption"},
-            "sampler": {"scheduler": "dpm++2m", "steps": 20, "guidance": 2.0},
+            "sampler": sampler,
         },
         "masksyn": {
             "base": weights.base,
             "controls": [layout],
             "caption": caption,
             "prompt": {"kind": "caption"},
-            "sampler": {"scheduler": "dpm++2m", "steps": 20, "guidance": 2.0},
+            "sampler": sampler,
             "text2mask": {
                 "weights": weights.text2mask,
-                "sampler": {"scheduler": "euler", "steps": 40, "guidance": 3.0},
+                "sampler": {"scheduler": "euler", "steps": mask_steps, "guidance": 3.0},
             },
             "layout": {"redraws": 4, "speckle_pixels": 4},
         },
@@ -60,7 +61,7 @@ def suite_methods(weights: SuiteWeights = TRAINED) -> dict[str, dict[str, Any]]:
             "controls": [edges],
             "caption": caption,
             "prompt": {"kind": "appended"},
-            "sampler": {"scheduler": "dpm++2m", "steps": 20, "guidance": 2.0},
+            "sampler": sampler,
         },
         "inpaint": {
             "base": weights.base,
@@ -68,6 +69,6 @@ def suite_methods(weights: SuiteWeights = TRAINED) -> dict[str, dict[str, Any]]:
             "classes": ["car", "truck", "person", "bicycle", "traffic sign", "traffic light"],
             "caption": caption,
             "prompt": {"kind": "caption"},
-            "sampler": {"scheduler": "dpm++2m", "steps": 20, "guidance": 2.0},
+            "sampler": sampler,
         },
     }

@@ -5,7 +5,7 @@ in real ones, so that 1 means as good as real. Methods draw through the chains o
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,14 @@ from segdatagen.metrics.segmentation import confusion, mean_iou
 from segdatagen.prompts import ClassFinder, named_classes
 from segdatagen.records import PLAN_SCHEMA, derive_seed
 from segdatagen.regions import regions_of
-from segdatagen.scenes_suite import TRAINED, SIZE, SMALLEST_REGION, SuiteWeights, suite_methods
+from segdatagen.scenes_suite import SIZE, SMALLEST_REGION, TRAINED, SuiteWeights, suite_methods
 from segdatagen.segmenters import Segmenter
 from segdatagen.sources import SourceStore, open_store, read_arrays
 from segdatagen.training.latent_parts import vae_of
 from segdatagen.training.latent_weights import load_vae
 from segdatagen.training.pictures import colour_masks
 from segdatagen.training.vae import reconstruct
+from segdatagen.weights import local_weights
 
 GROUP = 8
 """Images that the matching one stands among."""
@@ -54,13 +55,14 @@ GUIDED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out scenes: their store, pixels, channels, captions, and the judge with its mIoU on the real images."""
+    """Held-out scenes: their store, pixels, channels, captions and judge, and how methods draw, as in a job file."""
 
     store: SourceStore
     images: np.ndarray
     channels: np.ndarray
     captions: list[str]
     judge: Judge
+    methods: dict[str, Any]
 
     @property
     def label_set(self) -> LabelSet:
@@ -110,8 +112,16 @@ def one_of_each(store: SourceStore, method: str) -> pa.Table:
     )
 
 
-def bench_scenes_suite(num_images: int = 300, weights: SuiteWeights = TRAINED, threads: int = 1) -> Figures:
-    """Judge every model of the suite on the first test scenes."""
+def bench_scenes_suite(
+    num_images: int = 300,
+    weights: SuiteWeights = TRAINED,
+    threads: int = 1,
+    image_steps: int = 20,
+    mask_steps: int = 40,
+) -> Figures:
+    """Judge every model of the suite on the first test scenes. Raises UsageError where one is not there."""
+    for uri in asdict(weights).values():
+        local_weights(uri)
     with torch_threads(threads), tempfile.TemporaryDirectory() as folder:
         root, uri = f"{num_images}@{SIZE}x{SIZE}", f"{folder}/sources"
         with connect():
@@ -119,7 +129,8 @@ def bench_scenes_suite(num_images: int = 300, weights: SuiteWeights = TRAINED, t
             ingest(IngestRequest("scenes", root, "test", uri), reader, no_progress, SilentEvents().waiting)
         images, channels, label_set, captions = read_arrays(uri, Geometry(size=(SIZE, SIZE), fit="resize"))
         judge = Judge(Segmenter(weights.segmenter, label_set.names), images, channels)
-        held = Held(open_store(uri), images, channels, [caption or "" for caption in captions], judge)
+        methods = suite_methods(weights, image_steps, mask_steps)
+        held = Held(open_store(uri), images, channels, [caption or "" for caption in captions], judge, methods)
         figures: Figures = {"images": num_images, "size": f"{SIZE}x{SIZE}", "threads": threads}
         figures["judge_miou_real"] = round(judge.mean_iou(images, channels), 4)
         for measured in (of_vae, of_captioner, of_clip, of_images, of_guided, of_masks):
@@ -183,23 +194,22 @@ def of_clip(held: Held, weights: SuiteWeights) -> dict[str, float]:
     }
 
 
-def of_images(held: Held, weights: SuiteWeights) -> dict[str, float]:
+def of_images(held: Held, _: SuiteWeights) -> dict[str, float]:
     """What draws an image for a real mask: what the judge finds in it, and beside it the masks of others."""
-    methods = suite_methods(weights)
     found = {}
     for method in ("imgsyn", "mask_ddpm"):
-        images = images_of(held.drawn(method, methods[method]))
+        images = images_of(held.drawn(method, held.methods[method]))
         found[f"{method}_adherence"] = held.judge.adherence(images)
         shuffled = held.judge.mean_iou(images, np.roll(held.channels, 1, axis=0))
         found[f"{method}_adherence_shuffled"] = shuffled / held.judge.mean_iou(held.images, held.channels)
     return found
 
 
-def of_guided(held: Held, weights: SuiteWeights) -> dict[str, float]:
+def of_guided(held: Held, _: SuiteWeights) -> dict[str, float]:
     """SGA, and what each of its two guidances adds (Table 3)."""
     found = {}
     for name, change in GUIDED.items():
-        options = suite_methods(weights)["guided"]
+        options = held.methods["guided"]
         (control,) = options["controls"]
         prior = {**control["prior"], **({"of": change["of"]} if "of" in change else {})}
         options = options | {
@@ -210,9 +220,9 @@ def of_guided(held: Held, weights: SuiteWeights) -> dict[str, float]:
     return found
 
 
-def of_masks(held: Held, weights: SuiteWeights) -> dict[str, float]:
+def of_masks(held: Held, _: SuiteWeights) -> dict[str, float]:
     """Text2Mask before anything is refused; MaskSyn from caption to image, with what is refused drawn again."""
-    options = suite_methods(weights)["masksyn"]
+    options = held.methods["masksyn"]
     finder, labels = ClassFinder(held.label_set), held.label_set
     open_limits = {"max_off_palette": 1.0, "max_speckle": 1.0, "min_classes_found": 0.0, "min_distance": 0}
     rows = held.drawn("masksyn", options | {"layout": open_limits, "caption": {"kind": "data_set"}})
