@@ -98,7 +98,7 @@ KILLS = Benchmark(
     "kills",
     bench_kills,
     measures="what random kills of driver, worker or all of Ray cost a run; that nothing is lost or twice",
-    reference="the rows that actors and writers hold at once",
+    reference="the rows that actors hold at once",
     figure="{kills} kills, {rows:,} rows: none lost, none twice, {rows_made_twice} made twice; "
     "the worst kill cost {rows_of_the_worst_kill} rows",
     ratio="{ratio_to_rows_in_flight:.1f} times as many for the worst kill",
