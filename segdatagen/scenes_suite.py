@@ -35,40 +35,27 @@ def suite_methods(weights: SuiteWeights = TRAINED, image_steps: int = 20, mask_s
     caption = {"kind": "blip2", "weights": weights.captioner, "batch_size": 8}
     layout = {"kind": "controlnet", "weights": weights.controlnet, "prior": {"name": "colour_map", "of": "mask"}}
     edges = {"kind": "t2i_adapter", "weights": weights.t2i_adapter, "prior": {"name": "canny"}}
+    after_layout = {
+        "base": weights.base,
+        "controls": [layout],
+        "caption": caption,
+        "prompt": {"kind": "caption"},
+        "sampler": sampler,
+    }
     return {
         "mask_ddpm": {"weights": weights.mask_ddpm, "sampler": "ddim", "steps": image_steps, "guidance": 4.0},
-        "imgsyn": {
-            "base": weights.base,
-            "controls": [layout],
-            "caption": caption,
-            "prompt": {"kind": "caption"},
-            "sampler": sampler,
-        },
+        "imgsyn": after_layout,
         "masksyn": {
-            "base": weights.base,
-            "controls": [layout],
-            "caption": caption,
-            "prompt": {"kind": "caption"},
-            "sampler": sampler,
+            **after_layout,
             "text2mask": {
                 "weights": weights.text2mask,
                 "sampler": {"scheduler": "euler", "steps": mask_steps, "guidance": 3.0},
             },
             "layout": {"redraws": 4, "speckle_pixels": 4},
         },
-        "guided": {
-            "base": weights.base,
-            "controls": [edges],
-            "caption": caption,
-            "prompt": {"kind": "appended"},
-            "sampler": sampler,
-        },
+        "guided": {**after_layout, "controls": [edges], "prompt": {"kind": "appended"}},
         "inpaint": {
-            "base": weights.base,
-            "controls": [layout],
+            **after_layout,
             "classes": ["car", "truck", "person", "bicycle", "traffic sign", "traffic light"],
-            "caption": caption,
-            "prompt": {"kind": "caption"},
-            "sampler": sampler,
         },
     }

@@ -132,7 +132,7 @@ def bench_scenes_suite(
         methods = suite_methods(weights, image_steps, mask_steps)
         held = Held(open_store(uri), images, channels, [caption or "" for caption in captions], judge, methods)
         figures: Figures = {"images": num_images, "size": f"{SIZE}x{SIZE}", "threads": threads}
-        figures["judge_miou_real"] = round(judge.mean_iou(images, channels), 4)
+        figures["judge_miou_real"] = round(judge.real_mean_iou(num_images), 4)
         for measured in (of_vae, of_captioner, of_clip, of_images, of_guided, of_masks):
             figures |= {name: round(value, 4) for name, value in measured(held, weights).items()}
     return figures
@@ -201,7 +201,7 @@ def of_images(held: Held, _: SuiteWeights) -> dict[str, float]:
         images = images_of(held.drawn(method, held.methods[method]))
         found[f"{method}_adherence"] = held.judge.adherence(images)
         shuffled = held.judge.mean_iou(images, np.roll(held.channels, 1, axis=0))
-        found[f"{method}_adherence_shuffled"] = shuffled / held.judge.mean_iou(held.images, held.channels)
+        found[f"{method}_adherence_shuffled"] = shuffled / held.judge.real_mean_iou(len(held.images))
     return found
 
 
@@ -239,7 +239,7 @@ def of_masks(held: Held, _: SuiteWeights) -> dict[str, float]:
         "text2mask_within_palette": 1 - float(np.mean([row["score_off_palette"] for row in rows])),
         "text2mask_classes_present": there / max(sum(map(len, asked)), 1),
         "masksyn_accepted": len(kept) / len(drawn),
-        "masksyn_adherence": found / held.judge.mean_iou(held.images, held.channels),
+        "masksyn_adherence": found / held.judge.real_mean_iou(len(held.images)),
     }
 
 
