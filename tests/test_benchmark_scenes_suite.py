@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_models import make_small_models
 
-from segdatagen.benchmark.scenes_suite import GUIDED, bench_scenes_suite
+from segdatagen.benchmark.scenes_suite import GUIDED, SAVINGS, bench_scenes_suite
 from segdatagen.errors import UsageError
 from segdatagen.scenes_suite import TRAINED, SuiteWeights
 
@@ -26,7 +26,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> SuiteWeights:
 def test_every_model_is_judged(ray_session: None, weights: SuiteWeights) -> None:
     figures = bench_scenes_suite(NUM_SCENES, weights, image_steps=2, mask_steps=2)
     assert figures["images"] == NUM_SCENES
-    shares = {name: float(value) for name, value in figures.items() if name not in ("images", "size", "threads")}
+    speeds = {name: value for name, value in figures.items() if name.endswith("times_as_fast")}
+    assert len(speeds) == len(SAVINGS)
+    assert all(value > 0 for value in speeds.values())
+    others = {"images", "size", "threads", *speeds}
+    shares = {name: float(value) for name, value in figures.items() if name not in others}
     assert all(0 <= value <= 1 or math.isnan(value) for name, value in shares.items() if "adherence" not in name)
     assert {f"{name}_adherence" for name in (*GUIDED, "vae", "imgsyn", "masksyn", "mask_ddpm")} <= shares.keys()
     # What was trained follows its masks and nobody else's; what was not follows none.

@@ -51,6 +51,12 @@ GUIDED: dict[str, dict[str, Any]] = {
     "guided_without_both": {"of": "image", "kind": "caption"},
 }
 """SGA, Table 3: with Visual Prior Blending and Class-Prompt Appending, and without one or both of them."""
+SAVINGS: dict[str, dict[str, Any]] = {
+    "10_steps": {"sampler": {"steps": 10}},
+    "step_cache": {"sampler": {"step_cache": {"every": 3}}},
+    "float8_weights": {"numerics": {"float8_weights": True}},
+}
+"""Options that draw other images in another time."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,14 @@ class Held:
 
     def drawn(self, method: str, options: dict[str, Any]) -> list[dict[str, Any]]:
         """A sample of every scene, as rows of SAMPLE_SCHEMA in the order of the scenes."""
+        return self.timed(method, options)[0]
+
+    def timed(self, method: str, options: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
+        """The rows of `drawn`, and the seconds that the image model took for them."""
         job = self.job(method, options)
         chain = build_chain(method, method_contexts(job, self.label_set)[method])
         rows: list[dict[str, Any]] = chain.run(one_of_each(self.store, method), 1).to_pylist()
-        return rows
+        return rows, chain.seconds["mask2img"]
 
 
 def one_of_each(store: SourceStore, method: str) -> pa.Table:
@@ -133,7 +143,7 @@ def bench_scenes_suite(
         held = Held(open_store(uri), images, channels, [caption or "" for caption in captions], judge, methods)
         figures: Figures = {"images": num_images, "size": f"{SIZE}x{SIZE}", "threads": threads}
         figures["judge_miou_real"] = round(judge.real_mean_iou(num_images), 4)
-        for measured in (of_vae, of_captioner, of_clip, of_images, of_guided, of_masks):
+        for measured in (of_vae, of_captioner, of_clip, of_images, of_savings, of_guided, of_masks):
             figures |= {name: round(value, 4) for name, value in measured(held, weights).items()}
     return figures
 
@@ -202,6 +212,19 @@ def of_images(held: Held, _: SuiteWeights) -> dict[str, float]:
         found[f"{method}_adherence"] = held.judge.adherence(images)
         shuffled = held.judge.mean_iou(images, np.roll(held.channels, 1, axis=0))
         found[f"{method}_adherence_shuffled"] = shuffled / held.judge.real_mean_iou(len(held.images))
+    return found
+
+
+def of_savings(held: Held, _: SuiteWeights) -> dict[str, float]:
+    """ImgSyn with each of the options that trade adherence for time, and how many times as fast its image model is."""
+    options = held.methods["imgsyn"]
+    usual = held.timed("imgsyn", options)[1]
+    found = {}
+    for name, changes in SAVINGS.items():
+        changed = {key: options.get(key, {}) | values for key, values in changes.items()}
+        rows, seconds = held.timed("imgsyn", options | changed)
+        found[f"imgsyn_{name}_adherence"] = held.judge.adherence(images_of(rows))
+        found[f"imgsyn_{name}_times_as_fast"] = usual / seconds
     return found
 
 
