@@ -27,7 +27,7 @@ def best_of(context: MethodContext) -> BestOfN | None:
         assert options.segmenter is not None
         judge = AdherenceStage(segmenter_of(options.segmenter, label_set, execution), label_set)
         column = "score_adherence"
-    return BestOfN(options.candidates, judge, column, context.image_format)
+    return BestOfN(options.candidates, judge, column)
 
 
 def check_best_of(context: MethodContext) -> None:

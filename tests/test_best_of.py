@@ -13,7 +13,7 @@ from test_latent_methods import models, options_of  # noqa: F401
 from tiny_clip import make_clip
 from tiny_segmenter import make_segmenter
 
-from segdatagen.images import Image, decode_image
+from segdatagen.images import decode_image
 from segdatagen.job import Job, load_job
 from segdatagen.method_context import MethodContext, method_contexts
 from segdatagen.methods import Chain, build_chain, content_recipes
@@ -42,9 +42,9 @@ def test_the_best_of_the_first_n_is_taken_and_more_are_drawn_only_where_all_are_
         for attempt, derived in enumerate(attempts(seed, 5))
     }
 
-    def judge(row: int, image: Image) -> float | None:
+    def judge(row: int, seed: int) -> float | None:
         """A score of the row and of what was painted."""
-        return scores[row][int(image.max()) // 2]
+        return scores[row][int(table[seed] or 0)]
 
     drawn = draw_with_retries(
         Draws(table.__getitem__), seeds, "mask2img", Redraws(10.0, times), Choice(count, "x", judge)
@@ -74,7 +74,7 @@ def test_the_best_of_the_first_n_is_taken_and_more_are_drawn_only_where_all_are_
             [seed],
             "mask2img",
             Redraws(10.0, times),
-            Choice(count, "x", lambda _, i, row=row: judge(row, i)),
+            Choice(count, "x", lambda _, seed, row=row: judge(row, seed)),
         )
         assert alone.seeds == [drawn.seeds[row]]
         assert alone.candidates == [drawn.candidates[row]]
@@ -83,7 +83,7 @@ def test_the_best_of_the_first_n_is_taken_and_more_are_drawn_only_where_all_are_
 def test_without_redraws_what_is_not_finite_loses() -> None:
     levels = {derived: level for seed in (1, 2) for derived, level in zip(attempts(seed, 1), (None, 5.0), strict=True)}
     drawn = draw_with_retries(
-        Draws(levels.__getitem__), [1, 2], "mask2img", None, Choice(2, "x", lambda row, image: None)
+        Draws(levels.__getitem__), [1, 2], "mask2img", None, Choice(2, "x", lambda row, seed: None)
     )
     assert drawn.finite.all()
     assert drawn.candidates[0] == [{"seed": attempts(1, 0)[0], "score": "deviation", "value": None}]

@@ -4,12 +4,11 @@ Any stage that writes a score can be the judge. It sees an image as it will be s
 drawn, nor which judge a job asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from segdatagen.images import Image, ImageFormat, encode_image
 from segdatagen.stages.redraw import Choice
 from segdatagen.stages.stage import Stage, objects
 
@@ -23,15 +22,14 @@ class BestOfN:
     count: int
     judge: Stage
     column: str
-    image_format: ImageFormat
 
-    def among(self, masks: Sequence[bytes]) -> Choice:
-        """The choice among images of rows that have these masks, encoded."""
+    def among(self, masks: Sequence[bytes], stored: Callable[[int, int], bytes]) -> Choice:
+        """The choice among images of rows that have these masks, encoded; `stored` gives the file of a row and seed."""
 
-        def score(row: int, image: Image) -> float | None:
-            encoded = encode_image(image, self.image_format)
-            batch = {"image": objects([encoded]), "mask": objects([masks[row]]), "scores_per_class": objects([None])}
-            found = self.judge({name: batch[name] for name in self.judge.reads})[self.column][0]
+        def score(row: int, seed: int) -> float | None:
+            known = {"image": stored(row, seed), "mask": masks[row], "scores_per_class": None}
+            batch = {name: objects([known[name]]) for name in self.judge.reads}
+            found = self.judge(batch)[self.column][0]
             return None if found is None else float(np.float32(found))
 
         return Choice(self.count, self.column.removeprefix(SCORE_PREFIX), score)

@@ -51,6 +51,10 @@ class EncodingThread:
             microbatch += [made.microbatch] * len(made.images)
         return np.stack(images), np.concatenate(finite), np.array(microbatch, np.int32)
 
+    def stored(self, row: int, seed: int) -> bytes:
+        """The image of a row that was drawn with a seed."""
+        return self._encoded[row, seed].result()
+
     def encoded(self, seeds: Iterable[int]) -> list[bytes]:
         """The images of rows 0, 1 and so on that were drawn with these seeds."""
-        return [self._encoded[row, seed].result() for row, seed in enumerate(seeds)]
+        return [self.stored(row, seed) for row, seed in enumerate(seeds)]

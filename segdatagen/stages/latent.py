@@ -94,7 +94,7 @@ class LatentStage:
                 self._microbatch = int(found[2][-1])
                 return found
 
-            choice = self._best_of.among(batch["mask"].tolist()) if self._best_of else None
+            choice = self._best_of.among(batch["mask"].tolist(), encoding.stored) if self._best_of else None
             drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws, choice)
             images = encoding.encoded(drawn.seeds)
         if self._compiled is not None:

@@ -70,6 +70,6 @@ class MaskDDPMStage:
                 self._microbatch = int(found[2][-1])
                 return found
 
-            choice = self._best_of.among(batch["mask"].tolist()) if self._best_of else None
+            choice = self._best_of.among(batch["mask"].tolist(), encoding.stored) if self._best_of else None
             drawn = draw_with_retries(draw, batch["seed"].tolist(), self.name, options.redraws, choice)
             return drawn.columns(encoding.encoded(drawn.seeds))

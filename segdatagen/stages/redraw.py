@@ -38,7 +38,7 @@ class Choice:
 
     count: int
     score: str  # its name in SAMPLE_SCHEMA's `candidates`
-    judge: Callable[[int, Image], float | None]  # number of the row, image
+    judge: Callable[[int, int], float | None]  # number of the row, seed of the image
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,6 @@ def _candidates(
     """One candidate per row, of its image and of whether that is finite."""
     found = []
     for row, seed, image, good in zip(rows.tolist(), seeds, *made, strict=True):
-        score = choice.judge(row, image) if choice is not None and good else None
+        score = choice.judge(row, seed) if choice is not None and good else None
         found.append(_Candidate(seed, deviation(image) if good else None, score))
     return found
