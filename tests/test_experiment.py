@@ -1,6 +1,7 @@
 """Experiments: every mixture trained alike, each training once, figures that an oracle confirms, refusals in a line."""
 
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -91,7 +92,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, stores: dict[str, Path]) -> 
     folder = tmp_path_factory.mktemp("experiment")
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(fields(folder, stores, folder / "out")))
-    return run_experiment(str(path), lambda found: None)
+    return run_experiment(str(path), lambda found: None, local=True)
 
 
 def test_every_mixture_is_trained_with_every_seed(whole: Results) -> None:
@@ -170,9 +171,9 @@ def test_a_stopped_experiment_goes_on_and_ends_as_one_that_was_not(configure: Co
 
     path = configure()
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(str(path), stop)
+        run_experiment(str(path), stop, local=True)
     reports: list[ExperimentProgress] = []
-    results = run_experiment(str(path), reports.append)
+    results = run_experiment(str(path), reports.append, local=True)
     assert (reports[0].cell, reports[0].report.step) == ("more once seed 0", 2)
     assert [found.step for found in reports] == list(range(2 * STEPS + 2, 8 * STEPS + 1))
     assert {found.steps for found in reports} == {8 * STEPS}
@@ -182,29 +183,54 @@ def test_a_stopped_experiment_goes_on_and_ends_as_one_that_was_not(configure: Co
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_ray_trains_the_same(ray_session: None, configure: Configure, whole: Results) -> None:
+    reports: list[ExperimentProgress] = []
+    results = run_experiment(str(configure()), reports.append)
+    assert [cell.iou for cell in results.cells] == [cell.iou for cell in whole.cells]
+    assert {found.cell for found in reports} == {f"{c.real} {c.synthetic} seed {c.seed}" for c in whole.cells}
+    assert max(found.step for found in reports) == 8 * STEPS
+    for mine, expected in zip(results.cells, whole.cells, strict=True):
+        files = [Path(cell.out) / "weights" / "model.safetensors" for cell in (mine, expected)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_training_that_fails_on_ray_ends_in_one_line(
+    refused_on_ray: Refused, configure: Configure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is anything begun on a cluster that has no place for it."""
+    path = configure(training={"use_gpu": True})
+    assert "need 1 GPU but the cluster has 0" in refused_on_ray("experiment", path)
+    path = configure(seeds=[1], training={"learning_rate": 1e30})
+    assert main(["experiment", str(path)]) == 1
+    *meter, line = capfd.readouterr().err.splitlines()
+    assert all(shown.startswith("experiment, steps: ") for shown in meter)
+    assert re.match(r"segdatagen: a training of the experiment failed \(.*(loss of step|are no numbers)", line)
+
+
 def test_what_is_new_is_trained_and_nothing_else_again(configure: Configure, stores: dict[str, Path]) -> None:
     few = {"few": {"sources": str(stores["few"])}}
-    run_experiment(str(configure(real=few, seeds=[1])), lambda found: None)
+    run_experiment(str(configure(real=few, seeds=[1])), lambda found: None, local=True)
     more = {"few": few["few"] | {"synthetic": {"other": {"runs": [str(stores["other_run"])], "p_aug": 1}}}}
     reports: list[ExperimentProgress] = []
-    results = run_experiment(str(configure(real=more, seeds=[1, 2])), reports.append)
+    results = run_experiment(str(configure(real=more, seeds=[1, 2])), reports.append, local=True)
     assert list(dict.fromkeys(found.cell for found in reports)) == [
         "few other seed 1",
         "few alone seed 2",
         "few other seed 2",
     ]
     reports.clear()
-    assert run_experiment(str(configure(real=more, seeds=[1, 2], rare=["road"])), reports.append).cells != results.cells
+    judged = run_experiment(str(configure(real=more, seeds=[1, 2], rare=["road"])), reports.append, local=True)
+    assert judged.cells != results.cells
     assert reports == []
 
 
 def test_the_command_prints_a_table_or_one_object(configure: Configure, capfd: pytest.CaptureFixture[str]) -> None:
     few = configure(seeds=[3], real={"few": yaml.safe_load(configure().read_text())["real"]["few"]})
-    assert main(["experiment", str(few)]) == 0
+    assert main(["experiment", str(few), "--local"]) == 0
     printed = capfd.readouterr().out
     assert "few: 3" in printed
     assert "results.md" in printed
-    assert main(["experiment", str(few), "--json"]) == 0
+    assert main(["experiment", str(few), "--local", "--json"]) == 0
     found = Results.model_validate(json.loads(capfd.readouterr().out))
     assert [cell.seed for cell in found.cells] == [3]
     assert f"{found.rows[0].mean_iou.mean:.3f}" in printed
@@ -269,7 +295,7 @@ def test_another_experiment_at_the_same_place(
     refused_here: Refused, configure: Configure, stores: dict[str, Path]
 ) -> None:
     real = {"few": {"sources": str(stores["few"])}}
-    run_experiment(str(configure(real=real, seeds=[1])), lambda found: None)
+    run_experiment(str(configure(real=real, seeds=[1])), lambda found: None, local=True)
     path = configure(real=real, seeds=[1], training={"learning_rate": 1e-3})
     refused_here("experiment", path, row="`experiment` with another learning rate than the cells that are there")
     path = configure(real={"few": {"sources": str(stores["more"])}}, seeds=[1])

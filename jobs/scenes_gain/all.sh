@@ -11,9 +11,17 @@ segdatagen ingest scenes 183@64x64 --split train --out $out/n183
 segdatagen ingest scenes 200@64x64 --split val --out $out/val
 segdatagen ingest scenes 500@64x64 --split test --out $out/test
 
+# The networks of both sets are trained side by side, each on one core.
+networks() {
+  segdatagen train segmenter "$jobs/judge_$1.yaml" --local
+  segdatagen train mask_ddpm "$jobs/generator_$1.yaml" --local
+}
+networks n46 &
+few=$!
+networks n183
+wait "$few"
+
 for real in n46 n183; do
-  segdatagen train segmenter $jobs/judge_$real.yaml --local
-  segdatagen train mask_ddpm $jobs/generator_$real.yaml --local
   for generator in own pretrained; do
     for ratio in 1x 2x; do
       segdatagen run $jobs/${real}_${generator}_${ratio}_job.yaml

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segdatagen.cli.data import Json
+from segdatagen.cli.data import Address, Json
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +17,8 @@ def register(app: typer.Typer) -> None:
 
 def experiment(
     file: Annotated[str, typer.Argument(metavar="FILE.yaml", help="What is trained on which data, and the test.")],
+    local: Annotated[bool, typer.Option("--local", help="One by one in this process, without Ray.")] = False,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Train a segmenter on several mixtures of real and synthetic data, and compare; or go on: the same command.
@@ -41,7 +43,7 @@ def experiment(
         shown.update(found.step, found.steps)
 
     try:
-        results = run_experiment(file, progress)
+        results = run_experiment(file, progress, local, address)
     finally:
         shown.close()
     if as_json:

@@ -1,20 +1,24 @@
-"""An experiment from its file to its results: every cell trained in this process, one after the other, then compared.
+"""An experiment from its file to its results: every cell trained, as tasks of Ray or in this process, then compared.
 
 A cell that is finished is not trained again, and one that was stopped goes on, by the rules of any training. It does
 not know networks.
 """
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from segdatagen.cluster import connect, spread
 from segdatagen.config_files import read_config
 from segdatagen.experiment.checks import FACTS_NAME, check
-from segdatagen.experiment.options import ExperimentOptions
+from segdatagen.experiment.options import Cell, ExperimentOptions
 from segdatagen.experiment.page import page
 from segdatagen.experiment.results import Results, is_finished, results_of
 from segdatagen.storage import Folder
 from segdatagen.training.data import Share
 from segdatagen.training.kind import TrainingProgress
+from segdatagen.training.ray_train import reports_to, require_workers
 from segdatagen.training.run import TrainingRequest, local_device, train_share
 
 RESULTS_NAME = "results.json"
@@ -23,7 +27,7 @@ PAGE_NAME = "results.md"
 
 @dataclass(frozen=True)
 class ExperimentProgress:
-    """Where an experiment is: steps of all its cells, done and in all, the cell at hand, and its last report."""
+    """Where an experiment is: steps of all its cells, done and in all, the cell that reported last, and its report."""
 
     step: int
     steps: int
@@ -31,28 +35,71 @@ class ExperimentProgress:
     report: TrainingProgress
 
 
-def run_experiment(config_uri: str, progress: Callable[[ExperimentProgress], None]) -> Results:
+Report = Callable[[tuple[str, TrainingProgress]], None]
+"""Is told the name of a cell and where its training is."""
+
+
+def run_experiment(
+    config_uri: str,
+    progress: Callable[[ExperimentProgress], None],
+    local: bool = False,
+    address: str | None = None,
+) -> Results:
     """Train every cell of an experiment, or go on, and put `results.json` and `results.md` into its `out`.
 
+    `local` trains one cell after the other in this process. Otherwise each is a task of Ray with `torch_threads` CPUs,
+    and a GPU where `use_gpu` says so, on the cluster at `address` or on a Ray that is started for it: as many at once
+    as it holds, with the same results.
     Raises UsageError before anything is written where something does not fit or `out` holds another experiment;
     SegdatagenError where a training fails.
     """
     options = read_config(ExperimentOptions, config_uri)
     cells = list(options.cells())
-    device = local_device(cells[0].options.use_gpu)
     checked = check(options)
     out = Folder(options.out)
-    out.put(FACTS_NAME, checked.facts.model_dump_json(indent=1).encode())
+    missing = [cell for cell in cells if not is_finished(cell)]
     steps = cells[0].options.steps
-    for number, cell in enumerate(cells):
+    done = {cell.name: steps * is_finished(cell) for cell in cells}
 
-        def report(found: TrainingProgress, number: int = number, name: str = cell.name) -> None:
-            progress(ExperimentProgress(number * steps + found.step, len(cells) * steps, name, found))
+    def report(found: tuple[str, TrainingProgress]) -> None:
+        name, training = found
+        done[name] = training.step
+        progress(ExperimentProgress(sum(done.values()), len(cells) * steps, name, training))
 
-        if not is_finished(cell):
-            request = TrainingRequest("segmenter", cell.options, f"segdatagen experiment {config_uri}")
-            train_share(request, Share(), device, report)
+    command = f"segdatagen experiment {config_uri}"
+    with contextlib.nullcontext() if local or not missing else connect(address):
+        if local:
+            local_device(cells[0].options.use_gpu)
+        elif missing:
+            require_workers(cells[0].options, _cpus(cells[0]))
+        out.put(FACTS_NAME, checked.facts.model_dump_json(indent=1).encode())
+        if local:
+            for cell in missing:
+                _train(command, report, cell)
+        elif missing:
+            _train_on_ray(command, report, missing)
     results = results_of(options, checked)
     out.put(RESULTS_NAME, results.model_dump_json(indent=1).encode())
     out.put(PAGE_NAME, page(results).encode())
     return results
+
+
+def _train(command: str, report: Report, cell: Cell) -> None:
+    """Train one cell in this process."""
+    request = TrainingRequest("segmenter", cell.options, command)
+    device = local_device(cell.options.use_gpu)
+    train_share(request, Share(), device, lambda found: report((cell.name, found)))
+
+
+def _train_on_ray(command: str, report: Report, cells: Sequence[Cell]) -> None:
+    """Train cells as tasks of Ray, as many at once as it has CPUs or GPUs for."""
+    cpus, gpus = _cpus(cells[0]), 1.0 if cells[0].options.use_gpu else 0.0
+    with reports_to(report) as reports:
+        work = functools.partial(_train, command, reports.put)
+        for _ in spread("a training of the experiment failed", cells, work, num_cpus=cpus, num_gpus=gpus):
+            pass  # its weights lie where is_finished looks for them
+
+
+def _cpus(cell: Cell) -> int:
+    """That a training takes."""
+    return cell.options.torch_threads or 1

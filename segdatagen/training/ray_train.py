@@ -37,9 +37,9 @@ def train_on_ray(worker: Worker, options: TrainingOptions, address: str | None, 
     cpus = options.torch_threads or 1
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same as without Ray
     with connect(address), tempfile.TemporaryDirectory() as scratch:
-        _require_resources(options, cpus)
+        require_workers(options, cpus)
         try:
-            with _reports_to(progress) as reports:
+            with reports_to(progress) as reports:
                 trainer = ray.train.torch.TorchTrainer(
                     _work,
                     train_loop_config={"worker": worker, "reports": reports},
@@ -64,7 +64,7 @@ def _work(config: dict[str, Any]) -> TrainingResult:
 
 
 @contextlib.contextmanager
-def _reports_to(progress: Progress) -> Iterator[Queue]:
+def reports_to(progress: Callable[[Any], None]) -> Iterator[Queue]:
     """A queue whose contents are handed to `progress`, in this process, while the block runs."""
     reports = Queue(actor_options={"num_cpus": 0})
 
@@ -83,7 +83,8 @@ def _reports_to(progress: Progress) -> Iterator[Queue]:
         reports.shutdown()
 
 
-def _require_resources(options: TrainingOptions, cpus_per_worker: int) -> None:
+def require_workers(options: TrainingOptions, cpus_per_worker: int) -> None:
+    """Raise UsageError where the cluster Ray is connected to has less than the workers of a training need."""
     have = ray.cluster_resources()
     needs = {"CPU": options.num_workers * cpus_per_worker, "GPU": options.num_workers * options.use_gpu}
     for resource, needed in needs.items():
