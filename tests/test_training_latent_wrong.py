@@ -82,6 +82,7 @@ Changes = dict[str, Any]
         ),
         ("`train t2i_adapter` with `w1: [1, 0]`", "t2i_adapter", {"w1": [1, 0]}),
         ("`train vae` with a validation store of other labels", "vae", {"validation": "other"}),
+        ("`train vae` with an encoder that is new and frozen", "vae", {"freeze_encoder": True}),
     ],
 )
 def test_wrong_training(

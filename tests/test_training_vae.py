@@ -75,6 +75,23 @@ def test_training_leaves_a_folder_that_diffusers_loads(scenes_store: Path, tmp_p
     assert further.loss < result.loss
 
 
+def test_behind_a_frozen_encoder_latents_stay_what_they_are(scenes_store: Path, tmp_path: Path) -> None:
+    first = train("vae", configure(tmp_path, "first", scenes_store), True, None, lambda _: None)
+    path = configure(tmp_path, "further", scenes_store, init_weights=first.weights, freeze_encoder=True)
+    further = train("vae", path, True, None, lambda _: None)
+    assert first.weights is not None
+    assert further.weights is not None
+    before, after = (AutoencoderKL.from_pretrained(folder) for folder in (first.weights, further.weights))
+    assert after.config.scaling_factor == before.config.scaling_factor
+    moved = {
+        name.split(".")[0]
+        for (name, old), new in zip(before.state_dict().items(), after.state_dict().values(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert moved == {"decoder", "post_quant_conv"}
+    assert "(decoder only)" in Path(further.weights, "README.md").read_text()
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_loss_is_that_of_the_formulas(scenes_store: Path, tmp_path: Path, share: float) -> None:
     kind = kind_of(scenes_store, tmp_path, colour_maps=share, edge_weight=0.5, kl_weight=0.25, pixel_loss="l2")
@@ -105,6 +122,7 @@ def test_wrong_options_are_refused(scenes_store: Path, tmp_path: Path) -> None:
     refuse("block_channels: 10 is not a multiple of norm_groups 4", block_channels=[8, 10])
     AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, **_two_levels()).save_pretrained(tmp_path / "other")
     refuse("is another network: its layers_per_block is 2", init_weights=str(tmp_path / "other"), layers_per_block=1)
+    refuse("freeze_encoder: a new encoder knows nothing, and has to be trained; give init_weights", freeze_encoder=True)
     refuse("there are no weights builtin:none", init_weights="builtin:none")
 
 

@@ -42,7 +42,7 @@ class VaeTrainingOptions(TrainingOptions):
 
     fixed: ClassVar[tuple[str, ...]] = (
         *(*TrainingOptions.fixed, "block_channels", "layers_per_block", "latent_channels", "norm_groups"),
-        *("colour_maps", "pixel_loss", "edge_weight", "kl_weight"),
+        *("colour_maps", "pixel_loss", "edge_weight", "kl_weight", "freeze_encoder"),
     )
 
     init_weights: OptionalWeightsUri = None
@@ -59,7 +59,16 @@ class VaeTrainingOptions(TrainingOptions):
     pixel_loss: Literal["l1", "l2"] = "l1"
     edge_weight: float = Field(default=1.0, ge=0, description="of the differences between neighbouring pixels")
     kl_weight: float = Field(default=1e-4, ge=0, description="of the mean divergence per latent value")
+    freeze_encoder: bool = Field(
+        default=False, description="only the decoder learns: latents, and what was trained on them, stay as they are"
+    )
     validation: str | None = Field(default=None, min_length=1, description="URI of a source store for the figures")
+
+    @model_validator(mode="after")
+    def _frozen_is_trained(self) -> Self:
+        if self.freeze_encoder and self.init_weights is None:
+            raise ValueError("freeze_encoder: a new encoder knows nothing, and has to be trained; give init_weights")
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
@@ -108,8 +117,13 @@ class VaeTraining:
         """An AutoencoderKL of the options: new, or that of `init_weights`."""
         if self.options.init_weights is not None:
             folder = local_weights(self.options.init_weights)
-            loaded: nn.Module = load_network(AutoencoderKL, folder, self.options.init_weights).train()
-            return loaded
+            loaded = load_network(AutoencoderKL, folder, self.options.init_weights).train()
+            if self.options.freeze_encoder:
+                loaded.encoder.requires_grad_(False)
+                if loaded.quant_conv is not None:
+                    loaded.quant_conv.requires_grad_(False)
+            started: nn.Module = loaded
+            return started
         levels = len(self.options.block_channels)
         network: nn.Module = AutoencoderKL(
             **self.options.network,
@@ -123,14 +137,16 @@ class VaeTraining:
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Pixels, differences of neighbours, and the divergence of the latents from a standard normal distribution.
 
-        A row is the colour map of its mask with the probability `colour_maps`, else its image.
+        A row is the colour map of its mask with the probability `colour_maps`, else its image. A frozen encoder has no
+        divergence to pay for.
         """
         options = self.options
         shares = torch.stack([torch.rand((), generator=g) for g in batch.row_chance]).to(batch.images.device)
         maps = colour_maps_of(batch.channels, self.arrays.label_set)
         chosen = torch.where((shares < options.colour_maps)[:, None, None, None], maps, batch.images)
         pixels = from_pixels(chosen)
-        posterior = network.encode(pixels).latent_dist  # type: ignore[operator]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not options.freeze_encoder):
+            posterior = network.encode(pixels).latent_dist  # type: ignore[operator]
         noise = draw_noise(batch.row_chance, posterior.mean.shape[1:], pixels.device)
         decoded = network.decode(posterior.mean + posterior.std * noise).sample.float()  # type: ignore[operator]
         loss = _distance(decoded, pixels, options.pixel_loss)
@@ -139,6 +155,8 @@ class VaeTraining:
                 _distance(torch.diff(decoded, dim=d), torch.diff(pixels, dim=d), options.pixel_loss) for d in (2, 3)
             )
             loss = loss + options.edge_weight * sum(edges)
+        if options.freeze_encoder:
+            return loss
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence: Tensor = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         return loss + options.kl_weight * divergence
@@ -154,8 +172,12 @@ class VaeTraining:
         return grid(cells, magnify=max(1, ENLARGED_SIDE // max(self.options.size)))
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:
-        """Put `weights/`, a folder of AutoencoderKL, with the scale of its latents measured on the data."""
-        average.register_to_config(scaling_factor=self.scaling_factor(average))  # type: ignore[operator]
+        """Put `weights/`, a folder of AutoencoderKL, with the scale of its latents measured on the data.
+
+        Behind a frozen encoder the scale stays what it was.
+        """
+        if not self.options.freeze_encoder:
+            average.register_to_config(scaling_factor=self.scaling_factor(average))  # type: ignore[operator]
         figures = self.figures(average)
         options, labels = self.options, self.arrays.label_set
         judged = options.validation or f"{options.sources} (training data)"
@@ -163,7 +185,8 @@ class VaeTraining:
             "network": f"AutoencoderKL, channels {options.block_channels}, {options.latent_channels} latent channels",
             **size_rows(average, options),
             **training_rows(options, self.arrays, summary),
-            "losses": f"{options.pixel_loss} + {options.edge_weight:g} edges + {options.kl_weight:g} KL; "
+            "losses": f"{options.pixel_loss} + {options.edge_weight:g} edges"
+            f"{' (decoder only)' if options.freeze_encoder else f' + {options.kl_weight:g} KL'}; "
             f"{options.colour_maps:.0%} of the rows are colour maps",
             "scaling factor": f"{average.config.scaling_factor:.5f}",  # type: ignore[union-attr]
             **{name: f"{value:.4f} on `{judged}`" for name, value in figures.items()},
