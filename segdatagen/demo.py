@@ -1,4 +1,4 @@
-"""The whole way on a laptop without network: scenes, a class-balanced plan, generated images, a report.
+"""The whole way on a laptop without network: scenes, a class-balanced plan, images by five methods, a report.
 
 Calls what the commands call, in their order. It knows no more than they do; what it writes is an ordinary source store
 and an ordinary run.
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
+from PIL import Image, ImageDraw, ImageFont
 
 from segdatagen.cluster import connect
 from segdatagen.colours import encode
@@ -24,15 +26,18 @@ from segdatagen.publish import DATA, Index, publish
 from segdatagen.report.write import ReportRequest, write_report
 from segdatagen.run import run_job
 from segdatagen.run_folder import Run, open_run
+from segdatagen.scenes_suite import SHIPPED, SMALLEST_REGION, suite_methods
 from segdatagen.storage import Folder
 from segdatagen.tables import read_part
-from segdatagen.training.pictures import grid
+from segdatagen.training.pictures import GAP, INK, grid
 
-NUM_SCENES = 60
+NUM_SCENES = 48
+SAMPLES = 16
+"""Of each method but the mask-DDPM, which balances the classes."""
 SIZE = 64
 COLUMNS = 8
-ROWS = 4
 MAGNIFY = 2
+TITLE_HEIGHT = 22
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,20 @@ def demo_job(out: str) -> dict[str, object]:
         "sources": f"{out}/sources",
         "seed": 0,
         "geometry": {"size": [SIZE, SIZE], "fit": "resize"},
-        "methods": {
-            "mask_ddpm": {"weights": "builtin:scenes-mask-ddpm", "sampler": "ddim", "steps": 25, "guidance": 4.0}
-        },
+        "methods": suite_methods(),
         "plan": [
-            {"method": "mask_ddpm", "strategy": "balance", "n_balance": "auto", "ratio": 1.5},
+            {"method": "mask_ddpm", "strategy": "balance", "n_balance": "auto", "ratio": 1.0},
+            *(
+                {"method": method, "strategy": "random", "num_samples": SAMPLES}
+                for method in suite_methods()
+                if method != "mask_ddpm"
+            ),
             {"max_rounds": 2, "min_pixels": 8},
         ],
+        "filters": {
+            "adherence": {"segmenter": SHIPPED.segmenter, "min": 0.3},
+            "clip_rank": {"weights": SHIPPED.clip, "min_pixels": SMALLEST_REGION},
+        },
         "output": {"root": f"{out}/runs", "image_format": "jpeg95"},
         "execution": {"actors": 2, "cpus_per_actor": 0.5, "torch_threads": 1, "microbatch": 8},
     }
@@ -91,20 +103,34 @@ def put_pairs(run: Run, index: Index, folder: Folder) -> str | None:
     if not index.shards:
         return None
     rows = pa.concat_tables(
-        read_part(run.folder.child(DATA), shard.name, ["source_id", "image", "mask"]) for shard in index.shards
+        read_part(run.folder.child(DATA), shard.name, ["method", "source_id", "image", "mask"])
+        for shard in index.shards
     )
     folder.put("pairs.png", encode_image(pairs_picture(rows, run.label_set), "png"))
     return folder.uri_of("pairs.png")
 
 
 def pairs_picture(rows: pa.Table, label_set: LabelSet) -> np.ndarray:
-    """Masks in colour above the images that were made for them, uint8 [H, W, 3]: one row per source, evenly chosen."""
-    _, first = np.unique(rows["source_id"].to_numpy(), return_index=True)
-    count = min(COLUMNS * ROWS, len(first))
-    chosen = rows.take(first[np.linspace(0, len(first) - 1, count).round().astype(int)]).to_pylist()
-    lines = []
-    for start in range(0, count, COLUMNS):
-        line = chosen[start : start + COLUMNS]
-        lines.append([encode(decode_mask(row["mask"]), label_set) for row in line])
-        lines.append([decode_image(row["image"]) for row in line])
-    return grid(lines, MAGNIFY)
+    """Per method, under its name, masks in colour above the images that were made for them, uint8 [H, W, 3].
+
+    As many as fit in a line, one per source, evenly chosen.
+    """
+    parts = []
+    for method in sorted(set(rows["method"].to_pylist()), key=list(suite_methods()).index):
+        mine = rows.filter(pc.equal(rows["method"], method))
+        _, first = np.unique(mine["source_id"].to_numpy(), return_index=True)
+        count = min(COLUMNS, len(first))
+        chosen = mine.take(first[np.linspace(0, len(first) - 1, count).round().astype(int)]).to_pylist()
+        masks = [encode(decode_mask(row["mask"]), label_set) for row in chosen]
+        images = [decode_image(row["image"]) for row in chosen]
+        blank = [np.full_like(images[0], 255)] * (COLUMNS - count)
+        pairs = grid([masks + blank, images + blank], MAGNIFY)
+        parts += [title(method, pairs.shape[1]), pairs]
+    return np.concatenate(parts)
+
+
+def title(text: str, width: int) -> np.ndarray:
+    """A line of text on white, uint8 [TITLE_HEIGHT, width, 3]."""
+    canvas = Image.new("RGB", (width, TITLE_HEIGHT), "white")
+    ImageDraw.Draw(canvas).text((GAP, TITLE_HEIGHT / 2), text, fill=INK, font=ImageFont.load_default(15), anchor="lm")
+    return np.asarray(canvas)

@@ -9,7 +9,7 @@ from small_models import make_small_models
 
 from segdatagen.benchmark.scenes_suite import GUIDED, SAVINGS, bench_scenes_suite
 from segdatagen.errors import UsageError
-from segdatagen.scenes_suite import TRAINED, SuiteWeights
+from segdatagen.scenes_suite import SHIPPED, SuiteWeights
 
 NUM_SCENES = 9
 
@@ -19,7 +19,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> SuiteWeights:
     folder = tmp_path_factory.mktemp("suite")
     make_small_models(folder)
     names = ("base", "text2mask", "controlnet", "t2i_adapter", "captioner", "clip")
-    return dataclasses.replace(TRAINED, **{name: str(folder / name) for name in names})
+    return dataclasses.replace(SHIPPED, **{name: str(folder / name) for name in names})
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from committed import commit, make_run, plan
 from test_decisions import nobody_waits
@@ -13,6 +14,7 @@ from segdatagen.publish import publish
 from segdatagen.storage import Folder
 
 NUM_SCENES = 6
+SAMPLES = 2
 
 
 @pytest.mark.slow
@@ -20,12 +22,20 @@ def test_the_demo_ends_with_a_report_and_is_done_the_second_time(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "NUM_SCENES", NUM_SCENES)
+    monkeypatch.setattr(demo, "SAMPLES", SAMPLES)
     assert main(["demo", "--out", str(tmp_path)]) == 0
     (report,) = re.findall(r"open (.*) in a browser", " ".join(capfd.readouterr().out.split()))
     assert Path(report).is_file()
     assert (tmp_path / "pairs.png").is_file()
     samples = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.parquet") if "report" not in path.parts}
     assert samples
+    statuses = {
+        (row["method"], row["status"])
+        for path in tmp_path.glob("runs/**/samples/**/*.parquet")
+        for row in pq.read_table(path, columns=["method", "status"]).to_pylist()
+    }
+    assert {method for method, _ in statuses} == {"mask_ddpm", "imgsyn", "masksyn", "guided", "inpaint"}
+    assert "failed" not in {status for _, status in statuses}
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert samples == {path: path.stat().st_mtime_ns for path in samples}
 
