@@ -3,13 +3,16 @@
 import sys
 import time
 
+import pyarrow as pa
 import pytest
 from conftest import JobFactory
+from hypothesis import given
+from hypothesis import strategies as st
 from kept_events import Events
 from ray import cloudpickle
 from test_faults import run
 
-from segdatagen.dataflow import cannot_start
+from segdatagen.dataflow import cannot_start, in_blocks
 from segdatagen.job import Job, load_job
 from segdatagen.method_context import method_contexts
 from segdatagen.methods import METHODS, Chain
@@ -49,6 +52,21 @@ def test_what_keeps_a_worker_from_starting_is_said_in_one_line() -> None:
         "command goes on"
     )
     assert error.exit_status == 1
+
+
+@given(st.lists(st.sampled_from(["imgsyn", "guided", "mask_ddpm"]), min_size=1, max_size=60), st.integers(1, 9))
+def test_blocks_are_of_one_method_and_methods_go_on_side_by_side(methods: list[str], block_rows: int) -> None:
+    rows = pa.table({"method": methods, "sample_id": range(len(methods))})
+    found = in_blocks(rows, block_rows).to_pylist()
+    assert sorted(row["sample_id"] for row in found) == list(range(len(methods)))
+    for method in methods:
+        ids = [row["sample_id"] for row in found if row["method"] == method]
+        assert ids == sorted(ids), "rows of a method keep their order"
+    whole = sum(methods.count(method) // block_rows for method in set(methods))
+    blocks = [found[start : start + block_rows] for start in range(0, whole * block_rows, block_rows)]
+    assert all(len({row["method"] for row in block}) == 1 for block in blocks)
+    begins = [block[0]["sample_id"] for block in blocks]
+    assert begins == sorted(begins), "no method waits for the end of another"
 
 
 def with_slow_stage(job: Job) -> dict[str, ChainFactory]:
