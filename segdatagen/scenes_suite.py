@@ -1,6 +1,6 @@
 """The small suite of `scenes`: which weights it has, and how each method draws with them, in the words of a job file.
 
-`bench scenes_suite` judges what they draw. It loads nothing, and knows no run.
+`demo` draws with all of them, `bench scenes_suite` judges what they draw. It loads nothing, and knows no run.
 """
 
 from dataclasses import dataclass
