@@ -110,6 +110,11 @@ class LatentOptions(WithBestOf):
                     f"controls.{number}: it works from {control.start:g} to {control.end:g} of the steps, and none of "
                     f"{steps} lies within: lower start, or raise end or sampler.steps"
                 )
+            if control.guided and not self.sampler.guides:
+                raise ValueError(
+                    f"controls.{number}: guided needs guidance, and sampler.guidance is {self.sampler.guidance:g}: "
+                    "raise it above 1, or leave guided out"
+                )
         return self
 
     @property

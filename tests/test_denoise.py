@@ -1,8 +1,5 @@
 """One denoising loop: at batch 1 equal to diffusers' pipelines, in a batch equal to each row alone, never crossed."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,8 +12,25 @@ from diffusers import (
     StableDiffusionXLPipeline,
     T2IAdapter,
 )
-from tiny_latent import VAE_FACTOR, make_adapter, make_controlnet, make_pipeline
-from torch import Tensor
+from tiny_denoising import (
+    CALL,
+    CLOSE,
+    NEGATIVE,
+    PROMPTS,
+    SIZE,
+    STEPS,
+    condition,
+    copy_of,
+    noise_of,
+    options_of,
+    ours,
+    pictures,
+    seeded,
+    seeded_network,
+    text_of,
+    with_scheduler,
+)
+from tiny_latent import make_adapter, make_controlnet, make_pipeline
 
 from segdatagen.diffusion import vae
 from segdatagen.diffusion.conditions import (
@@ -26,20 +40,9 @@ from segdatagen.diffusion.conditions import (
     TextCondition,
     encode_adapter,
 )
-from segdatagen.diffusion.denoise import SCHEDULERS, LatentNetwork, denoise
+from segdatagen.diffusion.denoise import SCHEDULERS, LatentNetwork
 from segdatagen.diffusion.latent_options import LatentSamplerOptions, SchedulerName
 from segdatagen.diffusion.text import TextEncoder
-
-SIZE = 32
-STEPS = 4
-PROMPTS = ["a red car on a road; car, road", "two trees; tree"]
-NEGATIVE = "blurry"
-CLOSE = 1e-4
-"""Of image values in [0, 1]: float32 on the CPU, the same noise."""
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")
@@ -52,63 +55,6 @@ def pipeline() -> StableDiffusionXLPipeline:
 @pytest.fixture(scope="module")
 def text(pipeline: StableDiffusionXLPipeline) -> TextEncoder:
     return text_of(pipeline)
-
-
-def text_of(pipeline: StableDiffusionXLPipeline) -> TextEncoder:
-    return TextEncoder(
-        [pipeline.tokenizer, pipeline.tokenizer_2],
-        [pipeline.text_encoder, pipeline.text_encoder_2],
-        pipeline.config.force_zeros_for_empty_prompt,
-    )
-
-
-def with_scheduler(kind: Any, pipeline: StableDiffusionXLPipeline, name: SchedulerName, **more: Any) -> Any:
-    """Another pipeline of the same parts."""
-    parts = pipeline.components | more | {"scheduler": SCHEDULERS[name].from_config(pipeline.scheduler.config)}
-    made = kind(**{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")})
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def condition(text: TextEncoder, prompts: list[str], negative: str | None = NEGATIVE, **more: Any) -> Conditions:
-    found = text.encode(prompts)
-    return Conditions(
-        size=(SIZE // VAE_FACTOR, SIZE // VAE_FACTOR),
-        text=found,
-        negative=text.encode_negative([negative] * len(prompts), found),
-        time_ids=torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * len(prompts), dtype=torch.float32),
-        **more,
-    )
-
-
-def ours(
-    pipeline: StableDiffusionXLPipeline,
-    conditions: Conditions,
-    options: LatentSamplerOptions,
-    rows: list[int],
-    seeds: list[int],
-) -> np.ndarray:
-    """Images float32 in [0, 1] `[B, H, W, 3]`, before they become bytes."""
-    network = LatentNetwork(pipeline.unet, pipeline.scheduler.config)
-    latents = denoise(network, conditions, torch.tensor(rows), [seeded(seed) for seed in seeds], options)
-    with torch.inference_mode():
-        image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-    return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-
-
-def options_of(name: SchedulerName, **more: Any) -> LatentSamplerOptions:
-    return LatentSamplerOptions(scheduler=name, steps=STEPS, guidance=4.0, **more)
-
-
-def pictures(seed: int, count: int = 2) -> Tensor:
-    return torch.rand(count, 3, SIZE, SIZE, generator=seeded(seed))
-
-
-def noise_of(seed: int) -> Tensor:
-    return torch.randn(1, 4, SIZE // VAE_FACTOR, SIZE // VAE_FACTOR, generator=seeded(seed))
-
-
-CALL = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "np", "height": SIZE, "width": SIZE}
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -138,18 +84,6 @@ def test_guidance_can_be_rescaled_and_left_out(pipeline: StableDiffusionXLPipeli
 @pytest.fixture(scope="module")
 def controlnet(pipeline: StableDiffusionXLPipeline) -> ControlNetModel:
     return seeded_network(lambda: make_controlnet(pipeline.unet), 1)
-
-
-def seeded_network(make: Callable[[], Any], seed: int) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
-
-
-def copy_of(network: ControlNetModel) -> ControlNetModel:
-    copied = ControlNetModel.from_config(network.config)
-    copied.load_state_dict(network.state_dict())
-    return copied.eval()
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -237,6 +237,7 @@ def test_what_does_not_go_together_costs_a_line(
         ("a control with `scale: 0`", "imgsyn", {"scale": 0}),
         ("a T2I-Adapter with `end: 0.01`", "guided", {"end": 0.01}),
         ("a ControlNet between two steps", "imgsyn", {"start": 0.1, "end": 0.2}),
+        ("a guided control with `sampler: {guidance: 1}`", "imgsyn", {"guided": True, "sampler": {"guidance": 1}}),
         ("a prior with `w1: 0, w2: 0`", "guided", {"prior": {**CANNY, "w1": 0, "w2": 0}}),
     ],
 )
@@ -245,7 +246,8 @@ def test_a_control_that_never_works_is_refused(
 ) -> None:
     """Its images would be stored with masks that nothing made them follow."""
     options = options_of(models, method)
-    options["controls"][0] |= changes
+    options["controls"][0] |= {name: value for name, value in changes.items() if name != "sampler"}
+    options["sampler"] = changes.get("sampler", options["sampler"])
     refused_here("plan", make_job(methods={method: options}, plan=plan_of(method)), row=row)
 
 

@@ -15,9 +15,11 @@ FROZEN = "ca1cd0b7955bcb062ec9df21cd471fc8"
 """Fingerprint of the options of a guided method that names nothing, before any of them could be named."""
 
 
+CONTROL: dict[str, Any] = {"kind": "t2i_adapter", "weights": "w", "prior": {"name": "canny"}}
+
+
 def guided(**more: Any) -> GuidedOptions:
-    control = {"kind": "t2i_adapter", "weights": "w", "prior": {"name": "canny"}}
-    return GuidedOptions.model_validate({"base": "b", "controls": [control]} | more)
+    return GuidedOptions.model_validate({"base": "b", "controls": [CONTROL]} | more)
 
 
 def fingerprint(**more: Any) -> str:
@@ -28,6 +30,7 @@ def test_a_recipe_that_names_no_new_option_is_what_it_was() -> None:
     assert fingerprint() == FROZEN
     assert fingerprint(numerics={"attention": "auto", "float8_weights": False}) == FROZEN
     assert fingerprint(sampler={"step_cache": None, "preset": None}) == FROZEN
+    assert fingerprint(controls=[CONTROL | {"guided": False}]) == FROZEN
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,7 @@ def test_a_recipe_that_names_no_new_option_is_what_it_was() -> None:
         {"numerics": {"float8_weights": True}},
         {"sampler": {"preset": "seggen_text2mask"}},
         {"sampler": {"preset": "seggen_mask2img"}},
+        {"controls": [CONTROL | {"guided": True}]},
     ],
 )
 def test_every_option_is_content(changes: dict[str, Any]) -> None:

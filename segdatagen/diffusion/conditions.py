@@ -30,13 +30,17 @@ class TextCondition:
 
 @dataclass(frozen=True)
 class ControlCondition:
-    """A ControlNet with its embedded pictures `[S, C, h, w]`, at work from `start` to `end` of the steps, in [0, 1]."""
+    """A ControlNet with its embedded pictures `[S, C, h, w]`, at work from `start` to `end` of the steps, in [0, 1].
+
+    A `guided` one does not see the prediction without the prompt.
+    """
 
     network: ControlNetModel
     embedded: Tensor
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    guided: bool = False
 
     def is_at_work(self, step: int, num_steps: int) -> bool:
         """Whether step number `step` of `num_steps` lies in the interval as a whole."""
@@ -49,10 +53,14 @@ class ControlCondition:
 
 @dataclass(frozen=True)
 class AdapterCondition:
-    """Weighted features of a T2I-Adapter, a `[S, c, h, w]` per scale, at work for the first `until` of the steps."""
+    """Weighted features of a T2I-Adapter, a `[S, c, h, w]` per scale, at work for the first `until` of the steps.
+
+    Those of a `guided` one are not added to the prediction without the prompt.
+    """
 
     features: Sequence[Tensor]
     until: float = 1.0
+    guided: bool = False
 
     def is_at_work(self, step: int, num_steps: int) -> bool:
         """Whether the features are added at step number `step` of `num_steps`."""
@@ -112,20 +120,24 @@ class ControlEncoder:
         network.register_to_config(controlnet_conditioning_channel_order="rgb")
 
     @torch.inference_mode()
-    def encode(self, pictures: Tensor, scale: float = 1.0, start: float = 0.0, end: float = 1.0) -> ControlCondition:
+    def encode(
+        self, pictures: Tensor, scale: float = 1.0, start: float = 0.0, end: float = 1.0, guided: bool = False
+    ) -> ControlCondition:
         """The condition of RGB pictures `[S, 3, H, W]` in [0, 1], of the size of the images, each by itself."""
         pictures = pictures.to(self.network.device, self.network.dtype)
         pictures = pictures.flip(1) if self._is_bgr else pictures
         embedded = torch.cat([self._embedding(picture) for picture in torch.split(pictures, 1)])
-        return ControlCondition(self.network, embedded, scale, start, end)
+        return ControlCondition(self.network, embedded, scale, start, end, guided)
 
 
 @torch.inference_mode()
-def encode_adapter(adapter: T2IAdapter, pictures: Tensor, weight: float = 1.0, until: float = 1.0) -> AdapterCondition:
+def encode_adapter(
+    adapter: T2IAdapter, pictures: Tensor, weight: float = 1.0, until: float = 1.0, guided: bool = False
+) -> AdapterCondition:
     """The condition of a T2I-Adapter for its pictures `[S, 3, H, W]` in [0, 1], of the images' size, each by itself.
 
     Features of several adapters add up: Mou et al. (2023), "T2I-Adapter", section 3.4.
     """
     pictures = pictures.to(adapter.device, adapter.dtype)
     scales = zip(*(adapter(picture) for picture in torch.split(pictures, 1)), strict=True)
-    return AdapterCondition([weight * torch.cat(features) for features in scales], until)
+    return AdapterCondition([weight * torch.cat(features) for features in scales], until, guided)

@@ -61,7 +61,10 @@ class LatentNetwork:
 
 @dataclass(frozen=True)
 class Branch:
-    """What the networks see of the conditions at every step: of B rows, or of 2B where the first half has no prompt."""
+    """What the networks see of the conditions at every step: of B rows, or of 2B where the first half has no prompt.
+
+    The picture of a guided control is there for the half with the prompt alone.
+    """
 
     hidden: Tensor
     added: dict[str, Tensor]
@@ -116,9 +119,17 @@ def attention_kernel(name: Attention) -> AbstractContextManager[Any]:
 def make_branch(conditions: Conditions, rows: Tensor, guided: bool, unet: UNet2DConditionModel) -> Branch:
     """Gather the conditions of `rows`; where guided, those without prompt stand before those with it."""
 
+    def of_prompt(tensor: Tensor) -> Tensor:
+        return tensor[rows].to(unet.dtype)
+
     def of_rows(tensor: Tensor) -> Tensor:
-        picked = tensor[rows].to(unet.dtype)
+        picked = of_prompt(tensor)
         return torch.cat([picked, picked]) if guided else picked
+
+    def added_features(adapter: AdapterCondition) -> AdapterCondition:
+        if not adapter.guided or not guided:
+            return replace(adapter, features=[of_rows(feature) for feature in adapter.features])
+        return replace(adapter, features=[behind_zeros(of_prompt(feature), len(rows)) for feature in adapter.features])
 
     text = conditions.text.at(rows)
     hidden, pooled = text.hidden, text.pooled
@@ -137,8 +148,11 @@ def make_branch(conditions: Conditions, rows: Tensor, guided: bool, unet: UNet2D
     return Branch(
         hidden=hidden.to(unet.dtype),
         added=added,
-        controls=[(control, of_rows(control.embedded)) for control in conditions.controls],
-        adapters=[replace(one, features=[of_rows(feature) for feature in one.features]) for one in conditions.adapters],
+        controls=[
+            (control, of_prompt(control.embedded) if control.guided else of_rows(control.embedded))
+            for control in conditions.controls
+        ],
+        adapters=[added_features(adapter) for adapter in conditions.adapters],
         inpainted=inpainted,
     )
 
@@ -169,24 +183,30 @@ def predict(unet: UNet2DConditionModel, branch: Branch, scaled: Tensor, t: Tenso
 def control_residuals(branch: Branch, x: Tensor, t: Tensor, at: tuple[int, int]) -> list[Tensor]:
     """What the ControlNets at work add to the network, summed: one per block of the way down, then the middle's.
 
-    A ControlNet that is not at work does not run.
+    A ControlNet that is not at work does not run, and a guided one runs for the half with the prompt.
     """
     summed: list[Tensor] = []
     for control, embedded in branch.controls:
         if not control.is_at_work(*at):
             continue
+        unseen = len(x) - len(embedded)
         down, middle = control.network(
-            x,
+            x[unseen:],
             t,
-            encoder_hidden_states=branch.hidden,
+            encoder_hidden_states=branch.hidden[unseen:],
             controlnet_cond=embedded,
             conditioning_scale=control.scale,
-            added_cond_kwargs=branch.added,
+            added_cond_kwargs={name: added[unseen:] for name, added in branch.added.items()},
             return_dict=False,
         )
-        found = [*down, middle]
+        found = [behind_zeros(residual, unseen) for residual in (*down, middle)]
         summed = [a + b for a, b in zip(summed, found, strict=True)] if summed else found
     return summed
+
+
+def behind_zeros(tensor: Tensor, count: int) -> Tensor:
+    """`tensor` `[B, ...]` with `count` rows of zeros before it."""
+    return torch.cat([tensor.new_zeros(count, *tensor.shape[1:]), tensor]) if count else tensor
 
 
 def adapter_features(branch: Branch, at: tuple[int, int]) -> list[Tensor] | None:

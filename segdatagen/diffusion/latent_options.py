@@ -97,6 +97,12 @@ class ControlOptions(BaseModel):
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     start: float = Field(default=0.0, ge=0, le=1)
     end: float = Field(default=1.0, ge=0, le=1)
+    guided: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Left out of the prediction without the prompt: guidance then leads towards the picture, too.
+
+    Zhang et al. (2023), "Adding Conditional Control to Text-to-Image Diffusion Models", section 3.4, without their
+    weights by resolution.
+    """
 
     @model_validator(mode="after")
     def _require_steps(self) -> "ControlOptions":
@@ -154,12 +160,17 @@ class LatentSamplerOptions(BaseModel):
                 raise ValueError(f"guidance_interval is [{low:g}, {high:g}]: the first must be less than the second")
         return self
 
+    @property
+    def guides(self) -> bool:
+        """Whether there is guidance at all."""
+        return self.guidance not in (0.0, 1.0)
+
     def is_guided(self, sigma: float) -> bool:
         """Whether a step that begins at noise level `sigma` needs the unconditional prediction, too.
 
         Kynkaanniemi et al. (2024), "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality".
         """
-        if self.guidance in (0.0, 1.0):
+        if not self.guides:
             return False
         low, high = self.guidance_interval or (-1.0, float("inf"))
         return low < sigma <= high

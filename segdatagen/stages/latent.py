@@ -119,9 +119,11 @@ class LatentStage:
             priors, places = _distinct(columns[name])
             pictures, rows = to_pixels(np.stack([decode_image(prior) for prior in priors])), self._on_device(places)
             if control.kind == "controlnet":
-                controls.append(network.encode(pictures, control.scale, control.start, control.end).at(rows))
+                condition = network.encode(pictures, control.scale, control.start, control.end, control.guided)
+                controls.append(condition.at(rows))
             else:
-                adapters.append(encode_adapter(network, pictures, control.scale, control.end).at(rows))
+                features = encode_adapter(network, pictures, control.scale, control.end, control.guided)
+                adapters.append(features.at(rows))
         inpaint = None
         if known is not None:
             inpaint = inpainting(self._models, known.images, known.redrawn).at(self._on_device(known.rows))
