@@ -6,7 +6,7 @@ not know networks.
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from segdatagen.cluster import connect, spread
@@ -37,6 +37,10 @@ class ExperimentProgress:
 
 Report = Callable[[tuple[str, TrainingProgress]], None]
 """Is told the name of a cell and where its training is."""
+Train = Callable[[Report, Cell], None]
+"""Trains a cell."""
+TrainAll = Callable[[Train, Report], None]
+"""Trains every cell that is missing."""
 
 
 def run_experiment(
@@ -66,18 +70,10 @@ def run_experiment(
         done[name] = training.step
         progress(ExperimentProgress(sum(done.values()), len(cells) * steps, name, training))
 
-    command = f"segdatagen experiment {config_uri}"
-    with contextlib.nullcontext() if local or not missing else connect(address):
-        if local:
-            local_device(cells[0].options.use_gpu)
-        elif missing:
-            require_workers(cells[0].options, _cpus(cells[0]))
+    train = functools.partial(_train, f"segdatagen experiment {config_uri}")
+    with _one_by_one(missing) if local or not missing else _on_ray(missing, address) as train_all:
         out.put(FACTS_NAME, checked.facts.model_dump_json(indent=1).encode())
-        if local:
-            for cell in missing:
-                _train(command, report, cell)
-        elif missing:
-            _train_on_ray(command, report, missing)
+        train_all(train, report)
     results = results_of(options, checked)
     out.put(RESULTS_NAME, results.model_dump_json(indent=1).encode())
     out.put(PAGE_NAME, page(results).encode())
@@ -91,15 +87,31 @@ def _train(command: str, report: Report, cell: Cell) -> None:
     train_share(request, Share(), device, lambda found: report((cell.name, found)))
 
 
-def _train_on_ray(command: str, report: Report, cells: Sequence[Cell]) -> None:
-    """Train cells as tasks of Ray, as many at once as it has CPUs or GPUs for."""
-    cpus, gpus = _cpus(cells[0]), 1.0 if cells[0].options.use_gpu else 0.0
-    with reports_to(report) as reports:
-        work = functools.partial(_train, command, reports.put)
-        for _ in spread("a training of the experiment failed", cells, work, num_cpus=cpus, num_gpus=gpus):
-            pass  # its weights lie where is_finished looks for them
+@contextlib.contextmanager
+def _one_by_one(cells: Sequence[Cell]) -> Iterator[TrainAll]:
+    """Trains cells in this process. Raises UsageError where they need a GPU that is not here."""
+    for cell in cells[:1]:
+        local_device(cell.options.use_gpu)
+
+    def train_all(train: Train, report: Report) -> None:
+        for cell in cells:
+            train(report, cell)
+
+    yield train_all
 
 
-def _cpus(cell: Cell) -> int:
-    """That a training takes."""
-    return cell.options.torch_threads or 1
+@contextlib.contextmanager
+def _on_ray(cells: Sequence[Cell], address: str | None) -> Iterator[TrainAll]:
+    """Trains cells as tasks of Ray, as many at once as it has CPUs or GPUs for. Raises UsageError where none fits."""
+    options = cells[0].options
+    with connect(address):
+        require_workers(options)
+
+        def train_all(train: Train, report: Report) -> None:
+            cpus, gpus = options.cpus_per_worker, float(options.use_gpu)
+            with reports_to(report) as reports:
+                work = functools.partial(train, reports.put)
+                for _ in spread("a training of the experiment failed", cells, work, num_cpus=cpus, num_gpus=gpus):
+                    pass  # its weights lie where is_finished looks for them
+
+        yield train_all

@@ -50,6 +50,11 @@ class TrainingOptions(BaseModel):
     torch_threads: int | None = Field(default=None, ge=1, description="per worker; unset: as torch chooses")
     store_dtype: StoreDtype = Field(default="float32", description="of the final weights")
 
+    @property
+    def cpus_per_worker(self) -> int:
+        """CPUs that a worker takes of a Ray cluster."""
+        return self.torch_threads or 1
+
     @field_validator("size")
     @classmethod
     def _halved_three_times(cls, size: tuple[int, int]) -> tuple[int, int]:

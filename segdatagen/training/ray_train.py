@@ -34,17 +34,18 @@ def train_on_ray(worker: Worker, options: TrainingOptions, address: str | None, 
     the cluster has fewer CPUs or GPUs than the workers need, or where a worker raised one, and SegdatagenError where
     a worker died: the same command goes on from the last checkpoint.
     """
-    cpus = options.torch_threads or 1
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same as without Ray
     with connect(address), tempfile.TemporaryDirectory() as scratch:
-        require_workers(options, cpus)
+        require_workers(options)
         try:
             with reports_to(progress) as reports:
                 trainer = ray.train.torch.TorchTrainer(
                     _work,
                     train_loop_config={"worker": worker, "reports": reports},
                     scaling_config=ray.train.ScalingConfig(
-                        num_workers=options.num_workers, use_gpu=options.use_gpu, resources_per_worker={"CPU": cpus}
+                        num_workers=options.num_workers,
+                        use_gpu=options.use_gpu,
+                        resources_per_worker={"CPU": options.cpus_per_worker},
                     ),
                     run_config=ray.train.RunConfig(storage_path=scratch),
                 )
@@ -83,10 +84,10 @@ def reports_to(progress: Callable[[Any], None]) -> Iterator[Queue]:
         reports.shutdown()
 
 
-def require_workers(options: TrainingOptions, cpus_per_worker: int) -> None:
+def require_workers(options: TrainingOptions) -> None:
     """Raise UsageError where the cluster Ray is connected to has less than the workers of a training need."""
     have = ray.cluster_resources()
-    needs = {"CPU": options.num_workers * cpus_per_worker, "GPU": options.num_workers * options.use_gpu}
+    needs = {"CPU": options.num_workers * options.cpus_per_worker, "GPU": options.num_workers * options.use_gpu}
     for resource, needed in needs.items():
         if needed > have.get(resource, 0.0):
             raise UsageError(
