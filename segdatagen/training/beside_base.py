@@ -45,6 +45,8 @@ class BesideBaseTraining(LatentTraining):
     """What the kinds `controlnet` and `t2i_adapter` share."""
 
     title: ClassVar[str]
+    new: ClassVar[str] = "random weights"
+    """What a network without `init_weights` starts from, in words."""
 
     def __init__(self, options: BesideBaseOptions, arrays: TrainingArrays) -> None:
         """Raises UsageError where the captions, the sources or the base cannot be used."""
@@ -125,7 +127,7 @@ class BesideBaseTraining(LatentTraining):
         rows = {
             "network": f"{type(average).__name__} for a base of blocks {self.shape.blocks}",
             **size_rows(average, options),
-            **training_rows(options, self.arrays, summary),
+            **training_rows(options, self.arrays, summary, self.new if options.init_weights is None else None),
             "base": f"`{options.base}`, frozen, fingerprint `{self.frozen['base']}`",
             "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
             "prompts": f"{', '.join(options.prompts)}; none in {options.drop_prompt:.0%} of the rows",

@@ -37,6 +37,7 @@ class ControlNetTraining(BesideBaseTraining):
 
     name = "controlnet"
     title = "ControlNet on colour maps"
+    new = "the way down of its base"
     options_type = ControlNetTrainingOptions
 
     def __init__(self, options: ControlNetTrainingOptions, arrays: TrainingArrays) -> None:

@@ -13,20 +13,26 @@ from segdatagen.training.options import TrainingOptions
 
 
 def size_rows(network: nn.Module, options: TrainingOptions) -> dict[str, str]:
-    """How many parameters there are."""
+    """How many parameters are put."""
     count = sum(parameter.numel() for parameter in network.parameters())
     return {"parameters": f"{count:,}, stored as {options.store_dtype}"}
 
 
-def training_rows(options: TrainingOptions, arrays: TrainingArrays, summary: Summary) -> dict[str, str]:
-    """Data, size, steps, optimizer and time of a training."""
-    labels, init = arrays.label_set, options.init_weights
+def training_rows(
+    options: TrainingOptions, arrays: TrainingArrays, summary: Summary, start: str | None = None
+) -> dict[str, str]:
+    """Data, size, steps, optimizer and time of a training.
+
+    `start` is what it starts from, in words; None: from `init_weights`, or from random weights.
+    """
+    labels = arrays.label_set
+    init = "random weights" if options.init_weights is None else f"`{options.init_weights}`"
     ema = f"{options.ema_decay:g} after {options.ema_start:,} steps"
     return {
         "classes": f"{labels.num_classes} of {labels.name}: {', '.join(labels.names)}",
         "data": f"`{options.sources}`, {summary.num_images:,} images, fingerprint `{summary.data_fingerprint}`",
         "size": f"{options.size[0]} x {options.size[1]}, fit {options.fit}",
-        "starts from": "random weights" if init is None else f"`{init}`",
+        "starts from": start or init,
         "steps": f"{summary.steps:,} of batch {options.batch_size}",
         "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}, "
         f"warm-up {options.warmup_steps} steps" + _clipped(options),

@@ -154,12 +154,11 @@ class TextToImageTraining(LatentTraining):
         lora = "" if options.lora is None else f"; LoRA of rank {options.lora.rank}, merged"
         rows = {
             "network": f"UNet in SDXL's form, blocks {tuple(blocks)}; text encoders {encoders}{lora}",
-            **size_rows(average, options),
-            **training_rows(options, self.arrays, summary),
-            **({"begins with": f"`{self.start}`"} if self.start else {}),
+            **size_rows(nn.ModuleList([parts.unet, *parts.encoders]), options),
+            **training_rows(options, self.arrays, summary, f"`{self.start}`" if self.start else None),
             "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
             "prompts": f"{', '.join(options.prompts)}; none in {options.drop_prompt:.0%} of the rows",
-            **{name: f"{value:.4f}" for name, value in figures.items()},
+            **{name: f"{value:.4f} on layouts for {len(self.chosen())} sources" for name, value in figures.items()},
         }
         card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows)
         record = record_of(self.name, options, self.arrays, summary, figures)
