@@ -31,6 +31,19 @@ class SuiteWeights:
 SHIPPED = SuiteWeights()
 
 
+def trained_in(folder: str) -> SuiteWeights:
+    """What `jobs/scenes_suite/all.sh` leaves in a folder. The judge stays the shipped one, so that figures compare."""
+    return SuiteWeights(
+        base=f"{folder}/scenes-base/weights",
+        text2mask=f"{folder}/scenes-text2mask/weights",
+        controlnet=f"{folder}/scenes-controlnet/weights",
+        t2i_adapter=f"{folder}/scenes-t2i-adapter/weights",
+        captioner=f"{folder}/scenes-captioner/weights",
+        clip=f"{folder}/scenes-clip/weights",
+        mask_ddpm=f"{folder}/scenes-mask-ddpm-3/weights",
+    )
+
+
 def suite_methods(weights: SuiteWeights = SHIPPED, image_steps: int = 20, mask_steps: int = 20) -> dict[str, Any]:
     """All five methods, as `methods` of a job file says them."""
     sampler = {"scheduler": "dpm++2m", "steps": image_steps, "guidance": GUIDANCE}

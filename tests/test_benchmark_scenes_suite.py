@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_models import make_small_models
 
-from segdatagen.benchmark.scenes_suite import GUIDED, SAVINGS, bench_scenes_suite
+from segdatagen.benchmark.scenes_suite import GUIDED, SAVINGS, bench_scenes_suite, judge_suite
 from segdatagen.errors import UsageError
 from segdatagen.scenes_suite import SHIPPED, SuiteWeights
 
@@ -24,7 +24,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> SuiteWeights:
 
 @pytest.mark.slow
 def test_every_model_is_judged(ray_session: None, weights: SuiteWeights) -> None:
-    figures = bench_scenes_suite(NUM_SCENES, weights, image_steps=2, mask_steps=2)
+    figures = judge_suite(NUM_SCENES, weights, image_steps=2, mask_steps=2)
     assert figures["images"] == NUM_SCENES
     speeds = {name: value for name, value in figures.items() if name.endswith("times_as_fast")}
     assert len(speeds) == len(SAVINGS)
@@ -41,4 +41,6 @@ def test_every_model_is_judged(ray_session: None, weights: SuiteWeights) -> None
 
 def test_weights_that_are_not_there_are_named_before_anything_starts(weights: SuiteWeights, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are no weights at"):
-        bench_scenes_suite(weights=dataclasses.replace(weights, clip=str(tmp_path / "clip")))
+        judge_suite(NUM_SCENES, dataclasses.replace(weights, clip=str(tmp_path / "clip")))
+    with pytest.raises(UsageError, match=f"there are no weights at {tmp_path}/scenes-base/weights"):
+        bench_scenes_suite(str(tmp_path))

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains every model of the small suite on two cores, two trainings at a time. Killed at any moment, the same command goes on.
-# The weights lie below out/train; README.md beside this file says how long it takes and how they are judged.
+# The weights lie below out/train; README.md beside this file says how long it takes.
+# They are judged by: segdatagen bench scenes_suite --trained out/train
 #
 #   jobs/scenes_suite/all.sh
 set -euo pipefail

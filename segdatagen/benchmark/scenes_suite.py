@@ -32,7 +32,7 @@ from segdatagen.metrics.segmentation import confusion, mean_iou
 from segdatagen.prompts import ClassFinder, named_classes
 from segdatagen.records import PLAN_SCHEMA, derive_seed
 from segdatagen.regions import regions_of
-from segdatagen.scenes_suite import SHIPPED, SIZE, SMALLEST_REGION, SuiteWeights, suite_methods
+from segdatagen.scenes_suite import SHIPPED, SIZE, SMALLEST_REGION, SuiteWeights, suite_methods, trained_in
 from segdatagen.segmenters import Segmenter
 from segdatagen.sources import SourceStore, open_store, read_arrays
 from segdatagen.training.latent_parts import vae_of
@@ -122,14 +122,18 @@ def one_of_each(store: SourceStore, method: str) -> pa.Table:
     )
 
 
-def bench_scenes_suite(
-    num_images: int = 300,
-    weights: SuiteWeights = SHIPPED,
-    threads: int = 1,
-    image_steps: int = 20,
-    mask_steps: int = 20,
+def bench_scenes_suite(trained: str | None = None) -> Figures:
+    """Judge every model of the suite, as shipped or as trained in a folder, on 300 test scenes.
+
+    Raises UsageError where one is not there.
+    """
+    return judge_suite(300, SHIPPED if trained is None else trained_in(trained))
+
+
+def judge_suite(
+    num_images: int, weights: SuiteWeights, threads: int = 1, image_steps: int = 20, mask_steps: int = 20
 ) -> Figures:
-    """Judge every model of the suite on the first test scenes. Raises UsageError where one is not there."""
+    """Judge every model of a suite on the first test scenes. Raises UsageError where one is not there."""
     for uri in asdict(weights).values():
         local_weights(uri)
     with torch_threads(threads), tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 They parse words and print results; the work is the library's.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -160,6 +161,12 @@ def bench(
     images: Annotated[
         int | None, typer.Option(min=4, metavar="N", help="Of `bench render`: images of each case, a multiple of 4.")
     ] = None,
+    trained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Of `bench scenes_suite`: where its models were trained, if not those shipped."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder whose NAME.csv gets the row.")] = Path("benchmarks"),
     as_json: Json = False,
 ) -> None:
@@ -175,11 +182,8 @@ def bench(
     from segdatagen.storage import Folder
 
     names = None if numerics is None else [name.strip() for name in numerics.split(",")]
-    given = {"kills": kills, "size": size, "microbatch": microbatch, "images": images, "numerics": names}
-    for option, value in given.items():
-        owner = "kills" if option == "kills" else "render"
-        if value is not None and name != owner:
-            raise UsageError(f"--{option} belongs to `segdatagen bench {owner}`")
+    of_render = {"size": size, "microbatch": microbatch, "images": images, "numerics": names}
+    given = _options_of(name, {"kills": {"kills": kills}, "scenes_suite": {"trained": trained}, "render": of_render})
     if images is not None and images % 4:
         raise UsageError(f"--images: {images} is no multiple of 4, and each source has four variants")
     if size not in (None, *get_args(Size)):
@@ -194,7 +198,7 @@ def bench(
     Folder(str(out)).require_writable()  # before half an hour of work
     if not as_json:
         screen.note(f"{name}: about {BENCHMARKS[name].minutes:g} min by default, on two cores")
-    figures = BENCHMARKS[name].run(**{option: value for option, value in given.items() if value is not None})
+    figures = BENCHMARKS[name].run(**given)
     path = record(out, name, figures)
     page = write_results(out, BENCHMARKS)
     if as_json:
@@ -202,6 +206,19 @@ def bench(
         return
     screen.table(["figure", "value"], [[key, str(value)] for key, value in figures.items()], name)
     screen.say(f"kept in {path}, summed up in {page}")
+
+
+def _options_of(name: str | None, owned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The options that were given, all of this benchmark. Raises UsageError for one of another."""
+    given = {
+        owner: {option: value for option, value in options.items() if value is not None}
+        for owner, options in owned.items()
+    }
+    for owner, options in given.items():
+        for option in options:
+            if name != owner:
+                raise UsageError(f"--{option} belongs to `segdatagen bench {owner}`")
+    return given.get(name or "", {})
 
 
 def _list_benchmarks(as_json: bool) -> None:
