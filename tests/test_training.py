@@ -1,5 +1,6 @@
 """Training: the same weights however often it is killed and wherever it runs, and refusals that name their reason."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -77,9 +78,11 @@ def test_stopped_training_goes_on_and_finished_training_does_nothing(configure: 
     path = configure("out")
     finished = train_here(path)
     assert_same_weights(finished, train_here(configure("whole")))
-    before = (tmp_path / "out" / "weights" / "config.json").read_bytes()
+    weights = tmp_path / "out" / "weights"
+    before = {name: (weights / name).read_bytes() for name in ("config.json", "README.md")}
+    assert b"images/s on the CPU" in before["README.md"]
     assert train_here(path).step == STEPS
-    assert (tmp_path / "out" / "weights" / "config.json").read_bytes() == before
+    assert {name: (weights / name).read_bytes() for name in before} == before
     assert_same_weights(finished, train_here(configure("whole")))
 
 
@@ -144,6 +147,21 @@ def test_loss_that_is_no_number_stops_the_training(configure: Configure, tmp_pat
     with pytest.raises(SegdatagenError, match=r"the loss of step \d+ is (nan|inf): lower learning_rate"):
         train_here(configure("out", learning_rate=1e30, warmup_steps=0))
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_what_diverges_says_where_to_go_on_and_keeps_its_losses(configure: Configure, tmp_path: Path) -> None:
+    """Also at a step at which a picture is due and no report is: nothing is drawn by weights that are no numbers."""
+    train_here(configure("out", steps=8))
+    with pytest.raises(SegdatagenError, match=r"the same command goes on from step 8 of .*out$"):
+        train_here(configure("out", learning_rate=1e30, sample_every=1))
+    rows, drawn = log_of(tmp_path / "out"), sorted(path.name for path in (tmp_path / "out" / "samples").iterdir())
+    assert [int(row["step"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) >= 8
+    assert int(drawn[-1].removeprefix("step-").removesuffix(".png")) <= len(rows)
+    assert all(math.isfinite(float(row["loss"])) for row in rows)
+    with pytest.raises(SegdatagenError, match=r"the same command starts anew in .*fresh$"):
+        train_here(configure("fresh", learning_rate=1e30, warmup_steps=0, sample_every=1))
+    assert train_here(configure("out")).step == STEPS, "with the learning rate that it had"
 
 
 def test_wrong_use_is_refused(configure: Configure) -> None:

@@ -75,7 +75,8 @@ class ExperimentOptions(BaseModel):
         for name in sorted(training.keys() & NOT_SHARED):
             raise ValueError(f"{name}: is not for all trainings of an experiment alike: leave it out")
         try:
-            SegmenterTrainingOptions.model_validate(training | dict.fromkeys(("sources", "validation", "out"), "-"))
+            folders = {name: name for name in ("sources", "validation", "out")}  # any that differ
+            SegmenterTrainingOptions.model_validate(training | folders)
         except ValidationError as error:
             raise ValueError(describe(error, SegmenterTrainingOptions)) from error
         return training

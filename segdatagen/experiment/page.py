@@ -15,7 +15,7 @@ def page(results: Results) -> str:
     """`results.md`: a table of the mixtures, and one of the classes for each set of real images."""
     seeds = ", ".join(map(str, results.seeds))
     opening = (
-        f"{results.num_test:,} test images of `{results.test}`, which nothing was trained on or chosen by. Each "
+        f"{results.num_test:,} test images of `{results.test}`, none of which is among the real images. Each "
         f"training: {results.steps:,} steps of {results.batch_size} images. Mean of the seeds {seeds} ± standard "
         "deviation (least to greatest); differences are between trainings of the same seed. mIoU is over the "
         f"{len(results.classes)} classes that the test images show; rare are {', '.join(results.rare)}."

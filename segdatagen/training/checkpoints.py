@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segdatagen.errors import SegdatagenError
 from segdatagen.storage import Folder
 
-SUFFIX = ".safetensors"
+PREFIX, SUFFIX = "step-", ".safetensors"
 _HEADER_LENGTH_BYTES = 8
 
 
@@ -39,19 +39,26 @@ def save_checkpoint(folder: Folder, checkpoint: Checkpoint, keep: int) -> None:
 
 
 def load_newest(folder: Folder) -> Checkpoint | None:
-    """The newest checkpoint that can be read; None where there is none at all.
+    """The newest checkpoint that is whole; None where there is none at all.
 
-    Raises `SegdatagenError` where there are some and none can be read: starting again is the user's decision.
+    Raises `SegdatagenError` where there are some and none is: starting again is the user's decision. OSError, as the
+    storage raises it, is no sign of a damaged one.
     """
     names = _names(folder)
     for name in reversed(names):
         try:
             return _parse(folder.read(name))
-        except (OSError, SafetensorError, ValueError, KeyError):
+        except (SafetensorError, ValueError, KeyError):
             continue
     if names:
         raise SegdatagenError(f"none of the checkpoints in {folder.uri} can be read: delete them to start again")
     return None
+
+
+def newest_step(folder: Folder) -> int | None:
+    """The step of the newest checkpoint, whole or not; None where there is none."""
+    names = _names(folder)
+    return int(names[-1].removeprefix(PREFIX).removesuffix(SUFFIX)) if names else None
 
 
 def collect(model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -79,11 +86,11 @@ def restore(
 
 
 def _name(step: int) -> str:
-    return f"step-{step:08d}{SUFFIX}"
+    return f"{PREFIX}{step:08d}{SUFFIX}"
 
 
 def _names(folder: Folder) -> list[str]:
-    return [entry.name for entry in folder.entries(SUFFIX) if entry.name.startswith("step-")]
+    return [entry.name for entry in folder.entries(SUFFIX) if entry.name.startswith(PREFIX)]
 
 
 def _parse(data: bytes) -> Checkpoint:

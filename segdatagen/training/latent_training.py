@@ -177,7 +177,7 @@ class LatentTraining(ABC):
 
     @functools.cached_property
     def _noise(self) -> Noise:
-        return Noise(self.parts.schedule, self.options.out)
+        return Noise(self.parts.schedule)
 
     @functools.cached_property
     def _shift_and_scale(self) -> tuple[Tensor, Tensor]:

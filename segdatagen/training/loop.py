@@ -7,6 +7,7 @@ up already; the first worker writes. It does not know kinds, and it prints nothi
 
 import copy
 import functools
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -23,7 +24,14 @@ from segdatagen.images import encode_image
 from segdatagen.records import derive_seed
 from segdatagen.storage import Folder
 from segdatagen.training.boards import Boards
-from segdatagen.training.checkpoints import Checkpoint, collect, load_newest, restore, save_checkpoint
+from segdatagen.training.checkpoints import (
+    Checkpoint,
+    collect,
+    load_newest,
+    newest_step,
+    restore,
+    save_checkpoint,
+)
 from segdatagen.training.data import Batch, Order, Share, batch_of_step
 from segdatagen.training.kind import Kind, Progress, Summary, TrainingProgress, TrainingResult
 from segdatagen.training.loss_log import LossLog
@@ -83,13 +91,16 @@ class Loop:
         while step < options.steps and not stop:
             self._speedometer.step(functools.partial(self._train_step, step))
             step += 1
-            due = step % options.checkpoint_every == 0 or step == options.steps
-            if due or step % REPORT_EVERY == 0:
+            last = step == options.steps
+            due, drawn = step % options.checkpoint_every == 0 or last, step % options.sample_every == 0 or last
+            if due or drawn or step % REPORT_EVERY == 0:
                 stop = self._report(step)
-            if self._share.rank == 0 and (due or stop):
-                self._write(step)
-            if self._share.rank == 0 and (step % options.sample_every == 0 or step == options.steps):
-                self._put_picture(step)
+            if self._share.rank == 0 and (due or drawn or stop):
+                self._require_numbers(step)
+                if drawn:  # before the checkpoint: what is killed between them draws it again
+                    self._put_picture(step)
+                if due or stop:
+                    self._write(step)
         for board in self._boards:
             board.close()
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)
@@ -141,13 +152,15 @@ class Loop:
         losses: list[float] = figures[:-1].tolist()
         agreed = bool(figures[-1] > 0)
         first = step - len(losses) + 1
-        for place, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise self._no_number(f"the loss of step {first + place} is {loss}")
         rates = [learning_rate_at(self._options, first - 1 + place) for place in range(len(losses))]
         speed = self._speedometer.lap()
         self._speed = speed.as_text()
-        self._log.add(first, losses, rates, self._seconds(), speed)
+        numbers = list(itertools.takewhile(math.isfinite, losses))
+        self._log.add(first, numbers, rates[: len(numbers)], self._seconds(), speed)
+        if len(numbers) < len(losses):
+            if self._share.rank == 0:
+                self._log.put()
+            raise self._no_number(f"the loss of step {first + len(numbers)} is {losses[len(numbers)]}")
         if self._share.rank == 0:
             loss, pace = sum(losses) / len(losses), speed.images_per_second
             steps_per_second = pace / self._options.batch_size
@@ -159,9 +172,11 @@ class Loop:
         return agreed
 
     def _no_number(self, what: str) -> SegdatagenError:
-        return SegdatagenError(
-            f"{what}: lower learning_rate and start from the last checkpoint in {self._checkpoints.uri}"
+        kept = newest_step(self._checkpoints)
+        then = (
+            f"starts anew in {self._folder.uri}" if kept is None else f"goes on from step {kept} of {self._folder.uri}"
         )
+        return SegdatagenError(f"{what}: lower learning_rate, and the same command {then}")
 
     def _resume(self) -> int:
         """The step to go on from: 0, or that of the newest checkpoint that can be read."""
@@ -178,21 +193,22 @@ class Loop:
             )
         restore(checkpoint.tensors, self._network, self._average, self._optimizer)
         self._seconds_before = float(checkpoint.facts["seconds"])
+        self._speed = str(checkpoint.facts["speed"])
         self._log.resume(checkpoint.step)
         return checkpoint.step
 
     def _write(self, step: int) -> None:
-        """Log first: rows beyond the newest checkpoint are dropped on resume, missing rows would be lost.
+        """Log first: rows beyond the newest checkpoint are dropped on resume, missing rows would be lost."""
+        self._log.put()
+        tensors = collect(self._network, self._average, self._optimizer)
+        checkpoint = Checkpoint(step, tensors, self._facts | {"seconds": self._seconds(), "speed": self._speed})
+        save_checkpoint(self._checkpoints, checkpoint, self._options.keep_checkpoints)
 
-        A step whose loss is a number may leave weights that are none: they would be what the next start goes on from.
-        """
+    def _require_numbers(self, step: int) -> None:
+        """Raise SegdatagenError for weights that are none, which a step whose loss is a number may leave."""
         for name, parameter in self._network.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise self._no_number(f"after step {step} the weights {name} are no numbers")
-        self._log.put()
-        tensors = collect(self._network, self._average, self._optimizer)
-        checkpoint = Checkpoint(step, tensors, self._facts | {"seconds": self._seconds()})
-        save_checkpoint(self._checkpoints, checkpoint, self._options.keep_checkpoints)
 
     def _put_picture(self, step: int) -> None:
         picture = self._kind.picture(self._average)

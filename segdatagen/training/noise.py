@@ -23,14 +23,17 @@ SDXL_SCHEDULE: Mapping[str, Any] = {
 }
 
 
-class Noise:
-    """The schedule that a network is trained with."""
+def require_epsilon(schedule: Mapping[str, Any], place: str) -> None:
+    """Raise UsageError, naming `place`, for a schedule of a network that does not predict the noise."""
+    predicts = schedule.get("prediction_type", "epsilon")
+    if predicts != "epsilon":
+        raise UsageError(f"{place} predicts {predicts}, and trainings here are of networks that predict the noise")
 
-    def __init__(self, schedule: Mapping[str, Any], place: str) -> None:
-        """Raises UsageError, naming `place`, for a schedule of a network that does not predict the noise."""
-        predicts = schedule.get("prediction_type", "epsilon")
-        if predicts != "epsilon":
-            raise UsageError(f"{place} predicts {predicts}, and trainings here are of networks that predict the noise")
+
+class Noise:
+    """The schedule that a network is trained with, which predicts the noise."""
+
+    def __init__(self, schedule: Mapping[str, Any]) -> None:
         known = {name: value for name, value in schedule.items() if name in SDXL_SCHEDULE}
         self.bars: Tensor = DDPMScheduler(**known).alphas_cumprod.float()
 

@@ -63,6 +63,12 @@ class TrainingOptions(BaseModel):
         return size
 
     @model_validator(mode="after")
+    def _out_is_no_store(self) -> "TrainingOptions":
+        if self.out.rstrip("/") == self.sources.rstrip("/"):
+            raise ValueError(f"out: {self.out} is the store of the sources: choose a folder of its own")
+        return self
+
+    @model_validator(mode="after")
     def _equal_shares(self) -> "TrainingOptions":
         if self.batch_size % self.num_workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}")

@@ -18,7 +18,7 @@ from segdatagen.diffusion.conditions import Conditions, encode_adapter
 from segdatagen.errors import UsageError
 from segdatagen.images import Image
 from segdatagen.latent_folders import check_adapter, network_config
-from segdatagen.priors import BlendWeights, PriorOptions, blend, check_prior
+from segdatagen.priors import PRIORS, BlendWeights, PriorOptions, blend, check_prior
 from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit, with_control
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.latent_training import Noisy
@@ -58,6 +58,13 @@ class AdapterTraining(BesideBaseTraining):
 
     def __init__(self, options: AdapterTrainingOptions, arrays: TrainingArrays) -> None:
         super().__init__(options, arrays)
+        kind = PRIORS.get(options.prior.name)
+        if kind is not None and not kind.draws_images:
+            others = ", ".join(name for name, other in PRIORS.items() if other.draws_images)
+            raise UsageError(
+                f"prior: {options.prior.name} is drawn of masks alone, and an adapter learns from priors of image and "
+                f"mask: choose one of {others}"
+            )
         check_prior(options.prior)
         self._adapter = options
         types = network_config(f"{local_weights(options.base)}/unet", "UNet2DConditionModel")["down_block_types"]
