@@ -168,7 +168,7 @@ def test_never_replaced_is_the_training_without(configure: Configure, run: Path)
 def test_always_replaced_never_sees_a_real_image(configure: Configure, run: Path, tmp_path: Path) -> None:
     """Other real images, the same samples: the same weights."""
     synthetic = {"runs": [str(run)], "p_aug": 1.0}
-    other = make_scenes_store(tmp_path / "other", 3, split="pretrain")
+    other = make_scenes_store(tmp_path / "other", 5, split="pretrain")
     found = train_here(configure("found", synthetic=synthetic, steps=4))
     assert_same_weights(train_here(configure("others", synthetic=synthetic, steps=4, sources=str(other))), found)
 

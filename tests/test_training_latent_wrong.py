@@ -64,6 +64,7 @@ Changes = dict[str, Any]
     [
         ("`train base` on sources without captions", "base", {"sources": "captionless"}),
         ("`train controlnet` on sources without captions", "controlnet", {"sources": "captionless"}),
+        ("`train vae` with fewer sources than a batch", "vae", {"batch_size": 8}),
         ("`train base` with fewer sources than a batch", "base", {"batch_size": 8}),
         ("`train base` with neither `network` nor `init_weights`", "base", {"network": None}),
         ("`train base` with a VAE that is none", "base", {"network": NETWORK | {"vae": "other_vae"}}),

@@ -130,7 +130,7 @@ class BesideBaseTraining(LatentTraining):
             **training_rows(options, self.arrays, summary, self.new if options.init_weights is None else None),
             "base": f"`{options.base}`, frozen, fingerprint `{self.frozen['base']}`",
             "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
-            "prompts": f"{', '.join(options.prompts)}; none in {options.drop_prompt:.0%} of the rows",
+            "prompts": self.prompts_in_words(),
             **self.card_rows(),
         }
         card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows)

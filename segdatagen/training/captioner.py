@@ -32,7 +32,6 @@ from segdatagen.training.text_data import (
     put_model_folder,
     read_validation,
     require_captions,
-    require_sources,
 )
 from segdatagen.training.text_pictures import captioned
 from segdatagen.weights import CONFIG_NAME, WEIGHTS_NAME, local_weights
@@ -120,7 +119,6 @@ class CaptionerTraining:
         self.options = options
         self.arrays = arrays
         captions = require_captions(arrays.captions, options.sources, self.name)
-        require_sources(len(captions), options.batch_size, options.sources)
         self.validation = read_validation(options.validation, options, arrays, MOST_JUDGED)
         self._references = require_captions(self.validation.captions, options.validation, self.name)
         if options.init_weights is None:

@@ -114,7 +114,7 @@ class ClipTraining:
         self.options, self.arrays = options, arrays
         self.reads_captions = options.captions
         scoring, labels = options.scoring(options.init_weights or "new"), arrays.label_set
-        require_sources(len(arrays.images), max(2, options.batch_size), options.sources)
+        require_sources(len(arrays.images), 2, options.sources)
         self.validation = read_validation(options.validation, options, arrays, MOST_JUDGED)
         self._captions = self._captions_of(arrays, options.sources)
         self._references = self._captions_of(self.validation, options.validation)

@@ -29,7 +29,7 @@ from segdatagen.training.latent_parts import Parts, embed
 from segdatagen.training.latents import Cache, Kept, LatentCache, TextCache, latent_cache
 from segdatagen.training.noise import Noise
 from segdatagen.training.pictures import ENLARGED_SIDE, grid
-from segdatagen.training.training_prompts import TrainingPrompts, require_sources, write_prompts
+from segdatagen.training.training_prompts import TrainingPrompts, write_prompts
 
 IMAGES_PER_ROW = 2
 PICTURES_AT_ONCE = 8
@@ -53,8 +53,7 @@ class LatentTraining(ABC):
     reads_captions = True
 
     def __init__(self, options: LatentTrainingOptions, arrays: TrainingArrays, vae: str) -> None:
-        """Raises UsageError for too few sources or captions, and for a VAE that cannot be used."""
-        require_sources(options, arrays)
+        """Raises UsageError for too few captions, and for a VAE that cannot be used."""
         self.arrays = arrays
         self._latents = latent_cache(options, vae, self.kept)
 
@@ -165,6 +164,14 @@ class LatentTraining(ABC):
             ]
             made = render(models, conditions, Wanted(places, seeds), self.options.sampler, PICTURES_AT_ONCE).images
         return [list(made[n * IMAGES_PER_ROW : (n + 1) * IMAGES_PER_ROW]) for n in range(len(rows))]
+
+    def prompts_in_words(self) -> str:
+        """Which prompts there are, and how many sources have a caption to put into them, for the model card."""
+        options, captions = self.options, self.arrays.captions
+        return (
+            f"{', '.join(options.prompts)}; none in {options.drop_prompt:.0%} of the rows; "
+            f"{sum(map(bool, captions)):,} of {len(captions):,} sources have a caption"
+        )
 
     def chosen(self) -> np.ndarray:
         """The sources of a sample grid, int64."""

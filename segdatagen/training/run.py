@@ -101,8 +101,14 @@ def train_share(request: TrainingRequest, share: Share, device: torch.device, pr
 
 
 def read_training_arrays(options: TrainingOptions) -> TrainingArrays:
-    """The sources of a training, in memory. Raises UsageError where the store cannot be used."""
-    return TrainingArrays(*read_arrays(options.sources, options.geometry))
+    """The sources of a training, in memory. Raises UsageError where the store cannot be used, or holds too few."""
+    arrays = TrainingArrays(*read_arrays(options.sources, options.geometry))
+    if len(arrays.images) < options.batch_size:  # a batch would hold a source twice
+        raise UsageError(
+            f"{options.sources}: {len(arrays.images):,} sources are fewer than a batch of {options.batch_size:,}: "
+            "ingest more, or lower batch_size"
+        )
+    return arrays
 
 
 def caches_of(kind: Kind) -> list[Any]:

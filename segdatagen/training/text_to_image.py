@@ -157,7 +157,7 @@ class TextToImageTraining(LatentTraining):
             **size_rows(nn.ModuleList([parts.unet, *parts.encoders]), options),
             **training_rows(options, self.arrays, summary, f"`{self.start}`" if self.start else None),
             "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
-            "prompts": f"{', '.join(options.prompts)}; none in {options.drop_prompt:.0%} of the rows",
+            "prompts": self.prompts_in_words(),
             **{name: f"{value:.4f} on layouts for {len(self.chosen())} sources" for name, value in figures.items()},
         }
         card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows)

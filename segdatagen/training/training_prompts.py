@@ -68,12 +68,3 @@ def require_captions(options: LatentTrainingOptions, arrays: TrainingArrays) -> 
             f"{options.sources}: {captioned:,} of {len(arrays.captions):,} sources have a caption, and prompts of the "
             f"form {needing[0]} need one: ingest with --captions, or give prompts: [simple]"
         )
-
-
-def require_sources(options: LatentTrainingOptions, arrays: TrainingArrays) -> None:
-    """Raise UsageError where a batch would hold a source twice: too few to train a generator on."""
-    if len(arrays.images) < options.batch_size:
-        raise UsageError(
-            f"{options.sources}: {len(arrays.images):,} sources are fewer than a batch of {options.batch_size:,}: "
-            "ingest more, or lower batch_size"
-        )
