@@ -31,8 +31,9 @@ from segdatagen.labels import LabelSet
 from segdatagen.layouts import LayoutOptions
 from segdatagen.method_options import COMBINATIONS, GuidedOptions, InpaintOptions, MaskSynOptions, Methods
 from segdatagen.records import DECISION_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.mixture import SyntheticOptions
-from segdatagen.training.run import KINDS
+from segdatagen.training.run import KINDS, kind_type
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -220,6 +221,24 @@ def test_the_page_about_latent_diffusion_has_every_option_with_its_default() -> 
     wanted = dict([*options_of(MaskSynOptions), *options_of(InpaintOptions), *options_of(GuidedOptions)])
     rows = table_rows(section(read("docs/latent.md"), "Every option"))
     assert {row[0].strip("`"): row[1] for row in rows} == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_about_training_has_every_option_of_every_kind(kind: str) -> None:
+    """Samplers and priors are those of job files, and are explained there."""
+    text, model = read("docs/training.md"), kind_type(kind).options_type
+    titles = ["Of every kind", f"Of `{kind}`"]
+    if issubclass(model, LatentTrainingOptions):
+        titles[1:] = ["Of `base`, `text2mask`, `controlnet` and `t2i_adapter`", f"`{kind}`"]
+    elsewhere = ("sampler.", "prior.")
+    wanted = {name: shown for name, shown in options_of(model) if not name.startswith(elsewhere)}
+    found = {row[0].strip("`"): row[1] for title in titles for row in table_rows(section(text, title))}
+    assert found == wanted
+
+
+def test_the_example_of_the_page_about_training_is_one() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", read("docs/training.md"), re.DOTALL)
+    assert kind_type("controlnet").options_type.model_validate(yaml.safe_load(block)).num_workers == 2
 
 
 def test_the_filters_of_the_readme_are_all_that_there_are() -> None:

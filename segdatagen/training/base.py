@@ -38,7 +38,7 @@ class BaseNetworkOptions(BaseModel):
     text_widths: tuple[int, int] = (768, 1280)
     text_layers: tuple[int, int] = Field(default=(12, 32), description="2 at least: the last but one is what is seen")
     text_heads: tuple[int, int] = (12, 20)
-    vocabulary: int = Field(default=49408, ge=1, description="tokens, trained on the captions; 514 at least")
+    vocabulary: int = Field(default=49408, ge=514, description="tokens at most, trained on the captions")
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
