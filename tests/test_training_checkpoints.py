@@ -1,7 +1,10 @@
 """Checkpoints of trainings: which are kept, which are passed over, and what no checkpoint may hold."""
 
 import errno
+import functools
+import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,12 @@ import torch
 from tiny_training import STEPS, Configure, assert_same_weights, configurer, train_here
 
 from segdatagen.errors import SegdatagenError
+from segdatagen.lease import LEASE_NAME, Lease, LeaseError
 from segdatagen.storage import Folder
+from segdatagen.training import loop
 from segdatagen.training.checkpoints import Checkpoint, load_newest, save_checkpoint
+from segdatagen.training.kind import TrainingProgress
+from segdatagen.training.run import train
 
 
 @pytest.fixture
@@ -92,3 +99,37 @@ def test_no_space_for_a_checkpoint_is_one_line_and_the_last_one_stays(
 def test_as_many_checkpoints_are_kept_as_asked_for(configure: Configure, tmp_path: Path) -> None:
     train_here(configure("out", keep_checkpoints=1))
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000024.safetensors"]
+
+
+def test_two_trainings_do_not_write_one_folder(configure: Configure, tmp_path: Path) -> None:
+    train_here(configure("out", steps=8))
+    kept = {path.name for path in (tmp_path / "out").rglob("*")}
+    with (
+        Lease(Folder(str(tmp_path / "out")), lambda holder: None, duration=1.0),
+        pytest.raises(LeaseError, match=r"out: is being worked on by process \d+ on "),
+    ):
+        train_here(configure("out"))
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == kept
+    assert train_here(configure("out")).step == STEPS
+    assert not (tmp_path / "out" / LEASE_NAME).exists()
+
+
+def test_a_training_that_lost_its_folder_puts_no_checkpoint_there(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after hours of suspension, in which another host took over."""
+    monkeypatch.setattr(loop, "Lease", functools.partial(Lease, duration=0.3))
+    lease, taken = tmp_path / "out" / LEASE_NAME, []
+
+    def take(progress: TrainingProgress) -> None:
+        if progress.step == 10:
+            holder = json.loads(lease.read_text()) | {"host": "another", "token": "another"}
+            lease.write_text(json.dumps(holder))
+            taken.append(holder)
+            time.sleep(1)
+
+    with pytest.raises(LeaseError, match=r"the lease was taken over by process .* on another"):
+        train("mask_ddpm", str(configure("out")), True, None, take)
+    assert taken
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000008.safetensors"]
+    assert json.loads(lease.read_text()) == taken[0], "it is not given back by who lost it"

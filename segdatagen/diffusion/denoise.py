@@ -81,7 +81,7 @@ def denoise(
     generators: Sequence[torch.Generator],
     options: LatentSamplerOptions,
 ) -> Tensor:
-    """Latents float32 `[B, 4, h, w]` of B samples, of the sources `rows` int64 `[B]`, on the device of the network.
+    """Latents float32 `[B, C, h, w]` of B samples, of the sources `rows` int64 `[B]`, on the device of the network.
 
     All that lies between two forward passes is float32.
     """
@@ -158,7 +158,7 @@ def make_branch(conditions: Conditions, rows: Tensor, guided: bool, unet: UNet2D
 
 
 def predict(unet: UNet2DConditionModel, branch: Branch, scaled: Tensor, t: Tensor, at: tuple[int, int]) -> Tensor:
-    """The network's prediction float32 for latents `[B, 4, h, w]`: `[B, ...]`, or `[2B, ...]` of a guided branch.
+    """The network's prediction float32 for latents `[B, C, h, w]`: `[B, ...]`, or `[2B, ...]` of a guided branch.
 
     `at` is the number of the step and how many there are.
     """

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import encode_image
+from segdatagen.lease import Holder, Lease
 from segdatagen.records import derive_seed
 from segdatagen.storage import Folder
 from segdatagen.training.boards import Boards
@@ -47,8 +48,9 @@ SAMPLES_NAME = "samples"
 def train_loop(kind: Kind, share: Share, device: torch.device, progress: Progress, command: str) -> TrainingResult:
     """Train from the newest checkpoint in `out` to the last step, or until `max_hours` are over.
 
-    All workers call it with their share. Raises UsageError where `out` holds another training, and SegdatagenError
-    where the loss is no longer a number.
+    All workers call it with their share; the first one holds the lease of `out`. Raises UsageError where `out` holds
+    another training, LeaseError where another process trains into it, and SegdatagenError where the loss is no longer
+    a number.
     """
     return Loop(kind, share, device, progress, command).run()
 
@@ -63,6 +65,7 @@ class Loop:
         self._kind, self._options, self._share, self._device = kind, options, share, device
         self._progress, self._command = progress, command
         self._folder = Folder(options.out)
+        self._lease = Lease(self._folder, _wait_quietly) if share.rank == 0 else None
         self._checkpoints = self._folder.child(CHECKPOINTS_NAME)
         self._log = LossLog(self._folder)
         self._facts = facts_of(kind)
@@ -83,7 +86,14 @@ class Loop:
         self._began = time.monotonic()
 
     def run(self) -> TrainingResult:
-        """Resume, train, and write what the last step leaves."""
+        """Resume, train, and write what the last step leaves, as the only one that writes into `out`."""
+        if self._lease is None:
+            return self._run()
+        self._folder.require_writable()
+        with self._lease:
+            return self._run()
+
+    def _run(self) -> TrainingResult:
         options = self._options
         step = self._resume()
         self._boards = [Boards(self._folder, step)] if self._share.rank == 0 else []
@@ -95,7 +105,8 @@ class Loop:
             due, drawn = step % options.checkpoint_every == 0 or last, step % options.sample_every == 0 or last
             if due or drawn or step % REPORT_EVERY == 0:
                 stop = self._report(step)
-            if self._share.rank == 0 and (due or drawn or stop):
+            if self._lease is not None and (due or drawn or stop):
+                self._lease.check()
                 self._require_numbers(step)
                 if drawn:  # before the checkpoint: what is killed between them draws it again
                     self._put_picture(step)
@@ -182,8 +193,6 @@ class Loop:
         """The step to go on from: 0, or that of the newest checkpoint that can be read."""
         checkpoint = load_newest(self._checkpoints)
         if checkpoint is None:
-            if self._share.rank == 0:
-                self._folder.require_writable()
             return 0
         require_same_training(checkpoint.facts, self._facts, self._options.out)
         if checkpoint.step > self._options.steps:
@@ -227,6 +236,10 @@ class Loop:
             loss=self._log.loss,
             speed=self._speed,
         )
+
+
+def _wait_quietly(holder: Holder) -> None:
+    """Nobody hears of a lease that is looked at: half a minute at most, beside the start of a training."""
 
 
 class _Loss(nn.Module):
