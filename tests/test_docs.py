@@ -177,7 +177,8 @@ def test_the_latent_methods_of_the_readme_are_methods() -> None:
     text = section(read("README.md"), "Latent diffusion")
     yamls = re.findall(r"```yaml\n(.*?)```", text + read("docs/latent.md"), re.DOTALL)
     blocks = [yaml.safe_load(block)["methods"] for block in yamls]
-    assert [name for block in blocks for name in Methods.model_validate(block).named()] == ["guided", "masksyn"]
+    named = [name for block in blocks for name in Methods.model_validate(block).named()]
+    assert named == ["guided", "masksyn", "imgsyn"]
     assert {row[0].strip("`") for row in table_rows(text)} == set(COMBINATIONS) == set(Methods.model_fields)
     (layout,) = [block["masksyn"]["layout"] for block in blocks if "masksyn" in block]
     assert LayoutOptions.model_validate(layout) == LayoutOptions(), "what stands there are the defaults"

@@ -162,7 +162,7 @@ class VaeTraining:
         return loss + options.kl_weight * divergence
 
     def picture(self, average: nn.Module) -> np.ndarray:
-        """A row per source: image, its reconstruction, colour map, the mask that its reconstruction decodes to."""
+        """A row per source: image and its reconstruction, colour map and its own, the mask that this decodes to."""
         rows = _spread(len(self.judged.images), PICTURE_ROWS)
         images, maps = self.judged.images[rows], colour_masks(self.judged.channels[rows], self.judged.label_set)
         made, made_maps = reconstruct(average, images), reconstruct(average, maps)
