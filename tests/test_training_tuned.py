@@ -205,3 +205,28 @@ def test_less_memory_is_the_same_training(
     half = train_here(kind, write(tmp_path, "half", frugal | {"out": str(tmp_path / "half"), "precision": "bf16"}))
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(half.weights).values())
     assert math.isfinite(half.loss)
+
+
+def test_the_figures_of_text2mask_are_those_of_what_it_draws(
+    latent_store: Path, latent_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn as they are, drawn in a grey that no class has, and drawn half as they are and half as nothing but road."""
+    found = fields(latent_store, tmp_path, base=str(latent_base), cache=str(tmp_path / "cache"))
+    options = Text2MaskTrainingOptions.model_validate(found)
+    kind = Text2MaskTraining(options, TrainingArrays(*read_arrays(options.sources, options.geometry)))
+    rows, labels = kind.chosen(), kind.arrays.label_set
+    maps = kind.learned(rows)
+    road = labels.names.index("road")
+    grey, plain = np.full_like(maps, 250), np.broadcast_to(labels.colours[road], maps.shape)
+
+    def figures(*drawn: np.ndarray) -> dict[str, float]:
+        monkeypatch.setattr(kind, "drawn", lambda parts, rows: [list(images) for images in zip(*drawn, strict=True)])
+        return kind.figures(kind.parts)
+
+    present = [set(np.unique(kind.arrays.channels[row])) - {-1} for row in rows]
+    of_road = sum(road in classes for classes in present) / sum(map(len, present))
+    assert figures(maps, maps) == {"within_palette": 1.0, "classes_present": 1.0}
+    assert figures(grey, grey)["within_palette"] == 0.0
+    half = figures(maps, plain)
+    assert half["within_palette"] == 1.0
+    assert half["classes_present"] == pytest.approx((1 + of_road) / 2)

@@ -6,7 +6,6 @@ Shared by the kinds `controlnet` and `t2i_adapter`. Embeddings of prompts and la
 import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,14 +27,12 @@ from segdatagen.training.latent_training import LatentTraining, Noisy
 from segdatagen.training.latent_weights import put_model, record_of
 from segdatagen.training.latents import TextCache, text_cache
 from segdatagen.training.model_card import model_card, size_rows, training_rows
-from segdatagen.training.training_prompts import require_captions
+from segdatagen.training.training_prompts import require_enough_captions
 from segdatagen.weights import WEIGHTS_NAME, WeightsUri, fingerprint_of
 
 
 class BesideBaseOptions(LatentTrainingOptions):
     """What trainings beside a frozen base can be told."""
-
-    fixed: ClassVar[tuple[str, ...]] = LatentTrainingOptions.fixed
 
     base: WeightsUri
     sample_scale: float = Field(default=1.0, ge=0, description="weight of the network in the sample grids")
@@ -50,7 +47,7 @@ class BesideBaseTraining(LatentTraining):
 
     def __init__(self, options: BesideBaseOptions, arrays: TrainingArrays) -> None:
         """Raises UsageError where the captions, the sources or the base cannot be used."""
-        require_captions(options, arrays)
+        require_enough_captions(options, arrays)
         self._options = options
         self.shape = check_sdxl("base", options.base)
         super().__init__(options, arrays, vae_of(options.base))
@@ -141,11 +138,6 @@ class BesideBaseTraining(LatentTraining):
     def card_rows(self) -> dict[str, str]:
         """What the model card says of the pictures."""
         return {}
-
-
-def with_control(conditions: Conditions, **more: Any) -> Conditions:
-    """The conditions with controls or adapters."""
-    return replace(conditions, **more)
 
 
 def in_unit(pictures: Tensor) -> Tensor:

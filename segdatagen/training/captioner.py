@@ -25,6 +25,7 @@ from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.latent_weights import record_of
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions
+from segdatagen.training.pictures import spread_rows
 from segdatagen.training.text_data import (
     PICTURE,
     decoder_tokenizer,
@@ -164,7 +165,7 @@ class CaptionerTraining:
     def picture(self, average: nn.Module) -> np.ndarray:
         """A row per validation image: the image, what the captioner says, and the caption of the data set in grey."""
         images = self.validation.images
-        chosen = np.linspace(0, len(images) - 1, min(PICTURE_ROWS, len(images))).round().astype(int).tolist()
+        chosen = spread_rows(len(images), PICTURE_ROWS).tolist()
         captioner = Captioner.of_model(self._asking("memory"), average.get_submodule("model"), self._processor)
         said = captioner.captions([images[row] for row in chosen])
         texts = [(text, self._references[row]) for text, row in zip(said, chosen, strict=True)]

@@ -6,6 +6,7 @@ checkpoints are the loop's.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 from segdatagen.diffusion.conditions import Conditions, ControlEncoder
 from segdatagen.images import Image
 from segdatagen.latent_folders import check_controlnet
-from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit, with_control
+from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.latent_training import Noisy
 from segdatagen.training.latent_weights import load_network, require_classes
@@ -77,7 +78,7 @@ class ControlNetTraining(BesideBaseTraining):
         """With the colour maps of the sources. Of a copy: the encoder takes layers off."""
         encoder = ControlEncoder(copy.deepcopy(average).eval())
         control = encoder.encode(in_unit(torch.from_numpy(np.stack(self.shown(rows)))), self.options.sample_scale)
-        return with_control(conditions, controls=[control])
+        return replace(conditions, controls=[control])
 
     def shown(self, rows: np.ndarray) -> Sequence[Image]:
         """The colour maps of masks."""

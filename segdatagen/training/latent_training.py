@@ -28,7 +28,7 @@ from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latent_parts import Parts, embed
 from segdatagen.training.latents import Cache, Kept, LatentCache, TextCache, latent_cache
 from segdatagen.training.noise import Noise
-from segdatagen.training.pictures import ENLARGED_SIDE, grid
+from segdatagen.training.pictures import ENLARGED_SIDE, grid, spread_rows
 from segdatagen.training.training_prompts import TrainingPrompts, write_prompts
 
 IMAGES_PER_ROW = 2
@@ -175,8 +175,7 @@ class LatentTraining(ABC):
 
     def chosen(self) -> np.ndarray:
         """The sources of a sample grid, int64."""
-        most = min(self.options.sample_rows, len(self.arrays.images))
-        return np.linspace(0, len(self.arrays.images) - 1, most).round().astype(np.int64)
+        return spread_rows(len(self.arrays.images), self.options.sample_rows)
 
     def grid(self, cells: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         """A sample grid, enlarged where it is small."""

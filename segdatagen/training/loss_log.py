@@ -35,7 +35,7 @@ class LossLog:
             return
         for row in csv.DictReader(io.StringIO(text)):
             if int(row["step"]) <= step:
-                loss, rate, seconds, speed, peak = (float(row.get(name) or "nan") for name in COLUMNS[1:])
+                loss, rate, seconds, speed, peak = (float(row[name]) for name in COLUMNS[1:])
                 self._rows.append((int(row["step"]), loss, rate, seconds, speed, peak))
 
     def add(

@@ -28,7 +28,7 @@ from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions, require_same_network
-from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid
+from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, spread_rows
 from segdatagen.weights import WEIGHTS_NAME, MaskDDPMWeights, check_mask_ddpm, load_mask_ddpm, save_mask_ddpm
 
 IMAGES_PER_MASK = 3
@@ -99,15 +99,14 @@ class MaskDDPMTraining:
         """A row per mask: the mask, its image, and generated images of the same seeds every time."""
         if not isinstance(average, MaskUNet):
             raise TypeError(f"a mask-guided DDPM is a MaskUNet, not a {type(average).__name__}")
-        num_masks = min(self.options.sample_masks, len(self.arrays.images))
-        chosen = np.linspace(0, len(self.arrays.images) - 1, num_masks).round().astype(int)
+        chosen = spread_rows(len(self.arrays.images), self.options.sample_masks)
         masks = self.arrays.channels[chosen]
         columns = []
         for variant in range(IMAGES_PER_MASK):
             seeds = [derive_seed(self.options.seed, "picture", int(row), variant) for row in chosen]
-            columns.append(generate_microbatched(average, masks, seeds, self.options.sampler, num_masks).images)
+            columns.append(generate_microbatched(average, masks, seeds, self.options.sampler, len(chosen)).images)
         painted = colour_masks(masks, self.arrays.label_set)
-        rows = [[painted[i], self.arrays.images[chosen[i]], *(made[i] for made in columns)] for i in range(num_masks)]
+        rows = [[painted[i], self.arrays.images[chosen[i]], *(made[i] for made in columns)] for i in range(len(chosen))]
         return grid(rows, magnify=max(1, ENLARGED_SIDE // max(self.options.size)))
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:

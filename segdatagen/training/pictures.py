@@ -20,6 +20,11 @@ ENLARGED_SIDE = 128
 """Pixels that a small picture is enlarged to, by whole factors, so that a grid can be looked at."""
 
 
+def spread_rows(available: int, most: int) -> np.ndarray:
+    """Places int64 of at most `most` of the available rows, evenly from the first to the last."""
+    return np.linspace(0, available - 1, min(most, available)).round().astype(np.int64)
+
+
 def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> np.ndarray:
     """Loss over steps on a logarithmic axis: the values faint, their exponential average (0.98) strong."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")

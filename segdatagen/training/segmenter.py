@@ -32,7 +32,7 @@ from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.mixture import Mixture, SyntheticOptions, read_mixture
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions, require_same_network
-from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid
+from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, spread_rows
 from segdatagen.weights import WEIGHTS_NAME
 
 PICTURE_ROWS = 8
@@ -104,7 +104,7 @@ class SegmenterTraining:
 
     def picture(self, average: nn.Module) -> np.ndarray:
         """A row per validation image: the image, its mask, and the mask that was found."""
-        chosen = np.linspace(0, len(self.validation.images) - 1, PICTURE_ROWS).round().astype(int)
+        chosen = spread_rows(len(self.validation.images), PICTURE_ROWS)
         images, channels = self.validation.images[chosen], self.validation.channels[chosen]
         found, _ = self._judge(average, images, channels)
         painted = [colour_masks(masks, self.arrays.label_set) for masks in (channels, found)]

@@ -6,6 +6,7 @@ job asks for was seen. The base is frozen. Steps, averages and checkpoints are t
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from segdatagen.errors import UsageError
 from segdatagen.images import Image
 from segdatagen.latent_folders import check_adapter, network_config
 from segdatagen.priors import PRIORS, BlendWeights, PriorOptions, blend, check_prior
-from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit, with_control
+from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.latent_training import Noisy
 from segdatagen.training.latent_weights import load_network
@@ -112,7 +113,7 @@ class AdapterTraining(BesideBaseTraining):
     def condition(self, average: Any, conditions: Conditions, rows: np.ndarray) -> Conditions:
         """With the blended priors of the sources."""
         pictures = in_unit(torch.from_numpy(np.stack(self.shown(rows))))
-        return with_control(conditions, adapters=[encode_adapter(average, pictures, self.options.sample_scale)])
+        return replace(conditions, adapters=[encode_adapter(average, pictures, self.options.sample_scale)])
 
     def shown(self, rows: np.ndarray) -> Sequence[Image]:
         """Priors, each with the middle of its range."""

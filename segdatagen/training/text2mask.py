@@ -24,8 +24,6 @@ PALETTE_DISTANCE = 16.0
 class Text2MaskTrainingOptions(TextToImageOptions):
     """The YAML of `segdatagen train text2mask`. `init_weights` are those of a Text2Mask of the same classes."""
 
-    fixed: ClassVar[tuple[str, ...]] = TextToImageOptions.fixed
-
     base: WeightsUri
 
 

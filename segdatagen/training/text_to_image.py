@@ -26,7 +26,7 @@ from segdatagen.training.latent_weights import put_model, record_of
 from segdatagen.training.latents import TextCache, text_cache
 from segdatagen.training.lora import LowRank, add_low_rank, merged
 from segdatagen.training.model_card import model_card, size_rows, training_rows
-from segdatagen.training.training_prompts import require_captions
+from segdatagen.training.training_prompts import require_enough_captions
 from segdatagen.weights import WEIGHTS_NAME, fingerprint_of
 
 
@@ -63,7 +63,7 @@ class TextToImageTraining(LatentTraining):
 
     def __init__(self, options: TextToImageOptions, arrays: TrainingArrays, vae: str) -> None:
         """Raises UsageError where the captions, the sources or the weights it starts from cannot be used."""
-        require_captions(options, arrays)
+        require_enough_captions(options, arrays)
         self._options = options
         super().__init__(options, arrays, vae)
 

@@ -47,7 +47,7 @@ class TrainingPrompts:
 
 def write_prompts(options: LatentTrainingOptions, arrays: TrainingArrays, budget: TokenBudget) -> TrainingPrompts:
     """The prompts of all sources. What a prompt says of classes is what the mask holds at the training's size."""
-    require_captions(options, arrays)
+    require_enough_captions(options, arrays)
     labels = arrays.label_set
     writers = [PromptWriter(PromptOptions(kind=form), labels, budget) for form in options.prompts]
     ids = labels.ids.tolist()
@@ -59,7 +59,7 @@ def write_prompts(options: LatentTrainingOptions, arrays: TrainingArrays, budget
     return TrainingPrompts(tuple(texts), options.drop_prompt)
 
 
-def require_captions(options: LatentTrainingOptions, arrays: TrainingArrays) -> None:
+def require_enough_captions(options: LatentTrainingOptions, arrays: TrainingArrays) -> None:
     """Raise UsageError where a form of the prompts needs captions that the sources do not have."""
     needing = [form for form in options.prompts if form != "simple"]
     captioned = sum(bool(caption) for caption in arrays.captions)

@@ -27,7 +27,7 @@ from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.latent_weights import load_network, put_model, record_of, require_classes
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions
-from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, palette_of
+from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, palette_of, spread_rows
 from segdatagen.weights import WEIGHTS_NAME, OptionalWeightsUri, local_weights
 
 PICTURE_ROWS = 6
@@ -163,7 +163,7 @@ class VaeTraining:
 
     def picture(self, average: nn.Module) -> np.ndarray:
         """A row per source: image and its reconstruction, colour map and its own, the mask that this decodes to."""
-        rows = _spread(len(self.judged.images), PICTURE_ROWS)
+        rows = spread_rows(len(self.judged.images), PICTURE_ROWS)
         images, maps = self.judged.images[rows], colour_masks(self.judged.channels[rows], self.judged.label_set)
         made, made_maps = reconstruct(average, images), reconstruct(average, maps)
         decoder, table = ColourDecoder(self.judged.label_set), self.judged.label_set.channel_table()
@@ -199,7 +199,7 @@ class VaeTraining:
     def scaling_factor(self, network: nn.Module) -> float:
         """1 / standard deviation of drawn latents over the data, images and colour maps in the share of the options."""
         sums = np.zeros(3)
-        rows = _spread(len(self.arrays.images), JUDGED)
+        rows = spread_rows(len(self.arrays.images), JUDGED)
         share = self.options.colour_maps
         pictures = (
             (self.arrays.images[rows], 1 - share),
@@ -219,7 +219,7 @@ class VaeTraining:
         `worst_class_accuracy` is that of the class that suffers most.
         """
         judged, labels = self.judged, self.judged.label_set
-        rows = _spread(len(judged.images), JUDGED)
+        rows = spread_rows(len(judged.images), JUDGED)
         decoder, table = ColourDecoder(labels), labels.channel_table()
         error, kept, all_pixels = 0.0, np.zeros(labels.num_classes), np.zeros(labels.num_classes)
         for start in range(0, len(rows), AT_ONCE):
@@ -267,11 +267,6 @@ def reconstruct(network: nn.Module, images: np.ndarray) -> np.ndarray:
 
 def _distance(found: Tensor, wanted: Tensor, name: Literal["l1", "l2"]) -> Tensor:
     return nn.functional.l1_loss(found, wanted) if name == "l1" else nn.functional.mse_loss(found, wanted)
-
-
-def _spread(available: int, most: int) -> np.ndarray:
-    """Places int64 of at most `most` of the available rows, evenly from the first to the last."""
-    return np.linspace(0, available - 1, min(most, available)).round().astype(np.int64)
 
 
 def _plain(value: object) -> object:
