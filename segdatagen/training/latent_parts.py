@@ -92,7 +92,10 @@ def _library(part: Any) -> str:
 
 def check_sdxl(option: str, uri: str) -> Shape:
     """The shape of a base. Raises UsageError unless it is a folder of a text-to-image model in SDXL's form."""
-    shape = check_base(uri)
+    try:
+        shape = check_base(uri)
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from error
     if shape.family != "sdxl":
         raise UsageError(f"{option}: {uri} is a model of SD 1.5, and trainings here are of models in SDXL's form")
     if shape.in_channels != shape.latent_channels:
