@@ -134,6 +134,9 @@ def load_json(data: bytes) -> Any:
     return found
 
 
+UNKNOWN = "unknown key"
+
+
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The problems of a pydantic error in one line: field, what is allowed, value."""
     sentences: dict[str, list[str]] = {}
@@ -141,9 +144,11 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     for problem in error.errors():
         path, owner = _resolve(model, problem["loc"])
         field, kind = ".".join(path), problem["type"]
+        if kind == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]:
+            continue  # pydantic counts the entries that are right, and the others are named
         if kind == "extra_forbidden":
             known = f"; allowed are {', '.join(owner.model_fields)}" if owner else ""
-            sentence = f"unknown key{known}"
+            sentence = f"{UNKNOWN}{known}"
         elif kind == "missing":
             sentence = "missing"
         elif kind == "value_error":
@@ -164,9 +169,13 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
                 sentence = problem["msg"]
             values[field] = f", not {shown(problem['input'])}"
         sentences.setdefault(field, []).append(sentence)
+    fields: dict[str, list[str]] = {}
+    for field, found in sentences.items():
+        said = f"{' or '.join(dict.fromkeys(found))}{values.get(field, '')}"
+        fields.setdefault(said if said.startswith(UNKNOWN) else f"{field}: {said}", []).append(field)
     lines = [
-        f"{field}: {' or '.join(dict.fromkeys(found))}{values.get(field, '')}".removeprefix(": ")
-        for field, found in sentences.items()
+        (f"{', '.join(named)}: {said}" if said.startswith(UNKNOWN) else said).removeprefix(": ")
+        for said, named in fields.items()
     ]
     return "; ".join(" ".join(line.split()) for line in lines)
 

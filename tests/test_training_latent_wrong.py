@@ -64,6 +64,8 @@ Changes = dict[str, Any]
     [
         ("`train base` on sources without captions", "base", {"sources": "captionless"}),
         ("`train controlnet` on sources without captions", "controlnet", {"sources": "captionless"}),
+        ("`train base` with `prompts: [template]`", "base", {"prompts": ["template"]}),
+        ("`train vae` with options of `base`", "vae", {"lora": {"rank": 2}, "prompts": ["simple"]}),
         ("`train vae` with fewer sources than a batch", "vae", {"batch_size": 8}),
         ("`train base` with fewer sources than a batch", "base", {"batch_size": 8}),
         ("`train base` with neither `network` nor `init_weights`", "base", {"network": None}),
