@@ -4,6 +4,7 @@ Calls what the commands call, in their order. It knows no more than they do; wha
 and an ordinary run.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +55,8 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
     """Make the demo below `out`; a second call goes on or finds everything done. `progress` gets a title too."""
     folder = Folder(out)
     folder.require_writable()
-    text = yaml.safe_dump(demo_job(out), sort_keys=False).encode()
+    written_out = json.loads(json.dumps(demo_job(out)))  # what methods share would be aliases, which are hard to read
+    text = yaml.safe_dump(written_out, sort_keys=False).encode()
     if folder.exists("job.yaml") and folder.read("job.yaml") != text:
         raise UsageError(f"{folder.uri_of('job.yaml')} is not that of the demo: choose another --out")
     folder.put("job.yaml", text)

@@ -285,7 +285,8 @@ class Driver:
         """Verify, write the manifest and `_SUCCESS`, and say what the goals still miss."""
         missing = next_round.summary
         if missing.num_rows:
-            self.events.note(f"the goals still miss {missing.num_rows} samples: {self._way_on(missing)}")
+            samples = "1 sample" if missing.num_rows == 1 else f"{missing.num_rows} samples"
+            self.events.note(f"the goals still miss {samples}: {self._way_on(missing)}")
         elif missing.unreachable:
             self.events.note(f"no usable source shows {', '.join(missing.unreachable)}: these goals cannot be met")
         elif not next_round.goals_met:

@@ -27,6 +27,7 @@ def test_the_demo_ends_with_a_report_and_is_done_the_second_time(
     (report,) = re.findall(r"open (.*) in a browser", " ".join(capfd.readouterr().out.split()))
     assert Path(report).is_file()
     assert (tmp_path / "pairs.png").is_file()
+    assert not re.search(r"[&*]id\d", (tmp_path / "job.yaml").read_text()), "each method can be read by itself"
     samples = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.parquet") if "report" not in path.parts}
     assert samples
     statuses = {
