@@ -1,13 +1,18 @@
 """Joining and starting Ray: what Ray raises becomes one line, a defect of ours stays what it is."""
 
+import sys
+import time
 from typing import Any
 
 import pytest
 import ray
+from ray import cloudpickle
 
 from segdatagen import cluster
-from segdatagen.cluster import check_fit
+from segdatagen.cluster import check_fit, spread
 from segdatagen.errors import SegdatagenError, UsageError
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture
@@ -94,3 +99,16 @@ def resources(node: Any) -> dict[str, float]:
     """CPUs, or CPUs and GPUs; Ray names only what a node has."""
     cpus, gpus = node if isinstance(node, tuple) else (node, 0)
     return {name: have for name, have in {"CPU": cpus, "GPU": gpus, "memory": 1e9}.items() if have}
+
+
+def doubled_after_a_while(number: int) -> int:
+    time.sleep(6)
+    return 2 * number
+
+
+def test_a_task_may_take_longer_than_ray_data_waits_for_progress(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training of an experiment may take hours, and nothing moves meanwhile. Ray's half an hour is two seconds."""
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 2.0)
+    assert list(spread("failed", [3], doubled_after_a_while)) == [(0, 6)]

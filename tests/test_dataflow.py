@@ -5,6 +5,7 @@ import time
 
 import pyarrow as pa
 import pytest
+import ray
 from conftest import JobFactory
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,9 +36,10 @@ class Slow:
     reads = ("variant",)
     writes = ("reason",)
     verdict = "failed"
+    seconds_per_row = SECONDS_PER_ROW
 
     def __call__(self, batch: Batch) -> Batch:
-        time.sleep(SECONDS_PER_ROW * len(batch["variant"]))
+        time.sleep(self.seconds_per_row * len(batch["variant"]))
         return {"reason": objects(["odd" if variant % 2 else None for variant in batch["variant"]])}
 
 
@@ -77,6 +79,16 @@ def with_slow_stage(job: Job) -> dict[str, ChainFactory]:
         return Chain([load, Slow(), generate])
 
     return {"mask_ddpm": build}
+
+
+def test_a_block_may_take_longer_than_ray_data_waits_for_progress(
+    ray_session: None, make_job: JobFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many slow images: the start of the actor alone takes longer than the second that Ray would wait here."""
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 1.0)
+    monkeypatch.setattr(Slow, "seconds_per_row", 0.5)
+    job = load_job(str(make_job(plan=[{"method": "mask_ddpm", "strategy": "uniform", "per_source": 1}])))
+    assert run(job, Events(), factories=with_slow_stage(job)).counts["failed"] == 0
 
 
 def test_seconds_of_every_stage_reach_the_attempt(ray_session: None, make_job: JobFactory) -> None:
