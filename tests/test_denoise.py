@@ -20,17 +20,19 @@ from tiny_denoising import (
     SIZE,
     STEPS,
     condition,
+    controlnet_of,
     copy_of,
     noise_of,
     options_of,
     ours,
     pictures,
+    quiet_pipeline,
     seeded,
     seeded_network,
     text_of,
     with_scheduler,
 )
-from tiny_latent import make_adapter, make_controlnet, make_pipeline
+from tiny_latent import make_adapter, make_pipeline
 
 from segdatagen.diffusion import vae
 from segdatagen.diffusion.conditions import (
@@ -47,9 +49,7 @@ from segdatagen.diffusion.text import TextEncoder
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionXLPipeline:
-    made = make_pipeline()
-    made.set_progress_bar_config(disable=True)
-    return made
+    return quiet_pipeline()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_guidance_can_be_rescaled_and_left_out(pipeline: StableDiffusionXLPipeli
 
 @pytest.fixture(scope="module")
 def controlnet(pipeline: StableDiffusionXLPipeline) -> ControlNetModel:
-    return seeded_network(lambda: make_controlnet(pipeline.unet), 1)
+    return controlnet_of(pipeline)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

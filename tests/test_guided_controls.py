@@ -14,16 +14,18 @@ from tiny_denoising import (
     NEGATIVE,
     PROMPTS,
     condition,
+    controlnet_of,
     copy_of,
     options_of,
     ours,
     pictures,
+    quiet_pipeline,
     seeded,
     seeded_network,
     text_of,
     with_scheduler,
 )
-from tiny_latent import make_adapter, make_controlnet, make_pipeline
+from tiny_latent import make_adapter
 from torch import Tensor
 
 from segdatagen.diffusion.conditions import AdapterCondition, ControlCondition, ControlEncoder, encode_adapter
@@ -37,9 +39,7 @@ Controls = dict[str, list[ControlCondition] | list[AdapterCondition]]
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionXLPipeline:
-    made = make_pipeline()
-    made.set_progress_bar_config(disable=True)
-    return made
+    return quiet_pipeline()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def text(pipeline: StableDiffusionXLPipeline) -> TextEncoder:
 
 @pytest.fixture(scope="module")
 def controlnet(pipeline: StableDiffusionXLPipeline) -> ControlNetModel:
-    return seeded_network(lambda: make_controlnet(pipeline.unet), 1)
+    return controlnet_of(pipeline)
 
 
 @pytest.fixture(scope="module")

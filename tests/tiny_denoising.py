@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionXLPipeline
-from tiny_latent import VAE_FACTOR
+from tiny_latent import VAE_FACTOR, make_controlnet, make_pipeline
 from torch import Tensor
 
 from segdatagen.diffusion.conditions import Conditions
@@ -24,6 +24,13 @@ CLOSE = 1e-4
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def quiet_pipeline() -> StableDiffusionXLPipeline:
+    """One of tiny networks, without progress bars."""
+    made = make_pipeline()
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def text_of(pipeline: StableDiffusionXLPipeline) -> TextEncoder:
@@ -87,6 +94,12 @@ def seeded_network(make: Callable[[], Any], seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
+
+
+def controlnet_of(pipeline: StableDiffusionXLPipeline) -> ControlNetModel:
+    """The same one every time, for the UNet of a pipeline."""
+    made: ControlNetModel = seeded_network(lambda: make_controlnet(pipeline.unet), 1)
+    return made
 
 
 def copy_of(network: ControlNetModel) -> ControlNetModel:
