@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from tiny_denoising import seeded
 from tiny_latent import VAE_FACTOR, make_adapter, make_controlnet, make_pipeline
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,10 +22,6 @@ from segdatagen.diffusion.step_cache import step_cache
 
 SIZE = 32
 CLOSE = 1e-4
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")
