@@ -28,6 +28,7 @@ from segdatagen.colours import encode
 from segdatagen.exclude import exclude
 from segdatagen.images import encode_image, encode_mask
 from segdatagen.labels import LabelClass, LabelSet, load_label_set
+from segdatagen.records import CLASS_SCORES
 from segdatagen.report.charts import ClassBalance, columns_of, count_chart, share_chart
 from segdatagen.report.outcomes import Outcomes, Reason, choose, group_reasons
 from segdatagen.report.pictures import MaskPainter, layers
@@ -51,7 +52,8 @@ def outcomes(draw: st.DrawFn) -> Outcomes:
     texts = tuple(Reason(f"reason {n}", "failed", 1, "") for n in range(4))
     pairs = shows.reshape(-1, 2).astype(np.int64)
     places = (status.astype(np.uint8), empty, empty, empty, numbers(1), ("a", "b"))
-    return Outcomes(ids, *places, pa.chunked_array([], pa.string()), reason, texts, pairs, ())
+    unscored = (pa.table({}), pa.chunked_array([], CLASS_SCORES))
+    return Outcomes(ids, *places, pa.chunked_array([], pa.string()), reason, texts, pairs, *unscored, ())
 
 
 @settings(max_examples=150)

@@ -1,7 +1,7 @@
 """Every sample of a run without its pixels, and which of them a report of limited size shows.
 
-Reads ids, outcomes, classes and reasons; strata are methods, outcomes, classes and reasons. It does not know pictures,
-pages or files of a report.
+Reads ids, outcomes, classes, reasons and scores; strata are methods, outcomes, classes and reasons. It does not know
+pictures, pages or files of a report.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segdatagen.records import SAMPLE_SCHEMA
 from segdatagen.run_folder import Run
 from segdatagen.samples import STATUSES, Ledger, reasons_at
 from segdatagen.tables import read_parts
 
 NUMBER = r"\b\d+(\.\d+)?\b"
 """What differs between two reasons that say the same. The 2 of `mask2img` is no number."""
-COLUMNS = ["method", "reason", "class_ids", "class_pixels"]
+SCORES = [name for name in SAMPLE_SCHEMA.names if name.startswith("score_")]
+"""Columns of figures that a stage left: a float or null per sample."""
+COLUMNS = ["method", "reason", "class_ids", "class_pixels", *SCORES, "scores_per_class"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Outcomes:
     reason: np.ndarray  # int32 [N], index into `reasons`, -1 for what is ok
     reasons: tuple[Reason, ...]  # most frequent first
     shows: np.ndarray  # int64 [P, 2]: sample, channel
+    scores: pa.Table  # float [N] each, as in SCORES, null for what was not scored
+    scores_per_class: pa.ChunkedArray  # CLASS_SCORES [N], or null
     unreadable: tuple[str, ...]  # a sentence for each part that was left out
 
     def per_method(self, attempt: int) -> dict[str, int]:
@@ -61,7 +66,7 @@ def read_outcomes(run: Run, ledger: Ledger, min_pixels: int) -> Outcomes:
     order = np.lexsort((ledger.row, ledger.part))
     numbers = np.unique(ledger.part).tolist()
     names = [ledger.parts[number].name for number in numbers]
-    tables, unreadable = read_parts(run.folder, names, COLUMNS)
+    tables, unreadable = read_parts(run.folder, names, COLUMNS, SAMPLE_SCHEMA)
     readable = [number for number in numbers if ledger.parts[number].name in tables]
     order = order[np.isin(ledger.part[order], readable)]
     part, row = ledger.part[order], ledger.row[order]
@@ -87,6 +92,8 @@ def read_outcomes(run: Run, ledger: Ledger, min_pixels: int) -> Outcomes:
         reason=reason,
         reasons=reasons,
         shows=_pairs(table, run.label_set.channel_table(), min_pixels),
+        scores=table.select(SCORES),
+        scores_per_class=table["scores_per_class"],
         unreadable=(*ledger.unreadable.values(), *unreadable.values()),
     )
 
@@ -148,5 +155,4 @@ def _pairs(table: pa.Table, channels: np.ndarray, min_pixels: int) -> np.ndarray
 
 
 def _empty() -> pa.Table:
-    types = [pa.string(), pa.string(), pa.list_(pa.int32()), pa.list_(pa.int64())]
-    return pa.table({name: pa.array([], kind) for name, kind in zip(COLUMNS, types, strict=True)})
+    return pa.schema([SAMPLE_SCHEMA.field(name) for name in COLUMNS]).empty_table()

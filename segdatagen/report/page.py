@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from segdatagen.report import overview
+from segdatagen.report import overview, scores
 from segdatagen.report.contact import THUMBNAILS_PER_CHUNK, Contact
 from segdatagen.report.files import MARKER
 from segdatagen.report.outcomes import Outcomes
@@ -67,6 +67,9 @@ class Page:
             balance=overview.balance_of(status, self.run.label_set),
             times=overview.times_of(status.attempts, outcomes),
             reasons=outcomes.reasons,
+            scores=scores.by_method(outcomes),
+            class_scores=scores.by_class(outcomes, self.run.label_set),
+            shares=scores.SHARES,
             num_samples=len(outcomes.sample_ids),
             num_shown=len(self.contact.columns["id"]),
             problems=self._problems(),
