@@ -6,10 +6,12 @@ It does not know what the files configure.
 import json
 import types
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.storage import CONTROL_CHARACTERS, Folder, read_any
@@ -134,50 +136,71 @@ def load_json(data: bytes) -> Any:
     return found
 
 
-UNKNOWN = "unknown key"
+@dataclass
+class _Complaint:
+    """What is wrong with one field: sentences, the value where it says something, and whether the key is unknown."""
+
+    sentences: list[str] = field(default_factory=list)
+    value: str = ""
+    unknown: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{' or '.join(dict.fromkeys(self.sentences))}{self.value}"
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """The problems of a pydantic error in one line: field, what is allowed, value."""
-    sentences: dict[str, list[str]] = {}
-    values: dict[str, str] = {}
+    """The problems of a pydantic error in one line: field, what is allowed, value.
+
+    Unknown keys of the same mapping share what is allowed.
+    """
+    complaints: dict[str, _Complaint] = {}
     for problem in error.errors():
-        path, owner = _resolve(model, problem["loc"])
-        field, kind = ".".join(path), problem["type"]
-        if kind == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]:
+        if problem["type"] == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]:
             continue  # pydantic counts the entries that are right, and the others are named
-        if kind == "extra_forbidden":
-            known = f"; allowed are {', '.join(owner.model_fields)}" if owner else ""
-            sentence = f"{UNKNOWN}{known}"
-        elif kind == "missing":
-            sentence = "missing"
-        elif kind == "value_error":
-            sentence = str(problem["ctx"]["error"])
-        elif kind == "json_invalid":
-            sentence = f"no JSON, {problem['ctx']['error']}"
-        else:
-            known_field = owner.model_fields.get(path[-1]) if owner and path else None
-            allowed = known_field.description if known_field else None
-            is_pattern = kind == "string_pattern_mismatch" and allowed
-            if is_pattern:
-                sentence = f"must be {allowed}"
-            elif _is_nan(problem["input"]):  # it is neither below nor above a bound
-                sentence = "must be a number"
-            elif kind in _ALLOWED:
-                sentence = _ALLOWED[kind].format_map(problem.get("ctx", {}))
-            else:
-                sentence = problem["msg"]
-            values[field] = f", not {shown(problem['input'])}"
-        sentences.setdefault(field, []).append(sentence)
-    fields: dict[str, list[str]] = {}
-    for field, found in sentences.items():
-        said = f"{' or '.join(dict.fromkeys(found))}{values.get(field, '')}"
-        fields.setdefault(said if said.startswith(UNKNOWN) else f"{field}: {said}", []).append(field)
-    lines = [
-        (f"{', '.join(named)}: {said}" if said.startswith(UNKNOWN) else said).removeprefix(": ")
-        for said, named in fields.items()
-    ]
+        path, owner = _resolve(model, problem["loc"])
+        complaint = complaints.setdefault(".".join(path), _Complaint(unknown=problem["type"] == "extra_forbidden"))
+        sentence = _without_value(problem, owner)
+        if sentence is None:
+            described = owner.model_fields.get(path[-1]) if owner and path else None
+            sentence = _of_value(problem, described.description if described else None)
+            complaint.value = f", not {shown(problem['input'])}"
+        complaint.sentences.append(sentence)
+    unknown: dict[str, list[str]] = {}
+    for name, found in complaints.items():
+        if found.unknown:
+            unknown.setdefault(found.text, []).append(name)
+    lines = []
+    for name, found in complaints.items():
+        sharing = unknown[found.text] if found.unknown else [name]
+        if name == sharing[0]:
+            lines.append(f"{', '.join(sharing)}: {found.text}".removeprefix(": "))
     return "; ".join(" ".join(line.split()) for line in lines)
+
+
+def _without_value(problem: ErrorDetails, owner: type[BaseModel] | None) -> str | None:
+    """What a problem says by itself; None where the value that was found belongs to it."""
+    match problem["type"]:
+        case "extra_forbidden":
+            return "unknown key" + (f"; allowed are {', '.join(owner.model_fields)}" if owner else "")
+        case "missing":
+            return "missing"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case "json_invalid":
+            return f"no JSON, {problem['ctx']['error']}"
+    return None
+
+
+def _of_value(problem: ErrorDetails, allowed: str | None) -> str:
+    """What a value must be; `allowed` is the field's own description of a pattern."""
+    if problem["type"] == "string_pattern_mismatch" and allowed:
+        return f"must be {allowed}"
+    if _is_nan(problem["input"]):  # it is neither below nor above a bound
+        return "must be a number"
+    if problem["type"] in _ALLOWED:
+        return _ALLOWED[problem["type"]].format_map(problem.get("ctx", {}))
+    return problem["msg"]
 
 
 def _is_nan(value: object) -> bool:
