@@ -51,7 +51,7 @@ def suite_methods(weights: SuiteWeights = SHIPPED, image_steps: int = 20, mask_s
     colour_map = {"name": "colour_map", "of": "mask"}
     layout = {"kind": "controlnet", "weights": weights.controlnet, "guided": True, "prior": colour_map}
     edges = {"kind": "t2i_adapter", "weights": weights.t2i_adapter, "guided": True, "prior": {"name": "canny"}}
-    after_layout = {
+    mask2img = {
         "base": weights.base,
         "controls": [layout],
         "caption": caption,
@@ -60,18 +60,18 @@ def suite_methods(weights: SuiteWeights = SHIPPED, image_steps: int = 20, mask_s
     }
     return {
         "mask_ddpm": {"weights": weights.mask_ddpm, "sampler": "ddim", "steps": image_steps, "guidance": 4.0},
-        "imgsyn": after_layout,
+        "imgsyn": mask2img,
         "masksyn": {
-            **after_layout,
+            **mask2img,
             "text2mask": {
                 "weights": weights.text2mask,
                 "sampler": {"scheduler": "dpm++2m", "steps": mask_steps, "guidance": 2.0},
             },
             "layout": {"redraws": 4, "speckle_pixels": 4},
         },
-        "guided": {**after_layout, "controls": [edges], "prompt": {"kind": "appended"}},
+        "guided": {**mask2img, "controls": [edges], "prompt": {"kind": "appended"}},
         "inpaint": {
-            **after_layout,
+            **mask2img,
             "classes": ["car", "truck", "person", "bicycle", "traffic sign", "traffic light"],
         },
     }

@@ -115,8 +115,8 @@ def test_a_training_ends_with_its_miou(configure: Configure, capfd: pytest.Captu
     assert main([*words, "--json"]) == 0
     result = json.loads(capfd.readouterr().out)
     stored = read_weights(Path(result["weights"]), SegmenterWeights).mean_iou
-    assert result["mean_iou"] == stored
-    assert printed == f"weights: {result['weights']}, mIoU {stored:.3f} on the validation images"
+    assert result["figures"]["mean_iou"] == stored
+    assert printed == f"weights: {result['weights']}, mean_iou {stored:.4f}"
 
 
 def test_pixel_losses_are_those_of_torch_and_nothing_where_ignored() -> None:

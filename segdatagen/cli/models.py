@@ -86,9 +86,8 @@ def train(
     if result.weights is None:
         screen.say("max_hours are over: the same command goes on")
     else:
-        judged = "" if result.mean_iou is None else f", mIoU {result.mean_iou:.3f} on the validation images"
         figures = "".join(f", {name} {value:.4f}" for name, value in result.figures.items())
-        screen.say(f"weights: {result.weights}{judged}{figures}")
+        screen.say(f"weights: {result.weights}{figures}")
 
 
 def prefetch(

@@ -119,17 +119,18 @@ def attention_kernel(name: Attention) -> AbstractContextManager[Any]:
 def make_branch(conditions: Conditions, rows: Tensor, guided: bool, unet: UNet2DConditionModel) -> Branch:
     """Gather the conditions of `rows`; where guided, those without prompt stand before those with it."""
 
-    def of_prompt(tensor: Tensor) -> Tensor:
+    def with_prompt(tensor: Tensor) -> Tensor:
         return tensor[rows].to(unet.dtype)
 
-    def of_rows(tensor: Tensor) -> Tensor:
-        picked = of_prompt(tensor)
+    def of_both(tensor: Tensor) -> Tensor:
+        picked = with_prompt(tensor)
         return torch.cat([picked, picked]) if guided else picked
 
     def added_features(adapter: AdapterCondition) -> AdapterCondition:
         if not adapter.guided or not guided:
-            return replace(adapter, features=[of_rows(feature) for feature in adapter.features])
-        return replace(adapter, features=[behind_zeros(of_prompt(feature), len(rows)) for feature in adapter.features])
+            return replace(adapter, features=[of_both(feature) for feature in adapter.features])
+        features = [behind_zeros(with_prompt(feature), len(rows)) for feature in adapter.features]
+        return replace(adapter, features=features)
 
     text = conditions.text.at(rows)
     hidden, pooled = text.hidden, text.pooled
@@ -140,16 +141,16 @@ def make_branch(conditions: Conditions, rows: Tensor, guided: bool, unet: UNet2D
             pooled = torch.cat([negative.pooled, pooled])
     added = {}
     if pooled is not None and conditions.time_ids is not None:
-        added = {"text_embeds": pooled.to(unet.dtype), "time_ids": of_rows(conditions.time_ids)}
+        added = {"text_embeds": pooled.to(unet.dtype), "time_ids": of_both(conditions.time_ids)}
     inpaint = conditions.inpaint
     inpainted = None
     if inpaint is not None and inpaint.masked is not None:
-        inpainted = of_rows(torch.cat([inpaint.redrawn, inpaint.masked], dim=1))
+        inpainted = of_both(torch.cat([inpaint.redrawn, inpaint.masked], dim=1))
     return Branch(
         hidden=hidden.to(unet.dtype),
         added=added,
         controls=[
-            (control, of_prompt(control.embedded) if control.guided else of_rows(control.embedded))
+            (control, with_prompt(control.embedded) if control.guided else of_both(control.embedded))
             for control in conditions.controls
         ],
         adapters=[added_features(adapter) for adapter in conditions.adapters],

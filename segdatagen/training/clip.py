@@ -34,7 +34,6 @@ from segdatagen.training.text_data import (
     put_model_folder,
     read_validation,
     require_captions,
-    require_sources,
 )
 from segdatagen.training.text_pictures import score_table
 from segdatagen.weights import WEIGHTS_NAME
@@ -114,7 +113,8 @@ class ClipTraining:
         self.options, self.arrays = options, arrays
         self.reads_captions = options.captions
         scoring, labels = options.scoring(options.init_weights or "new"), arrays.label_set
-        require_sources(len(arrays.images), 2, options.sources)
+        if len(arrays.images) < 2:  # nothing to tell a pair from
+            raise UsageError(f"{options.sources}: {len(arrays.images)} sources are too few, 2 are needed: ingest more")
         self.validation = read_validation(options.validation, options, arrays, MOST_JUDGED)
         self._captions = self._captions_of(arrays, options.sources)
         self._references = self._captions_of(self.validation, options.validation)

@@ -45,10 +45,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How one command ended. `weights` is the URI of the finished weights, None where `max_hours` came first.
-
-    `mean_iou` is that of a segmenter on its validation images.
-    """
+    """How one command ended. `weights` is the URI of the finished weights, None where `max_hours` came first."""
 
     out: str
     step: int
@@ -56,18 +53,15 @@ class TrainingResult:
     loss: float
     seconds: float
     weights: str | None
-    mean_iou: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Finished weights: their URI, and the mean IoU on validation images of a kind that measures it."""
+    """Finished weights: their URI, and what was measured of them, by name."""
 
     uri: str
-    mean_iou: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
-    """What else was measured, by name."""
 
 
 class Kind(Protocol):

@@ -117,13 +117,7 @@ class Loop:
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)
         if step == options.steps and self._share.rank == 0:
             saved = self._kind.save(self._average, self._summary(step))
-            result = replace(
-                result,
-                seconds=self._seconds(),
-                weights=saved.uri,
-                mean_iou=saved.mean_iou,
-                figures=dict(saved.figures),
-            )
+            result = replace(result, seconds=self._seconds(), weights=saved.uri, figures=dict(saved.figures))
         return result
 
     def _train_step(self, step: int) -> None:

@@ -115,6 +115,7 @@ class SegmenterTraining:
         """Put `weights/` with `README.md`, `model.safetensors` and `config.json`."""
         label_set, options = self.arrays.label_set, self.options
         matrix, class_losses = self._validate(average)
+        mean = round(mean_iou(matrix), 5)
         iou = [None if np.isnan(value) else round(float(value), 5) for value in iou_of(matrix)]
         config = SegmenterWeights(
             network=self.config,
@@ -123,7 +124,7 @@ class SegmenterTraining:
             size=options.size,
             class_losses=class_losses,
             iou=tuple(iou),
-            mean_iou=round(mean_iou(matrix), 5),
+            mean_iou=mean,
             training={
                 "steps": summary.steps,
                 "batch_size": options.batch_size,
@@ -138,7 +139,7 @@ class SegmenterTraining:
         folder = Folder(options.out).child(WEIGHTS_NAME)
         folder.put("README.md", self._model_card(average, config, summary).encode())
         save_segmenter(folder.uri, config, average.state_dict(), options.store_dtype)
-        return Saved(folder.uri, config.mean_iou)
+        return Saved(folder.uri, {"mean_iou": mean})
 
     def _validate(self, average: nn.Module) -> tuple[np.ndarray, tuple[float | None, ...]]:
         """Confusion matrix, and the mean loss of the pixels of each class, over all validation images."""

@@ -38,12 +38,6 @@ def require_captions(captions: Sequence[str | None], uri: str, kind: str, otherw
     return found
 
 
-def require_sources(found: int, wanted: int, uri: str) -> None:
-    """Raise UsageError where a store holds fewer than are wanted."""
-    if found < wanted:
-        raise UsageError(f"{uri}: {found} sources are too few, {wanted} are needed: ingest more")
-
-
 def read_validation(uri: str, options: TrainingOptions, arrays: TrainingArrays, most: int) -> TrainingArrays:
     """The first sources of a store to judge by, `most` at most. Raises UsageError where its labels are others."""
     found = TrainingArrays(*read_arrays(uri, options.geometry))
