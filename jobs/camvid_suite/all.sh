@@ -11,14 +11,14 @@ jobs=jobs/camvid_suite
 segdatagen ingest camvid "$camvid" --split train --out out/camvid/train
 segdatagen ingest camvid "$camvid" --split val --out out/camvid/val
 
-segdatagen train segmenter $jobs/judge.yaml --local &
-judge=$!
+{
+  segdatagen train segmenter $jobs/judge.yaml --local
+  segdatagen train text2mask $jobs/text2mask.yaml --local
+} &
+other=$!
 segdatagen train base $jobs/base.yaml --local
-wait "$judge"
-segdatagen train text2mask $jobs/text2mask.yaml --local &
-masks=$!
 segdatagen train controlnet $jobs/controlnet.yaml --local
-wait "$masks"
+wait "$other"
 segdatagen run $jobs/job.yaml
 segdatagen publish out/camvid/runs/camvid-latent/v1
 segdatagen report out/camvid/runs/camvid-latent/v1
