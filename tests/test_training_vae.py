@@ -1,5 +1,6 @@
 """The kind `vae`: its loss against the formulas, the folder that it leaves, and what it says of wrong input."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from segdatagen.errors import UsageError
 from segdatagen.images import decode_image
+from segdatagen.labels import load_label_set
 from segdatagen.sources import read_arrays
 from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
 from segdatagen.training.latent_weights import read_record
@@ -90,6 +92,20 @@ def test_behind_a_frozen_encoder_latents_stay_what_they_are(scenes_store: Path, 
     }
     assert moved == {"decoder", "post_quant_conv"}
     assert "(decoder only)" in Path(further.weights, "README.md").read_text()
+
+
+def test_a_vae_goes_on_with_the_colours_of_other_classes(scenes_store: Path, tmp_path: Path) -> None:
+    """No channel of it stands for a class: it learns the palette of the sources, and its record says so."""
+    first = train("vae", configure(tmp_path, "first", scenes_store), True, None, lambda _: None)
+    assert first.weights is not None
+    record = Path(first.weights, "training.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"classes": ["sea", "sky"], "label_set": "coast"}))
+    path = configure(tmp_path, "further", scenes_store, init_weights=first.weights)
+    further = train("vae", path, True, None, lambda _: None)
+    assert further.weights is not None
+    found = read_record(further.weights)
+    assert found is not None
+    assert (found.label_set, found.classes) == ("scenes", load_label_set("scenes").names)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -13,6 +13,7 @@ segdatagen ingest camvid "$camvid" --split val --out out/camvid/val
 
 {
   segdatagen train segmenter $jobs/judge.yaml --local
+  segdatagen train vae $jobs/vae.yaml --local
   segdatagen train text2mask $jobs/text2mask.yaml --local
 } &
 other=$!

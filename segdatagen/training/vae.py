@@ -24,7 +24,7 @@ from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
-from segdatagen.training.latent_weights import load_network, put_model, record_of, require_classes
+from segdatagen.training.latent_weights import load_network, put_model, record_of
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, palette_of, spread_rows
@@ -111,7 +111,6 @@ class VaeTraining:
                 raise UsageError(
                     f"init_weights: {options.init_weights} is another network: its {wrong[0]} is {found.get(wrong[0])}"
                 )
-            require_classes("init_weights", options.init_weights, arrays.label_set)
 
     def build(self) -> nn.Module:
         """An AutoencoderKL of the options: new, or that of `init_weights`."""
