@@ -42,7 +42,7 @@ def filter_stages(context: FilterContext, scored: set[str]) -> list[StageSpec]:
     """
     filters, stages = context.filters, list[StageSpec]()
     if filters.adherence:
-        stages.append(_adherence(filters.adherence, context))
+        stages += [_adherence(filters.adherence, context), _target(context.label_set)]
     if filters.clip_rank:
         stages.append(_clip_rank(filters.clip_rank, context))
     if filters.duplicates:
@@ -61,6 +61,15 @@ def _adherence(options: Adherence, context: FilterContext) -> StageSpec:
         return AdherenceStage(segmenter_of(options.segmenter, context.label_set, context.execution), context.label_set)
 
     return StageSpec("adherence", build, scores=("score_adherence",))
+
+
+def _target(label_set: LabelSet) -> StageSpec:
+    def build() -> Stage:
+        from segdatagen.stages.target_score import TargetStage
+
+        return TargetStage(label_set)
+
+    return StageSpec("target", build, scores=("score_target",))
 
 
 def _clip_rank(options: ClipRank, context: FilterContext) -> StageSpec:

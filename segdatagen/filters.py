@@ -39,10 +39,13 @@ class Blank(_Filter):
 
 
 class Adherence(_Filter):
-    """Images that a segmenter does not find its mask in: the mean IoU of the mask's classes."""
+    """Images that a segmenter does not find its mask in: the mean IoU of the mask's classes, and of one of them."""
 
     segmenter: WeightsUri
     min: float = Field(default=0.5, ge=0, le=1, description="limit of the mean IoU")
+    target_min: float | None = Field(
+        default=None, ge=0, le=1, description="limit of the IoU of the class whose goal asked for the sample"
+    )
 
 
 class Duplicates(_Filter):
@@ -75,13 +78,14 @@ class Filters(_Filter):
     clip_rank: ClipRank | None = None
 
     def limits(self) -> Limits:
-        """The limits of the filters that are configured."""
+        """The limits of the filters that are configured, but for those that are None."""
         found = {}
         for name in LIMITS:
             filter_name, field = name.split(".")
             options = getattr(self, filter_name)
-            if options is not None:
-                found[name] = float(getattr(options, field))
+            value = None if options is None else getattr(options, field)
+            if value is not None:
+                found[name] = float(value)
         return found
 
     def segmenters(self) -> dict[str, str]:
@@ -111,6 +115,7 @@ class Limit:
 LIMITS: dict[str, Limit] = {
     "blank.min_deviation": Limit("score_deviation", "below"),
     "adherence.min": Limit("score_adherence", "below"),
+    "adherence.target_min": Limit("score_target", "below"),
     "duplicates.min_distance": Limit("score_duplicate_distance", "below"),
     "ignore_noisy.max_ignored": Limit("score_ignored", "above"),
     "clip_rank.keep": Limit("score_clip", "behind"),

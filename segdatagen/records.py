@@ -100,6 +100,7 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("mask_hash", pa.string()),
         pa.field("score_deviation", pa.float32()),  # standard deviation of the image's levels, 0 to 127.5; 0: blank
         pa.field("score_adherence", pa.float32()),  # mean IoU of the mask's classes under a segmenter, 0 to 1
+        pa.field("score_target", pa.float32()),  # IoU, under the same, of the class that asked for it, 0 to 1
         pa.field("score_source_distance", pa.float32()),  # bits of 64 that differ from the hash of its own source
         pa.field("score_duplicate_distance", pa.float32()),  # the same from the nearest of all sources
         pa.field("score_ignored", pa.float32()),  # share of the labelled pixels that were ignored as noisy

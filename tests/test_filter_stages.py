@@ -29,6 +29,7 @@ from segdatagen.stages.ignore_noisy import IgnoreNoisyStage
 from segdatagen.stages.limits import LimitsStage
 from segdatagen.stages.redraw import Redraws, deviation, draw_with_retries
 from segdatagen.stages.stage import Batch, Stage, objects
+from segdatagen.stages.target_score import TargetStage
 from segdatagen.storage import Folder
 
 LABELS = load_label_set("scenes")
@@ -187,6 +188,18 @@ def test_half_of_the_only_class_is_half_an_iou(tmp_path: Path, batch: Batch) -> 
     assert made["score_adherence"][0] == pytest.approx((found == most).mean())
 
 
+def test_the_score_of_the_target_is_that_of_the_class_that_asked_for_the_row() -> None:
+    def entries(score: str, *values: float) -> list[dict[str, object]]:
+        return [{"class_id": id_, "score": score, "value": value} for id_, value in enumerate(values)]
+
+    names = LABELS.names
+    scores = [*entries("clip", 0.9, 0.8, 0.7), *entries("adherence", 0.1, 0.2, 0.3)]
+    targets = [names[0], names[2], names[3], None, names[1], names[1], "no class"]
+    rows = [scores, scores, scores, scores, None, entries("clip", 0.5, 0.5), scores]
+    made = TargetStage(LABELS)({"target_class": objects(targets), "scores_per_class": objects(rows)})
+    assert made["score_target"].tolist() == [0.1, 0.3, None, None, None, None, None]
+
+
 # FreeMask
 
 
@@ -288,18 +301,21 @@ def test_sources_without_images_give_no_distance(batch: Batch) -> None:
 # All of them
 
 
-@pytest.mark.parametrize("kind", ["adherence", "ignore_noisy", "duplicates", "filter"])
+@pytest.mark.parametrize("kind", ["adherence", "target", "ignore_noisy", "duplicates", "filter"])
 def test_a_row_is_the_same_whatever_stands_beside_it(tmp_path: Path, batch: Batch, store: Path, kind: str) -> None:
     segmenter = segmenter_at(tmp_path / "weights")
     chance = np.random.default_rng(0)
     stages: dict[str, Stage] = {
         "adherence": AdherenceStage(segmenter, LABELS),
+        "target": TargetStage(LABELS),
         "ignore_noisy": IgnoreNoisyStage(segmenter, LABELS, 1.25),
         "duplicates": DuplicatesStage(["a", "b"], chance.integers(0, 2**64, 2, dtype=np.uint64)),
         "filter": LimitsStage({"adherence.min": 0.5}),
     }
     stage = stages[kind]
-    rows = {**batch, "score_adherence": objects([0.1, None, 0.6, 0.5, 0.49])}
+    per_class = [[{"class_id": 0, "score": "adherence", "value": row / 8}] for row in range(NUM_ROWS)]
+    rows = {**batch, "score_adherence": objects([0.1, None, 0.6, 0.5, 0.49]), "scores_per_class": objects(per_class)}
+    rows["target_class"] = objects([LABELS.names[row % 2] for row in range(NUM_ROWS)])
     together = stage({name: rows[name] for name in stage.reads})
     assert tuple(together) == stage.writes
     order = np.array([3, 1, 4, 0, 2])

@@ -77,8 +77,8 @@ def test_all_filters_score_every_row_and_the_plain_chain_gives_the_same(
     rows = stored.to_pylist()
     for name in stored.column_names:
         if name.startswith("score_"):
-            is_of_drawn_masks = name.removeprefix("score_") in LAYOUT_LIMITS
-            assert stored[name].null_count == (len(rows) if is_of_drawn_masks else 0), name
+            has_none = name.removeprefix("score_") in {*LAYOUT_LIMITS, "target"}
+            assert stored[name].null_count == (len(rows) if has_none else 0), name
     store = open_store(job.sources)
     sources = {row["source_id"]: row for row in store.index.to_pylist()}
     for row in rows:
@@ -141,6 +141,39 @@ def test_a_moved_limit_is_no_other_run_and_what_it_rejects_is_replaced(
     back = load_job(str(make_job(plan=[uniform(1), {"max_rounds": 1}], filters=all_filters(segmenter))))
     assert run(back).counts == {"ok": 9, "rejected": 0, "failed": 0}
     assert run(back).already_complete, "though its limits were those of no round that was planned last"
+
+
+def test_a_sample_that_lacks_the_class_it_was_made_for_is_refused_and_replaced(
+    ray_session: None, make_job: JobFactory, segmenter: str
+) -> None:
+    """The mean over its classes lets it through; the class that asked for it does not."""
+    filters: dict[str, Any] = {"adherence": {"segmenter": segmenter, "min": 0.0}}
+    goals = [{"method": "mask_ddpm", "strategy": "quotas", "quotas": {"sky": 9, "road": 9}}, {"max_rounds": 1}]
+    job = load_job(str(make_job(plan=goals, filters=filters)))
+    run(job)
+    opened = open_run(job.uri)
+    plan = read_plan(opened.folder, read_rounds(opened.folder), ["sample_id", "target_class"]).to_pylist()
+    targets = {row["sample_id"]: row["target_class"] for row in plan}
+    assert set(targets.values()) <= {"sky", "road"}
+    for row in table_of(job).to_pylist():
+        per_class = {entry["class_id"]: entry["value"] for entry in row["scores_per_class"]}
+        target = opened.label_set.channel_of(targets[row["sample_id"]])
+        assert row["score_target"] == per_class[int(opened.label_set.ids[target])]
+    scores = {row["sample_id"]: row["score_target"] for row in table_of(job).to_pylist()}
+    limit = float(np.sort(list(scores.values()))[1]) + 1e-6
+    refused = {id_ for id_, score in scores.items() if score < np.float32(limit)}
+    change = refilter(
+        opened, Filters.model_validate(filters), {"adherence.target_min": limit}, nobody_waits, dry_run=True
+    )
+    assert (change.rejected, change.limits) == (len(refused), {"adherence.min": 0.0, "adherence.target_min": limit})
+    filters["adherence"]["target_min"] = limit
+    events = Events()
+    run(load_job(str(make_job(plan=goals, filters=filters))), events)
+    assert events.rounds[0].rejected == {f"{FILTER_STAGE}: target below {limit:g}": len(refused)}
+    after = {row["sample_id"]: row for row in table_of(job).to_pylist()}
+    assert len(after) > len(scores)
+    good = {id_ for id_, row in after.items() if row["score_target"] >= np.float32(limit)}
+    assert set(read_ledger(opened.folder).ids_with("ok").tolist()) == good
 
 
 def test_run_replaces_what_refilter_and_a_person_rejected(

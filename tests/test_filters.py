@@ -49,6 +49,7 @@ def refused_by_hand(row: Mapping[str, float | None], limits: Mapping[str, float]
     for name, words in [
         ("blank.min_deviation", "deviation below"),
         ("adherence.min", "adherence below"),
+        ("adherence.target_min", "target below"),
         ("duplicates.min_distance", "duplicate distance below"),
         ("ignore_noisy.max_ignored", "ignored above"),
     ]:
@@ -176,6 +177,7 @@ def test_content_keeps_what_makes_a_sample_and_nothing_else() -> None:
     [
         ("`filters: {blurry: {}}`", {"blurry": {}}),
         ("`adherence` without a segmenter", {"adherence": {}}),
+        ("`adherence: {target_min: 2}`", {"adherence": {"segmenter": "x", "target_min": 2}}),
         ("`adherence: {min: 2}`", {"adherence": {"segmenter": "x", "min": 2}}),
         ("`blank: {redraws: -1}`", {"blank": {"redraws": -1}}),
         ("`duplicates: {min_distance: 65}`", {"duplicates": {"min_distance": 65}}),
@@ -317,11 +319,11 @@ def test_one_segmenter_serves_all_filters_of_a_process(make_job: JobFactory, tmp
         job = load_job(str(make_job(filters=filters)))
         return [stage.build() for stage in filter_stages(filter_context(job, load_label_set("scenes")), set())]
 
-    adherence, cleaner, limits = stages(one, one)
+    adherence, _, cleaner, limits = stages(one, one)
     assert adherence._segmenter is cleaner._segmenter
     assert stages(one, one)[0]._segmenter is adherence._segmenter, "another method uses it too"
     assert limits.reads == ("score_adherence", "score_ignored")
-    assert stages(one, other)[1]._segmenter is not adherence._segmenter
+    assert stages(one, other)[2]._segmenter is not adherence._segmenter
     make_segmenter(tmp_path / "one", seed=7)
     assert stages(one, one)[0]._segmenter is not adherence._segmenter, "other weights at the same place are others"
 
