@@ -214,7 +214,7 @@ def _actors_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     return min(by_cpus, by_gpus)
 
 
-def let_it_take_its_time(data: ray.data.Dataset) -> None:
+def without_progress_limit(data: ray.data.Dataset) -> None:
     """Ray Data ends what has moved no block for half an hour, and a block of ours may be a training, or slow images."""
     data.context.execution_no_progress_timeout_s = -1
 
@@ -245,7 +245,7 @@ def spread(
     blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
     with deprecated_arguments():
         made = blocks.map(task, num_cpus=num_cpus, num_gpus=num_gpus or None, max_retries=MAX_RETRIES)
-    let_it_take_its_time(made)
+    without_progress_limit(made)
     try:
         for row in made.iter_rows():
             yield int(row["number"]), row["result"]

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
-from segdatagen.cluster import deprecated_arguments, let_it_take_its_time
+from segdatagen.cluster import deprecated_arguments, without_progress_limit
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.job import Execution
 from segdatagen.methods import Chain, begin, finish
@@ -280,7 +280,7 @@ def _rows(
     blocks.set_name(f"segdatagen-{os.path.basename(os.path.dirname(flow.run_uri))}")
     # A block whose worker died costs its rows, which are found missing later, and not the run.
     blocks.context.max_errored_blocks = -1
-    let_it_take_its_time(blocks)
+    without_progress_limit(blocks)
     try:
         for row in blocks.iter_rows():
             seconds: dict[str, float] = {}

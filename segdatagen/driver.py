@@ -210,8 +210,8 @@ class Driver:
                 return Outcome(ledger.counts, plan.num_rows, False, complete=False, ended=ended or LIMIT_OVER)
             retry = False
             planned = self.session.next_round(folder, ledger, rounds)
-            is_first = not rounds  # of no rows where real images meet the goals: it says so, and the run is complete
-            if (planned.summary.num_rows or is_first) and self.session.may_plan(rounds):
+            # the first round is stored even without rows, where real images meet the goals: a complete run has one
+            if (planned.summary.num_rows or not rounds) and self.session.may_plan(rounds):
                 self.lease.check()
                 put_round(folder, planned)
                 self.events.planned(planned.summary)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from segdatagen.clip_scores import ClipOptions
 from segdatagen.config_files import describe
 from segdatagen.errors import UsageError
+from segdatagen.records import score_words
 from segdatagen.weights import WeightsUri
 
 FILTER_STAGE = "filter"
@@ -39,7 +40,7 @@ class Blank(_Filter):
 
 
 class Adherence(_Filter):
-    """Images that a segmenter does not find its mask in: the mean IoU of the mask's classes, and of one of them."""
+    """Images in which a segmenter does not find the mask, or the class that asked for it."""
 
     segmenter: WeightsUri
     min: float = Field(default=0.5, ge=0, le=1, description="limit of the mean IoU")
@@ -144,8 +145,7 @@ def refusals(scores: Mapping[str, np.ndarray], limits: Mapping[str, float]) -> n
         limit, value = LIMITS[name], limits[name]
         given = scores[limit.column].astype(np.float32)
         refused = given < np.float32(value) if limit.refused == "below" else given > np.float32(value)
-        words = limit.column.removeprefix("score_").replace("_", " ")
-        found[refused] = f"{words} {limit.refused} {value:g}"
+        found[refused] = f"{score_words(limit.column)} {limit.refused} {value:g}"
     return found
 
 

@@ -119,6 +119,10 @@ SAMPLE_SCHEMA = pa.schema(
     metadata=_METADATA,
 )
 
+SCORE_PREFIX = "score_"
+SCORE_COLUMNS = tuple(name for name in SAMPLE_SCHEMA.names if name.startswith(SCORE_PREFIX))
+"""Columns of figures that a stage left: a float or null per sample."""
+
 DECISION_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.int64(), nullable=False),
@@ -137,12 +141,17 @@ SOURCE_HASH_SCHEMA = pa.schema(
 )
 
 
+def score_words(column: str) -> str:
+    """A score column as reasons and reports say it: `score_source_distance` is the source distance."""
+    return column.removeprefix(SCORE_PREFIX).replace("_", " ")
+
+
 def _digest63(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def sample_id_of(content_fingerprint: str, source_id: str, method: str, variant: int) -> int:
-    """Identity of a sample: 63 bits of blake2b over what decides it (DESIGN.md section 6)."""
+    """Identity of a sample: 63 bits of blake2b over what decides it (DESIGN.md, Identity)."""
     return _digest63(f"{content_fingerprint}\x1f{source_id}\x1f{method}\x1f{variant}")
 
 

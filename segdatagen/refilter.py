@@ -165,7 +165,7 @@ def refilter(
                 filter_name = name.split(".")[0]
                 raise UsageError(
                     f"{name}: no sample of {run.folder.uri} has a {column}: the filter {filter_name} was not in the "
-                    "job when they were made, or had nothing to score"
+                    "job when they were made, had nothing to score, or is of a newer version than they are"
                 )
         after = decided(before, read_decisions(run.folder, found.decisions))
         classes = _per_class(run, before, after)

@@ -116,7 +116,16 @@ def test_a_training_ends_with_its_miou(configure: Configure, capfd: pytest.Captu
     result = json.loads(capfd.readouterr().out)
     stored = read_weights(Path(result["weights"]), SegmenterWeights).mean_iou
     assert result["figures"]["mean_iou"] == stored
-    assert printed == f"weights: {result['weights']}, mean_iou {stored:.4f}"
+    assert printed == f"weights: {result['weights']}, mean iou {stored:.4f}"
+
+
+@pytest.mark.parametrize("change", [{"heads": [2, 1, 1, 1]}, {"reductions": [4, 4, 2, 1]}, {"strides": [4, 2, 2, 2]}])
+def test_a_training_does_not_go_on_as_another_network(configure: Configure, change: dict[str, object]) -> None:
+    """Heads change no shape of a tensor: nothing else would notice."""
+    train_here(configure(steps=2, checkpoint_every=1))
+    (name,) = change
+    with pytest.raises(UsageError, match=f"another training is here .its {name} is "):
+        train_here(configure(steps=4, **change))
 
 
 def test_pixel_losses_are_those_of_torch_and_nothing_where_ignored() -> None:

@@ -86,7 +86,7 @@ def train(
     if result.weights is None:
         screen.say("max_hours are over: the same command goes on")
     else:
-        figures = "".join(f", {name} {value:.4f}" for name, value in result.figures.items())
+        figures = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in result.figures.items())
         screen.say(f"weights: {result.weights}{figures}")
 
 

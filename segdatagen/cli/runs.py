@@ -1,4 +1,4 @@
-"""Commands about runs: plan, run, status, verify, publish, export, regenerate.
+"""Commands about runs: plan, run, status, verify, publish, report, export, regenerate.
 
 They parse words and print results; the work is the library's.
 """
@@ -282,7 +282,7 @@ def report(
     ] = 2000,
     as_json: Json = False,
 ) -> None:
-    """Write a page for a browser: balance, contact sheet, a page per sample, problems, time. Safe to run again.
+    """Write a page for a browser: balance, contact sheet, a page per sample, problems, scores, time. Safe to run again.
 
     Example: segdatagen report out/demo/runs/demo/v1
     """

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segdatagen.records import SCORE_PREFIX
 from segdatagen.report.files import Chunks, ReportFolder
 from segdatagen.report.outcomes import Outcomes
 from segdatagen.report.pictures import THUMBNAIL_SIDE, Layers, MaskPainter, layers
@@ -25,8 +26,6 @@ from segdatagen.tables import UnreadablePart, read_part
 THUMBNAILS_PER_CHUNK = 64
 """A screen or two of the contact sheet. The page computes the data file of a thumbnail from this."""
 THREADS = os.cpu_count() or 1
-SCORE_PREFIX = "score_"
-"""Columns of figures that a filter left: a float or null per sample."""
 PLAN_COLUMNS = ["sample_id", "method", "source_id", "source_file", "source_row", "variant", "target_class"]
 PLAIN_COLUMNS = ("round", "variant", "attempt", "height", "width", "caption", "prompt")
 

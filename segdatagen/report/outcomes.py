@@ -11,16 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segdatagen.records import SAMPLE_SCHEMA
+from segdatagen.records import SAMPLE_SCHEMA, SCORE_COLUMNS
 from segdatagen.run_folder import Run
 from segdatagen.samples import STATUSES, Ledger, reasons_at
 from segdatagen.tables import read_parts
 
 NUMBER = r"\b\d+(\.\d+)?\b"
 """What differs between two reasons that say the same. The 2 of `mask2img` is no number."""
-SCORES = [name for name in SAMPLE_SCHEMA.names if name.startswith("score_")]
-"""Columns of figures that a stage left: a float or null per sample."""
-COLUMNS = ["method", "reason", "class_ids", "class_pixels", *SCORES, "scores_per_class"]
+COLUMNS = ["method", "reason", "class_ids", "class_pixels", *SCORE_COLUMNS, "scores_per_class"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Outcomes:
     reason: np.ndarray  # int32 [N], index into `reasons`, -1 for what is ok
     reasons: tuple[Reason, ...]  # most frequent first
     shows: np.ndarray  # int64 [P, 2]: sample, channel
-    scores: pa.Table  # float [N] each, as in SCORES, null for what was not scored
+    scores: pa.Table  # float [N] each, as in SCORE_COLUMNS, null for what was not scored
     scores_per_class: pa.ChunkedArray  # CLASS_SCORES [N], or null
     unreadable: tuple[str, ...]  # a sentence for each part that was left out
 
@@ -92,7 +90,7 @@ def read_outcomes(run: Run, ledger: Ledger, min_pixels: int) -> Outcomes:
         reason=reason,
         reasons=reasons,
         shows=_pairs(table, run.label_set.channel_table(), min_pixels),
-        scores=table.select(SCORES),
+        scores=table.select(list(SCORE_COLUMNS)),
         scores_per_class=table["scores_per_class"],
         unreadable=(*ledger.unreadable.values(), *unreadable.values()),
     )

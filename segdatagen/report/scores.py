@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from segdatagen.labels import LabelSet
+from segdatagen.records import score_words
 from segdatagen.report.outcomes import Outcomes
 from segdatagen.samples import STATUSES
 
@@ -24,7 +25,7 @@ class Summary:
     `percentiles` are at SHARES; `accepted` is the mean over those that are ok, None where none is.
     """
 
-    score: str  # as in reasons: without `score_`, words apart
+    score: str  # as in reasons: a column without its prefix, words apart
     group: str
     count: int
     mean: float
@@ -71,7 +72,7 @@ def _summaries(
         of_group = finite & (groups == number)
         own, accepted = values[of_group].astype(np.float64), values[of_group & ok].astype(np.float64)
         yield Summary(
-            score=score.removeprefix("score_").replace("_", " "),
+            score=score_words(score),
             group=names[number],
             count=len(own),
             mean=float(own.mean()),

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segdatagen.records import score_words
 from segdatagen.stages.redraw import Choice
 from segdatagen.stages.stage import Stage, objects
-
-SCORE_PREFIX = "score_"
 
 
 @dataclass(frozen=True)
@@ -32,4 +31,4 @@ class BestOfN:
             found = self.judge(batch)[self.column][0]
             return None if found is None else float(np.float32(found))
 
-        return Choice(self.count, self.column.removeprefix(SCORE_PREFIX), score)
+        return Choice(self.count, score_words(self.column), score)

@@ -31,9 +31,11 @@ class TargetStage:
         return {"score_target": objects([self._score(name, scores) for name, scores in rows])}
 
     def _score(self, name: str | None, scores: Sequence[Mapping[str, Any]] | None) -> float | None:
+        if name is None:
+            return None
         own = [
             entry["value"]
             for entry in scores or ()
-            if entry["score"] == AdherenceStage.name and entry["class_id"] == self._ids.get(name or "")
+            if entry["score"] == AdherenceStage.name and entry["class_id"] == self._ids.get(name)
         ]
         return own[0] if own else None

@@ -25,7 +25,7 @@ class TrainingOptions(BaseModel):
     out: str = Field(min_length=1, description="URI of the folder for weights, checkpoints, logs and pictures")
     size: tuple[int, int] = Field(description="width, height in pixels, multiples of 8")
     fit: Literal["crop", "pad", "resize"] = "resize"
-    init_weights: str | None = Field(default=None, description="weights to go on from, of the same network and classes")
+    init_weights: str | None = Field(default=None, description="weights to go on from, of the same network")
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="of all workers together")
     learning_rate: float = Field(default=3e-4, gt=0)

@@ -37,12 +37,13 @@ from segdatagen.weights import WEIGHTS_NAME
 
 PICTURE_ROWS = 8
 JUDGED_AT_ONCE = 32
+NETWORK_FIELDS = ("hidden", "depths", "heads", "strides", "reductions", "decoder_hidden")
 
 
 class SegmenterTrainingOptions(TrainingOptions):
     """The YAML of `segdatagen train segmenter`."""
 
-    fixed: ClassVar[tuple[str, ...]] = (*TrainingOptions.fixed, "hidden", "depths", "strides", "decoder_hidden")
+    fixed: ClassVar[tuple[str, ...]] = (*TrainingOptions.fixed, *NETWORK_FIELDS)
 
     validation: str = Field(min_length=1, description="URI of a source store of real images, not those of the training")
     hidden: Stages = Field(default=(24, 48, 96, 160), description="channels of the four stages")
@@ -63,8 +64,7 @@ class SegmenterTrainingOptions(TrainingOptions):
 
     def network(self, num_classes: int) -> SegmenterConfig:
         """The network of these options for so many classes."""
-        fields = ("hidden", "depths", "heads", "strides", "reductions", "decoder_hidden")
-        return SegmenterConfig(num_classes=num_classes, **{name: getattr(self, name) for name in fields})
+        return SegmenterConfig(num_classes=num_classes, **{name: getattr(self, name) for name in NETWORK_FIELDS})
 
 
 class SegmenterTraining:
