@@ -1,6 +1,6 @@
-"""The weights of a job on every node that will load them: this machine, or each node of a Ray cluster.
+"""The weights of a job or a training on every node that will load them: this machine, or each node of a Ray cluster.
 
-Knows which options of a job name weights, and where tasks run; how weights come to a node is known elsewhere.
+Knows which options name weights, and where tasks run; how weights come to a node is known elsewhere.
 """
 
 import os
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from pydantic import BaseModel
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -41,25 +42,39 @@ class Prefetched:
 
 def weights_of(job: Job) -> list[str]:
     """URIs of all weights that methods and filters of a job name, each once, paths absolute."""
+    job = job.from_anywhere()
+    return weights_named(job.methods, job.filters)
+
+
+def weights_named(*parts: BaseModel) -> list[str]:
+    """URIs of all weights that options name, each once."""
     found: dict[str, None] = {}
 
     def note(uri: str) -> str:
         found.setdefault(uri)
         return uri
 
-    job = job.from_anywhere()
-    map_weights(job.methods, note)
-    map_weights(job.filters, note)
+    for options in parts:
+        map_weights(options, note)
     return list(found)
 
 
 def prefetch(job: Job, address: str | None, progress: Progress) -> list[Prefetched]:
     """Bring the weights of a job to the cache of this machine, or of every node of the cluster at `address`.
 
+    Raises as `prefetch_weights` does.
+    """
+    return prefetch_weights(weights_of(job), job.hub.token_name, address, progress)
+
+
+def prefetch_weights(
+    uris: list[str], token_name: str | None, address: str | None, progress: Progress
+) -> list[Prefetched]:
+    """The same for weights that are named. `token_name`: of a variable with a token for the hub; None: HF_TOKEN.
+
     What a node has is not fetched again. Raises UsageError, before anything is fetched, where weights do not exist or
     are not pinned; SegdatagenError where a host does not answer, or nodes end up with other bytes than their peers.
     """
-    uris, token_name = weights_of(job), job.hub.token_name
     for uri in uris:
         is_remote(uri)
     if address is None:

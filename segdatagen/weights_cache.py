@@ -121,7 +121,7 @@ def require_copies(fingerprints: Mapping[str, str]) -> None:
         if record is not None and record.fingerprint != wanted:
             raise UsageError(
                 f"this node's copy of {uri} has other bytes than that of the machine that started the run: "
-                "`segdatagen prefetch JOB --address ADDRESS` brings the same to every node"
+                "`segdatagen prefetch FILE --address ADDRESS` brings the same to every node"
             )
 
 
@@ -131,8 +131,8 @@ def cached_path(uri: str) -> Path:
     if record is None and uri.startswith("hf://") and (revision := parse_hub_uri(uri).revision) in BRANCHES:
         raise UsageError(
             f"weights {uri}: {revision} is the name of a branch, and moves: pin a commit or a tag; "
-            "`segdatagen prefetch JOB` says which commit it is now"
+            "`segdatagen prefetch FILE` says which commit it is now"
         )
     if record is None:
-        raise UsageError(f"weights {uri} are not on this machine: `segdatagen prefetch JOB` brings them to its cache")
+        raise UsageError(f"weights {uri} are not on this machine: `segdatagen prefetch FILE` brings them to its cache")
     return entry_path(uri) / record.path

@@ -91,22 +91,32 @@ def train(
 
 
 def prefetch(
-    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file whose weights are wanted.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.yaml", help="The job file whose weights are wanted.")],
+    train: Annotated[
+        str | None, typer.Option(metavar="KIND", help="FILE is that of a training of this kind, not a job.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster: all its nodes; unset: this machine.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch the weights of a job that lie on other hosts (hf://, s3://). Nothing else asks a network for weights.
+    """Fetch the weights of a job or a training that lie on other hosts (hf://, s3://). Nothing else asks a network.
 
     Example: segdatagen prefetch jobs/town/job.yaml --address auto
     """
     from segdatagen.cli import screen
     from segdatagen.job import load_job
-    from segdatagen.prefetch import prefetch as prefetch_weights
+    from segdatagen.prefetch import prefetch_weights, weights_named, weights_of
 
+    if train is None:
+        loaded = load_job(file)
+        uris, token_name = weights_of(loaded), loaded.hub.token_name
+    else:
+        from segdatagen.training.run import read_options
+
+        uris, token_name = weights_named(read_options(train, file)), None
     with screen.meter("prefetch, nodes" if address else "prefetch, MB", silent=as_json) as progress:
-        found = prefetch_weights(load_job(job), address, progress)
+        found = prefetch_weights(uris, token_name, address, progress)
     if as_json:
         screen.print_json({"weights": [asdict(row) for row in found]})
         return

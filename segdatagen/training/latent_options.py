@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segdatagen.diffusion.latent_options import LatentSamplerOptions
 from segdatagen.training.options import TrainingOptions
-from segdatagen.weights import OptionalWeightsUri
 
 PromptForm = Literal["caption", "simple", "appended"]
 """As in jobs: the caption; "A photo of" and the classes of the mask; SGA's "caption; class, class"."""
@@ -35,7 +34,6 @@ class LatentTrainingOptions(TrainingOptions):
         *("prompts", "drop_prompt", "timesteps", "min_snr_gamma", "cache_dtype"),
     )
 
-    init_weights: OptionalWeightsUri = None
     prompts: tuple[PromptForm, ...] = Field(
         default=("caption", "simple", "appended"), min_length=1, description="one is drawn for every row"
     )

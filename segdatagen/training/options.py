@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from segdatagen.errors import UsageError
 from segdatagen.geometry import SIZE_STEP, Geometry
 from segdatagen.labels import LabelSet
-from segdatagen.weights import StoreDtype
+from segdatagen.weights import OptionalWeightsUri, StoreDtype
 
 
 class TrainingOptions(BaseModel):
@@ -25,7 +25,8 @@ class TrainingOptions(BaseModel):
     out: str = Field(min_length=1, description="URI of the folder for weights, checkpoints, logs and pictures")
     size: tuple[int, int] = Field(description="width, height in pixels, multiples of 8")
     fit: Literal["crop", "pad", "resize"] = "resize"
-    init_weights: str | None = Field(default=None, description="weights to go on from, of the same network")
+    init_weights: OptionalWeightsUri = None
+    """Weights to go on from, of the same network."""
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="of all workers together")
     learning_rate: float = Field(default=3e-4, gt=0)

@@ -69,7 +69,7 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     Raises UsageError for wrong options, for an unusable source store, where `out` holds another training, and where
     `use_gpu` finds none; SegdatagenError where the training fails.
     """
-    options = read_config(kind_type(kind).options_type, config_uri)
+    options = read_options(kind, config_uri)
     command = f"segdatagen train {kind} {config_uri}{' --local' if local else ''}"
     worker = functools.partial(train_share, TrainingRequest(kind, options, command))
     Folder(options.out).require_writable()
@@ -79,6 +79,12 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
         if isinstance(options, LatentTrainingOptions):
             _fill_on_ray(kind_type(kind)(options, read_training_arrays(options)), options)
         return train_on_ray(worker, options, address, progress)
+
+
+def read_options(kind: str, config_uri: str) -> TrainingOptions:
+    """The options of a training from its file. Raises UsageError, also where there is no such kind."""
+    found: TrainingOptions = read_config(kind_type(kind).options_type, config_uri)
+    return found
 
 
 def kind_type(name: str) -> KindType:

@@ -28,7 +28,7 @@ from segdatagen.training.latent_weights import load_network, put_model, record_o
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, palette_of, spread_rows
-from segdatagen.weights import WEIGHTS_NAME, OptionalWeightsUri, local_weights
+from segdatagen.weights import WEIGHTS_NAME, local_weights
 
 PICTURE_ROWS = 6
 JUDGED = 512
@@ -45,7 +45,6 @@ class VaeTrainingOptions(TrainingOptions):
         *("colour_maps", "pixel_loss", "edge_weight", "kl_weight", "freeze_encoder"),
     )
 
-    init_weights: OptionalWeightsUri = None
     block_channels: tuple[int, ...] = Field(
         default=(128, 256, 512, 512),
         min_length=2,
