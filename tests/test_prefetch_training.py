@@ -28,10 +28,8 @@ def test_what_a_training_begins_with_is_brought_too(
     options = fields(scenes_store, tmp_path / "out", base=base, steps=1, prompts=["simple"])
     config = write(tmp_path, "controlnet", options)
     line = refused_here("train", "controlnet", config, "--local")
-    assert (
-        line
-        == f"segdatagen: base: weights {base} are not on this machine: `segdatagen prefetch FILE` brings them to its cache\n"
-    )
+    there = f"base: weights {base} are not on this machine"
+    assert line == f"segdatagen: {there}: `segdatagen prefetch FILE` brings them to its cache\n"
     assert "unknown kind of training 'painter'" in refused_here("prefetch", config, "--train", "painter")
     assert "controlnet.yaml: " in refused_here("prefetch", config), "it is no job"
     assert main(["prefetch", config, "--train", "controlnet", "--json"]) == 0
