@@ -6,6 +6,7 @@ is trained on them, nor how real images come in between.
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.geometry import Geometry
@@ -13,7 +14,7 @@ from segdatagen.images import DecodeError, decode_image, decode_mask
 from segdatagen.labels import LabelSet
 from segdatagen.publish import DATA, Index, read_index
 from segdatagen.run_folder import Run, open_run
-from segdatagen.sources import ignore_id_of
+from segdatagen.sources import ignore_id_of, open_store, read_arrays
 from segdatagen.tables import read_part, read_parts
 
 
@@ -23,12 +24,7 @@ def read_published(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray
     Ignored pixels have channel -1. Raises UsageError where there is no run, where nothing is published, and where
     samples do not fit the size of `geometry`; SegdatagenError where a shard cannot be read.
     """
-    run = open_run(uri)
-    index = read_index(run.folder)
-    if index is None:
-        raise UsageError(f"{uri}: nothing is published here: publish it first, with `segdatagen publish {uri}`")
-    if not index.num_rows:
-        raise UsageError(f"{uri}: no good sample is published here: run its job again, then publish")
+    run, index = _open_published(uri)
     ids = _checked_ids(run, index, geometry)
     place_of = np.empty(len(ids), np.int64)
     place_of[np.argsort(ids)] = np.arange(len(ids))
@@ -43,13 +39,46 @@ def read_published(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray
     return images, channels, run.label_set
 
 
-def _checked_ids(run: Run, index: Index, geometry: Geometry) -> np.ndarray:
-    """Ids of all samples, int64 [N], in the order of the shards, once their sizes are known to fit."""
-    columns = ["sample_id", "height", "width"]
+def read_sources_of(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, LabelSet]:
+    """The real image and mask of the source of each published sample, in the same order and form as `read_published`.
+
+    Raises UsageError as that does, and where the run's sources are out of reach or others now.
+    """
+    run, index = _open_published(uri)
+    rows = _columns(run, index, ["sample_id", "source_id"]).sort_by("sample_id")
+    store_uri = run.info.job.get("sources")
+    if not store_uri:
+        raise UsageError(f"{uri}: the job of the run names no sources")
+    store = open_store(str(store_uri))
+    known = {recipe["sources"] for recipe in run.info.recipes.values() if "sources" in recipe}
+    if known - {store.info.fingerprint}:
+        raise UsageError(f"{uri}: {store_uri} holds other sources than those of this run now")
+    images, channels, *_ = read_arrays(str(store_uri), geometry)
+    places = pc.index_in(rows["source_id"], store.index["source_id"].combine_chunks()).to_numpy()
+    return images[places], channels[places], run.label_set
+
+
+def _open_published(uri: str) -> tuple[Run, Index]:
+    run = open_run(uri)
+    index = read_index(run.folder)
+    if index is None:
+        raise UsageError(f"{uri}: nothing is published here: publish it first, with `segdatagen publish {uri}`")
+    if not index.num_rows:
+        raise UsageError(f"{uri}: no good sample is published here: run its job again, then publish")
+    return run, index
+
+
+def _columns(run: Run, index: Index, columns: list[str]) -> pa.Table:
+    """Columns of all samples in the order of the shards."""
     tables, unreadable = read_parts(run.folder.child(DATA), [shard.name for shard in index.shards], columns)
     for sentence in unreadable.values():
         raise SegdatagenError(f"{sentence}: publish the run again")
-    rows = pa.concat_tables(tables.values())
+    return pa.concat_tables(tables.values())
+
+
+def _checked_ids(run: Run, index: Index, geometry: Geometry) -> np.ndarray:
+    """Ids of all samples, int64 [N], in the order of the shards, once their sizes are known to fit."""
+    rows = _columns(run, index, ["sample_id", "height", "width"])
     sizes = np.unique(np.stack([rows["width"].to_numpy(), rows["height"].to_numpy()], axis=1), axis=0)
     wanted_width, wanted_height = geometry.size
     for width, height in sizes.tolist():

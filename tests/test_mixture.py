@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
+from committed import METHOD, plan
 from conftest import Refused, make_scenes_store
 from published_samples import SIZE, make_published, pixels_of, publish_here, rows_of
 from safetensors.torch import load_file
@@ -17,10 +19,11 @@ from segdatagen.cli import main
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.labels import load_label_set
-from segdatagen.run_folder import open_run
+from segdatagen.records import SAMPLE_SCHEMA
+from segdatagen.run_folder import open_run, write_run
 from segdatagen.samples import put_samples
 from segdatagen.segmenters import SegmenterWeights
-from segdatagen.sources import read_arrays
+from segdatagen.sources import open_store, read_arrays
 from segdatagen.training.data import Batch, Order, Share, TrainingArrays, batch_of_step
 from segdatagen.training.kind import TrainingProgress, TrainingResult
 from segdatagen.training.mixture import Mixture, SyntheticOptions, read_mixture
@@ -110,6 +113,49 @@ def sample_of(image: np.ndarray, channels: np.ndarray) -> int | None:
 
 def samples_of(batch: Batch) -> list[int | None]:
     return [sample_of(i, c) for i, c in zip(batch.images.numpy(), batch.channels.numpy(), strict=True)]
+
+
+def test_the_source_of_each_sample_can_stand_in_its_place(
+    arrays: TrainingArrays, scenes_store: Path, tmp_path: Path
+) -> None:
+    """Real images drawn as often as the plan repeats their masks: the same rows are replaced, by the same draw."""
+    store = open_store(str(scenes_store))
+    ids = store.index["source_id"].to_pylist()
+    chosen = {25: ids[2], 21: ids[0], 22: ids[2], 23: ids[3], 24: ids[2]}
+    recipes: dict[str, dict[str, Any]] = {METHOD: {"sources": store.info.fingerprint}}
+    job = {"name": "published", "sources": str(scenes_store)}
+    made = write_run(str(tmp_path / "run"), job, recipes, load_label_set("scenes"))
+    plan(made, list(chosen))
+    rows = [row | {"source_id": chosen[row["sample_id"]]} for row in rows_of(list(chosen)).to_pylist()]
+    put_samples(made.folder, pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA))
+    publish_here(made)
+    options = {"runs": [made.folder.uri], "p_aug": 0.5}
+    labels = load_label_set("scenes")
+    found = read_mixture(SyntheticOptions.model_validate(options | {"images": "sources"}), GEOMETRY, labels)
+    places = [ids.index(chosen[sample_id]) for sample_id in sorted(chosen)]
+    assert np.array_equal(found.images, arrays.images[places])
+    assert np.array_equal(found.channels, arrays.channels[places])
+    assert "5 sources of the samples of" in found.in_words()
+    samples = read_mixture(SyntheticOptions.model_validate(options), GEOMETRY, labels)
+    assert samples.fingerprint() != found.fingerprint()
+    batch = batch_at(arrays, 4)
+    replaced, also = (
+        mixture.mixed(batch_at(arrays, 4)).images.ne(batch.images).flatten(1).any(1) for mixture in (samples, found)
+    )
+    assert replaced.any()
+    assert not (also & ~replaced).any(), "the same rows, but for those that got their own image"
+
+
+@pytest.mark.parametrize("words", ["names no sources", "holds other sources than"])
+def test_sources_that_are_not_there_any_more_are_said(tmp_path: Path, scenes_store: Path, words: str) -> None:
+    job = {"name": "published"} | ({} if words == "names no sources" else {"sources": str(scenes_store)})
+    made = write_run(str(tmp_path / "run"), job, {METHOD: {"sources": "0" * 32}}, load_label_set("scenes"))
+    plan(made, [1])
+    put_samples(made.folder, rows_of([1]))
+    publish_here(made)
+    options = SyntheticOptions.model_validate({"runs": [made.folder.uri], "images": "sources"})
+    with pytest.raises(UsageError, match=words):
+        read_mixture(options, GEOMETRY, load_label_set("scenes"))
 
 
 def test_rows_are_replaced_as_often_as_asked_by_every_sample_alike(arrays: TrainingArrays, run: Path) -> None:

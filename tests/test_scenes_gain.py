@@ -71,13 +71,16 @@ def test_the_experiment_compares_each_run_beside_its_own_sources(experiment: Exp
         for path in JOBS
         for real, generator, ratio in [names_of(path)]
     }
-    assert mixtures.keys() == runs.keys()
+    controls = {(real, "repeated-2x"): (real, "own-2x") for real in experiment.real}
+    assert mixtures.keys() == runs.keys() | controls.keys()
     for (real, name), options in mixtures.items():
-        assert options.runs == (runs[real, name].uri,)
-        assert experiment.real[real].sources == runs[real, name].sources
+        job = runs[controls.get((real, name), (real, name))]
+        assert options.runs == (job.uri,)
+        assert options.images == ("sources" if (real, name) in controls else "samples")
+        assert experiment.real[real].sources == job.sources
     assert len({options.p_aug for options in mixtures.values()}) == 1
     cells = list(experiment.cells())
-    assert len(cells) == 30
+    assert len(cells) == 36
     assert sum(cell.synthetic == ALONE for cell in cells) == 6
 
 

@@ -6,6 +6,7 @@ on more workers replace the same rows. It does not know networks, nor how sample
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.labels import LabelSet
-from segdatagen.reader import read_published
+from segdatagen.reader import read_published, read_sources_of
 from segdatagen.training.data import Batch
 
 
@@ -24,6 +25,9 @@ class SyntheticOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     runs: tuple[str, ...] = Field(min_length=1, description="URIs of published runs")
+    images: Literal["samples", "sources"] = Field(
+        default="samples", description="or the source of each: what drawing real images as often gives, for comparison"
+    )
     p_aug: float = Field(default=0.6, ge=0, le=1, description="probability per row; the default is SegGen's on ADE20K")
 
     @field_validator("runs")
@@ -56,7 +60,8 @@ class Mixture:
     def in_words(self) -> str:
         """What a model card says of it."""
         runs = ", ".join(f"`{uri}`" for uri in self.options.runs)
-        return f"p_aug {self.options.p_aug:g}: {len(self.images):,} samples of {runs}, `{self.fingerprint()}`"
+        what = "samples" if self.options.images == "samples" else "sources of the samples"
+        return f"p_aug {self.options.p_aug:g}: {len(self.images):,} {what} of {runs}, `{self.fingerprint()}`"
 
     def mixed(self, batch: Batch) -> Batch:
         """The batch with each row replaced with the probability `p_aug`, by any sample, mirrored where the row was."""
@@ -76,13 +81,14 @@ class Mixture:
 
 
 def read_mixture(options: SyntheticOptions, geometry: Geometry, label_set: LabelSet) -> Mixture:
-    """All samples of the runs, in the order of the runs and of their ids.
+    """All samples of the runs, or the source of each, in the order of the runs and of the samples' ids.
 
     Raises UsageError where a run is not published, of another label set, or of a size that does not fit.
     """
+    read = read_published if options.images == "samples" else read_sources_of
     images, channels = [], []
     for uri in options.runs:
-        found_images, found_channels, labels = read_published(uri, geometry)
+        found_images, found_channels, labels = read(uri, geometry)
         if labels != label_set:
             raise UsageError(f"synthetic: {uri} has other labels than the sources: give runs of their label set")
         images.append(found_images)
