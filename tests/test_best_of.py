@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import JobFactory, Refused
 from hypothesis import given
@@ -17,7 +18,7 @@ from segdatagen.images import decode_image
 from segdatagen.job import Job, load_job
 from segdatagen.method_context import MethodContext, method_contexts
 from segdatagen.methods import Chain, build_chain, content_recipes
-from segdatagen.records import derive_seed
+from segdatagen.records import PLAN_SCHEMA, derive_seed
 from segdatagen.sources import SourceStore, open_store
 from segdatagen.stages.adherence import AdherenceStage
 from segdatagen.stages.redraw import Choice, Redraws, draw_with_retries
@@ -96,17 +97,15 @@ def context_of(job: Job, method: str = "mask_ddpm") -> MethodContext:
     return method_contexts(job, open_store(job.sources).label_set)[method]
 
 
-def plan_rows(store: SourceStore, method: str, seeds: list[int]) -> Any:
+def plan_rows(store: SourceStore, method: str, seeds: list[int]) -> pa.Table:
     """A plan of one source per seed."""
-    import pyarrow as pa
-
     index = store.index.to_pylist()
     rows = [
         {"sample_id": seed, "round": 0, "method": method, "variant": 0, "seed": seed}
         | {name: index[place % len(index)][name] for name in ("source_id", "source_file", "source_row")}
         for place, seed in enumerate(seeds)
     ]
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
 
 
 def made(job: Job, method: str = "mask_ddpm", seeds: list[int] | None = None) -> list[dict[str, Any]]:

@@ -237,8 +237,8 @@ def test_filters_see_the_mask_that_came_out(
     options = options_of(models, text2mask, layout={**ANY_CLASSES, "min_distance": 0})
     job = job_of(make_job, options, filters=filters)
     chain = build_chain("masksyn", method_contexts(job, LABELS)["masksyn"])
-    names = ["load", "caption", "layout", "prompt", "text2mask", "prior", "mask2img", "adherence", "ignore_noisy"]
-    assert [stage.name for stage in chain.stages] == [*names, "filter"]
+    names = ["load", "caption", "layout", "prompt", "text2mask", "prior", "mask2img", "adherence", "target"]
+    assert [stage.name for stage in chain.stages] == [*names, "ignore_noisy", "filter"]
     assert plan_job(job, Events(), dry_run=False).summary.num_rows == 12
     folder = open_run(job.uri).folder
     rows = chain.run(read_plan(folder, read_rounds(folder)), 1).to_pylist()
