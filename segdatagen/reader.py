@@ -50,8 +50,7 @@ def read_sources_of(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarra
     if not store_uri:
         raise UsageError(f"{uri}: the job of the run names no sources")
     store = open_store(str(store_uri))
-    known = {recipe["sources"] for recipe in run.info.recipes.values() if "sources" in recipe}
-    if known - {store.info.fingerprint}:
+    if not run.is_made_from(store.info.fingerprint):
         raise UsageError(f"{uri}: {store_uri} holds other sources than those of this run now")
     images, channels, *_ = read_arrays(str(store_uri), geometry)
     places = pc.index_in(rows["source_id"], store.index["source_id"].combine_chunks()).to_numpy()

@@ -86,6 +86,11 @@ class Run:
     info: RunInfo
     label_set: LabelSet
 
+    def is_made_from(self, fingerprint: str) -> bool:
+        """Whether its recipes stand for a source store of this fingerprint, or say nothing of any."""
+        known = {recipe["sources"] for recipe in self.info.recipes.values() if "sources" in recipe}
+        return not known or fingerprint in known
+
     def job_as(self, model: type[Model], field: str | None = None) -> Model:
         """The job that this run was last planned or run with, or one of its fields, of which none is the default.
 

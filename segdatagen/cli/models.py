@@ -106,17 +106,16 @@ def prefetch(
     """
     from segdatagen.cli import screen
     from segdatagen.job import load_job
-    from segdatagen.prefetch import prefetch_weights, weights_named, weights_of
+    from segdatagen.prefetch import prefetch as prefetch_job
+    from segdatagen.prefetch import prefetch_weights, weights_named
 
-    if train is None:
-        loaded = load_job(file)
-        uris, token_name = weights_of(loaded), loaded.hub.token_name
-    else:
-        from segdatagen.training.run import read_options
-
-        uris, token_name = weights_named(read_options(train, file)), None
     with screen.meter("prefetch, nodes" if address else "prefetch, MB", silent=as_json) as progress:
-        found = prefetch_weights(uris, token_name, address, progress)
+        if train is None:
+            found = prefetch_job(load_job(file), address, progress)
+        else:
+            from segdatagen.training.run import read_options
+
+            found = prefetch_weights(weights_named(read_options(train, file)), None, address, progress)
     if as_json:
         screen.print_json({"weights": [asdict(row) for row in found]})
         return

@@ -40,8 +40,7 @@ def open_sources(run: Run) -> tuple[SourceStore | None, str | None]:
         store = open_store(str(uri))
     except (SegdatagenError, OSError) as error:
         return None, f"the source store is out of reach ({error})"
-    known = {recipe["sources"] for recipe in run.info.recipes.values() if "sources" in recipe}
-    if known and store.info.fingerprint not in known:
+    if not run.is_made_from(store.info.fingerprint):
         return None, f"{uri} holds other sources than those of this run now"
     return store, None
 
