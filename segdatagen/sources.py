@@ -35,6 +35,8 @@ ROW_GROUP_SIZE = 8
 """A sample needs one row: reading it costs a group."""
 INFO_NAME = "source.json"
 LABELS_NAME = "labels.yaml"
+DECODED = ("source_id", "image", "mask")
+"""The columns that `decoded_rows` needs."""
 
 
 class PartInfo(BaseModel):
@@ -233,7 +235,15 @@ def read_part_arrays(
     store: SourceStore, number: int, geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
     """One part of a store, of n sources, as `read_arrays` has it: images [n, H, W, 3], channels [n, H, W], captions."""
-    rows = read_part(store.folder, store.info.parts[number].name, ["source_id", "image", "mask", "caption"])
+    rows = read_part(store.folder, store.info.parts[number].name, [*DECODED, "caption"])
+    return *decoded_rows(store, rows, geometry), rows["caption"].to_pylist()
+
+
+def decoded_rows(store: SourceStore, rows: pa.Table, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a store with the columns DECODED as `read_arrays` has them: images [n, H, W, 3], channels [n, H, W].
+
+    Raises UsageError where one has no image or no mask.
+    """
     table, ignored, (width, height) = store.label_set.channel_table(), ignore_id_of(store.label_set), geometry.size
     images = np.empty((rows.num_rows, height, width, 3), np.uint8)
     channels = np.empty((rows.num_rows, height, width), np.int16)
@@ -241,11 +251,11 @@ def read_part_arrays(
         for name in ("mask", "image"):
             if row[name] is None:
                 raise UsageError(
-                    f"{store.folder.uri}: source {row['source_id']} has no {name}: training needs images and masks"
+                    f"{store.folder.uri}: source {row['source_id']} has no {name}: images and masks are needed"
                 )
         images[place] = geometry.apply_image(decode_image(row["image"]))
         channels[place] = table[geometry.apply_mask(decode_mask(row["mask"]), ignored)]
-    return images, channels, rows["caption"].to_pylist()
+    return images, channels
 
 
 def ignore_id_of(label_set: LabelSet) -> int:

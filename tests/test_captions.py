@@ -187,7 +187,7 @@ def test_a_row_whose_source_is_a_caption_gets_a_reason(caption_store: SourceStor
 
 
 def test_training_refuses_captions(caption_store: SourceStore) -> None:
-    with pytest.raises(UsageError, match="source ideas-000000001 has no mask: training needs images and masks"):
+    with pytest.raises(UsageError, match="source ideas-000000001 has no mask: images and masks are needed"):
         read_arrays(caption_store.folder.uri, Geometry(size=(32, 32)))
 
 

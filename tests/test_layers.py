@@ -51,6 +51,7 @@ LAYERS = {
     "class_ranks": 1,
     "regions": 1,
     "judges": 5,
+    "judge_sources": 5,
     "best_of": 5,
     "load_source": 5,
     "method_context": 5,

@@ -1,4 +1,4 @@
-"""Commands about models and machines: train, prefetch, weights, bench, demo.
+"""Commands about models and machines: train, prefetch, judge, weights, bench, demo.
 
 They parse words and print results; the work is the library's.
 """
@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 from segdatagen.cli.data import Address, Json
+from segdatagen.cli.runs import JobFile
 from segdatagen.errors import UsageError
 
 
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(train)
     app.command()(prefetch)
+    app.command()(judge)
     app.command(cls=NamesBenchmarks)(bench)
     app.command()(demo)
     weights = typer.Typer(help="Weights of models that were made elsewhere.", no_args_is_help=True)
@@ -124,6 +126,38 @@ def prefetch(
         state = "fetched" if row.fetched else "already there"
         pinned = f", revision {row.revision}" if row.revision else ""
         screen.say(f"{where}{row.uri}: {state}, {screen.as_bytes(row.num_bytes)}{pinned}, at {row.path}")
+
+
+def judge(
+    job: JobFile,
+    sources: Annotated[
+        str | None, typer.Option(metavar="STORE", help="A source store in place of the job's, for example held out.")
+    ] = None,
+    images: Annotated[int, typer.Option(metavar="N", min=2, help="At most so many, spread over the store.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """How much of their masks the segmenter of `adherence` finds in real images: where to put its limits.
+
+    Example: segdatagen judge jobs/camvid_suite/job.yaml --sources out/camvid/val
+    """
+    from segdatagen.cli import screen
+    from segdatagen.job import load_job
+    from segdatagen.judge_sources import PERCENTILES, Found, judge_sources
+
+    with screen.meter("judge, images", silent=as_json) as progress:
+        found = judge_sources(load_job(job), sources, images, progress)
+    if as_json:
+        screen.print_json(asdict(found) | {"percentiles": PERCENTILES})
+        return
+
+    def row(name: str, one: Found) -> list[object]:
+        return [name, one.images, one.iou, one.mean, *one.percentiles]
+
+    rows = [row("whole masks", found.masks), row("masks of other images", found.other_masks)]
+    rows += [row(name, one) for name, one in sorted(found.classes.items(), key=lambda entry: entry[1].mean)]
+    columns = ["", "images", "IoU", "mean", *(f"{percentile} %" for percentile in PERCENTILES)]
+    screen.table(columns, rows, f"{found.segmenter} on {found.sources}")
+    screen.say("IoU: over all pixels; mean and percentiles: over images that show the class; whole masks: over classes")
 
 
 def weights_convert(

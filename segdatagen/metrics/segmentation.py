@@ -33,3 +33,13 @@ def mean_iou(matrix: np.ndarray) -> float:
     """mIoU: the mean over the classes that are given or predicted anywhere; NaN where there are none."""
     iou = iou_of(matrix)
     return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
+
+
+def class_scores(channels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[int, float]:
+    """IoU of each class of one mask with what was predicted for its image, by channel; their mean is its adherence.
+
+    Both are integers `[H, W]`; pixels whose channel is below 0 do not count. A class that is predicted but not in the
+    mask costs those whose pixels it takes. Empty where every pixel is ignored.
+    """
+    iou = iou_of(confusion(channels, predicted, num_classes))
+    return {channel: float(iou[channel]) for channel in np.unique(channels[channels >= 0]).tolist()}

@@ -3,13 +3,14 @@
 It scores and refuses nothing. It does not know limits, nor how the segmenter was trained.
 """
 
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 
 from segdatagen.images import decode_image, decode_mask
 from segdatagen.labels import LabelSet
-from segdatagen.metrics.segmentation import confusion, iou_of
+from segdatagen.metrics.segmentation import class_scores
 from segdatagen.segmenters import Segmenter
 from segdatagen.stages.stage import Batch, objects
 
@@ -17,8 +18,7 @@ from segdatagen.stages.stage import Batch, objects
 class AdherenceStage:
     """`score_adherence`: the mean over the classes of the mask of their IoU with what the segmenter finds.
 
-    Pixels that are ignored do not count. A class that is found but not in the mask costs those whose pixels it takes.
-    A mask of ignored pixels alone has no score.
+    A mask of ignored pixels alone has no score. See `metrics.segmentation.class_scores`.
     """
 
     name = "adherence"
@@ -42,9 +42,8 @@ class AdherenceStage:
     def _scores(self, image: bytes, mask: bytes) -> tuple[float | None, list[dict[str, Any]]]:
         channels = self._channels[decode_mask(mask)]
         found = self._segmenter.predict(np.stack([decode_image(image)]))[0]
-        iou = iou_of(confusion(channels, found, len(self._ids)))
-        shown = np.unique(channels[channels >= 0])
+        iou = class_scores(channels, found, len(self._ids))
         per_class = [
-            {"class_id": int(self._ids[channel]), "score": self.name, "value": float(iou[channel])} for channel in shown
+            {"class_id": int(self._ids[channel]), "score": self.name, "value": value} for channel, value in iou.items()
         ]
-        return (float(iou[shown].mean()) if len(shown) else None), per_class
+        return (fmean(iou.values()) if iou else None), per_class
