@@ -1,7 +1,9 @@
 """Trainings that begin with a base: what they learn, what stays as it was, and the same on Ray and with less memory."""
 
 import csv
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +232,21 @@ def test_the_figures_of_text2mask_are_those_of_what_it_draws(
     half = figures(maps, plain)
     assert half["within_palette"] == 1.0
     assert half["classes_present"] == pytest.approx((1 + of_road) / 2)
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_another_base_at_the_same_place_is_another_training(
+    latent_store: Path, latent_base: Path, tmp_path: Path, texts: bool
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(latent_base, base)
+    found = fields(latent_store, tmp_path / "out", base=str(base), train_text_encoders=texts)
+    train_here("text2mask", write(tmp_path, "out", found))
+    tokenizer = base / "tokenizer" / "tokenizer.json"
+    found_words = json.loads(tokenizer.read_text())
+    vocabulary = found_words["model"]["vocab"]
+    first, second, *_ = sorted(vocabulary)
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    tokenizer.write_text(json.dumps(found_words))
+    with pytest.raises(UsageError, match="its base was another"):
+        train_here("text2mask", write(tmp_path, "out", found))

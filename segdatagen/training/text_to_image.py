@@ -79,8 +79,8 @@ class TextToImageTraining(LatentTraining):
 
     @functools.cached_property
     def frozen(self) -> Mapping[str, str]:
-        """The VAE; all it starts from where the text encoders, or with LoRA the UNet, are not trained."""
-        if self.start is not None and not self._options.train_text_encoders:
+        """All it starts from: at least the VAE and the tokenizers stay. Of a new model the VAE."""
+        if self.start is not None:
             return {"base": fingerprint_of(self.start)}
         return {"vae": self._latents.records.info.facts["vae"]}
 
