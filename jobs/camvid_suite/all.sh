@@ -23,3 +23,5 @@ wait "$other"
 segdatagen run $jobs/job.yaml
 segdatagen publish out/camvid/runs/camvid-latent/v1
 segdatagen report out/camvid/runs/camvid-latent/v1
+segdatagen judge $jobs/job.yaml
+segdatagen judge $jobs/job.yaml --sources out/camvid/val
