@@ -64,11 +64,11 @@ def train(
     last: list[TrainingProgress] = []
 
     def describe() -> str:
-        return (
-            f"loss {last[0].loss:.4f}, {last[0].steps_per_second:.2f} steps/s, {last[0].images_per_second:.0f} images/s"
-            if last
-            else ""
-        )
+        if not last:
+            return ""
+        found = last[0]
+        pace = f"{found.steps_per_second:.2f} steps/s, {found.images_per_second:.0f} images/s"
+        return f"loss {found.loss:.4f}, {pace}{_restarts(found.restarts)}"
 
     shown = screen.Meter("train", as_json, describe)
 
@@ -83,13 +83,19 @@ def train(
     if as_json:
         screen.print_json(asdict(result))
         return
-    spent = screen.as_duration(result.seconds)
+    spent = screen.as_duration(result.seconds) + _restarts(result.restarts)
     screen.say(f"{result.out}: step {result.step} of {result.steps}, loss {result.loss:.4f}, {spent}")
     if result.weights is None:
         screen.say("max_hours are over: the same command goes on")
     else:
         figures = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in result.figures.items())
         screen.say(f"weights: {result.weights}{figures}")
+
+
+def _restarts(count: int) -> str:
+    from segdatagen.cli import screen
+
+    return f", {screen.as_count(count, 'restart')} after workers died" if count else ""
 
 
 def prefetch(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from segdatagen.errors import SegdatagenError
 from segdatagen.storage import Folder
 
+CHECKPOINTS_NAME = "checkpoints"
+"""Their folder in `out`."""
 PREFIX, SUFFIX = "step-", ".safetensors"
 _HEADER_LENGTH_BYTES = 8
 

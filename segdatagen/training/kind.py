@@ -16,13 +16,17 @@ from segdatagen.training.options import TrainingOptions
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a training is: steps done and in all, the mean loss since the last report, and steps per second."""
+    """Where a training is: steps done and in all, the mean loss since the last report, and steps per second.
+
+    `restarts`: how often workers of Ray died in this command, and were started again.
+    """
 
     step: int
     steps: int
     loss: float
     steps_per_second: float
     images_per_second: float = 0.0
+    restarts: int = 0
 
 
 Progress = Callable[[TrainingProgress], None]
@@ -54,6 +58,7 @@ class TrainingResult:
     seconds: float
     weights: str | None
     figures: Mapping[str, float] = field(default_factory=dict)
+    restarts: int = 0
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from segdatagen.records import derive_seed
 from segdatagen.storage import Folder
 from segdatagen.training.boards import Boards
 from segdatagen.training.checkpoints import (
+    CHECKPOINTS_NAME,
     Checkpoint,
     collect,
     load_newest,
@@ -41,7 +42,6 @@ from segdatagen.training.speed import Speedometer
 
 REPORT_EVERY = 10
 """Steps between reports; losses stay on the device until then, and workers agree on stopping."""
-CHECKPOINTS_NAME = "checkpoints"
 SAMPLES_NAME = "samples"
 
 
