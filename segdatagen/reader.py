@@ -14,7 +14,7 @@ from segdatagen.images import DecodeError, decode_image, decode_mask
 from segdatagen.labels import LabelSet
 from segdatagen.publish import DATA, Index, read_index
 from segdatagen.run_folder import Run, open_run
-from segdatagen.sources import ignore_id_of, open_store, read_arrays
+from segdatagen.sources import arrays_of, ignore_id_of, open_store
 from segdatagen.tables import read_part, read_parts
 
 
@@ -52,7 +52,7 @@ def read_sources_of(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarra
     store = open_store(str(store_uri))
     if not run.is_made_from(store.info.fingerprint):
         raise UsageError(f"{uri}: {store_uri} holds other sources than those of this run now")
-    images, channels, *_ = read_arrays(str(store_uri), geometry)
+    images, channels, *_ = arrays_of(store, geometry)
     places = pc.index_in(rows["source_id"], store.index["source_id"].combine_chunks()).to_numpy()
     return images[places], channels[places], run.label_set
 

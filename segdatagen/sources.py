@@ -66,6 +66,10 @@ class SourceInfo(BaseModel):
     captions: str | None = None
 
 
+Arrays = tuple[np.ndarray, np.ndarray, LabelSet, tuple[str | None, ...]]
+"""Images, channels, label set and captions: see `read_arrays`."""
+
+
 @dataclass(frozen=True)
 class SourceStore:
     """An ingested data set."""
@@ -213,12 +217,16 @@ def transformed_counts(store: SourceStore, geometry: Geometry, num_threads: int 
     return counts
 
 
-def read_arrays(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarray, LabelSet, tuple[str | None, ...]]:
+def read_arrays(uri: str, geometry: Geometry) -> Arrays:
     """A whole store in memory, for training: images uint8 [N, H, W, 3], channels int16 [N, H, W], label set, captions.
 
     Ignored pixels have channel -1. Raises UsageError where a source has no image or no mask.
     """
-    store = open_store(uri)
+    return arrays_of(open_store(uri), geometry)
+
+
+def arrays_of(store: SourceStore, geometry: Geometry) -> Arrays:
+    """What `read_arrays` returns, of a store that is open."""
     width, height = geometry.size
     images = np.empty((store.info.num_sources, height, width, 3), np.uint8)
     channels = np.empty((store.info.num_sources, height, width), np.int16)
