@@ -1,7 +1,7 @@
 """What the segmenter of a job's `adherence` finds in real images: the measure for its scores and limits.
 
-In generated images it should find as much, and with the masks of other images much less. It reads a source store and
-weights; it knows no run, and starts no Ray.
+Images that it was not trained on tell what it can find at best in generated ones; with the masks of other images it
+should find much less. It reads a source store and weights; it knows no run, and starts no Ray.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +15,20 @@ from segdatagen.filtering import check_filters
 from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
 from segdatagen.job import Job
-from segdatagen.judges import segmenter_of
-from segdatagen.metrics.segmentation import class_scores, confusion, iou_of, mean_iou
-from segdatagen.sources import DECODED, SourceStore, decoded_rows, open_store
+from segdatagen.judges import execution_here, segmenter_of
+from segdatagen.metrics.segmentation import confusion, image_iou, iou_of, mean_iou
+from segdatagen.sources import DECODED, ROW_GROUP_SIZE, SourceStore, decoded_rows, open_store
 
 PERCENTILES = (1, 10, 50, 90, 99)
+Decoded = tuple[np.ndarray, np.ndarray]
+"""Image uint8 `[H, W, 3]` and channels int16 `[H, W]` of a source."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """How much is found, as IoU in [0, 1]: `iou` over all pixels, the others over the `images` that show it.
+class IouSummary:
+    """IoU in [0, 1] of a class, or mIoU of whole masks: `iou` of all pixels, the others of the `images` that show it.
 
-    Of whole masks both are means over classes. `percentiles` are at PERCENTILES.
+    `percentiles` are at PERCENTILES.
     """
 
     images: int
@@ -36,21 +38,24 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is found of masks, of the masks of other images (which is chance), and of each class that masks show."""
+class JudgedSources:
+    """What is found of the masks of images, of those of other images (which is chance), and of each class shown."""
 
     sources: str
     segmenter: str
-    masks: Found
-    other_masks: Found
-    classes: dict[str, Found]
+    masks: IouSummary
+    other_masks: IouSummary
+    classes: dict[str, IouSummary]
 
 
-def judge_sources(job: Job, sources: str | None, max_images: int, progress: Callable[[int, int], None]) -> Verdict:
+def judge_sources(
+    job: Job, sources: str | None, max_images: int, progress: Callable[[int, int], None]
+) -> JudgedSources:
     """Judge sources of a store, the job's if None, at the job's geometry: at most so many, spread over the store.
 
-    Images without a labelled pixel do not count. Raises UsageError where the job has no `adherence`, where the store
-    or the segmenter does not fit, and where fewer than two images count.
+    The other image is half of them away, as neighbours may be frames of one film. Masks without a labelled pixel do
+    not count. Raises UsageError where the job has no `adherence`, where the store or the segmenter does not fit, and
+    where fewer than two images count.
     """
     adherence = job.filters.adherence
     if adherence is None:
@@ -58,54 +63,68 @@ def judge_sources(job: Job, sources: str | None, max_images: int, progress: Call
     uri, weights = sources or job.sources, adherence.segmenter
     store = open_store(uri)
     check_filters(Filters(adherence=adherence), store.label_set)
-    num_images = min(max_images, store.info.num_sources)
-    segmenter = segmenter_of(weights, store.label_set, job.execution)
-    own, other = _Tally(store.label_set.num_classes), _Tally(store.label_set.num_classes)
-    before: np.ndarray | None = None
-    for done, (image, channels) in enumerate(_spread(store, job.geometry, num_images), 1):
-        if (channels >= 0).any():
-            predicted = segmenter.predict(image[None])[0]
-            own.add(channels, predicted)
-            if before is not None:
-                other.add(channels, before)
-            before = predicted
+    segmenter = segmenter_of(weights, store.label_set, execution_here(job.execution))
+    own, other = _Scores(store.label_set.num_classes), _Scores(store.label_set.num_classes)
+    num_images, done = min(max_images, store.info.num_sources), 0
+    for pair in _far_pairs(store, job.geometry, num_images):
+        predicted = [segmenter.predict(image[None])[0] for image, _ in pair]
+        for place, (_, channels) in enumerate(pair):
+            own.add(channels, predicted[place])
+            if len(pair) == 2:
+                other.add(channels, predicted[1 - place])
+        done += len(pair)
         progress(done, num_images)
-    if not other.scores:
+    if not other.of_images:
         raise UsageError(f"{uri}: two images with labelled pixels are needed to judge by, and there are fewer")
-    return Verdict(uri, weights, own.masks(), other.masks(), own.classes(store.label_set.names))
+    return JudgedSources(uri, weights, own.masks(), other.masks(), own.classes(store.label_set.names))
 
 
-def _spread(store: SourceStore, geometry: Geometry, num_images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Image uint8 [H, W, 3] and channels int16 [H, W] of so many sources at equal distances, in the store's order."""
+def _far_pairs(store: SourceStore, geometry: Geometry, num_images: int) -> Iterator[list[Decoded]]:
+    """So many sources at equal distances, each of the first half with that of the second; of an odd number one alone.
+
+    As many are decoded at once as a row group holds, and again as many.
+    """
     places = np.linspace(0, store.info.num_sources - 1, num_images).round().astype(np.int64)
+    half = (num_images + 1) // 2
+    for start in range(0, half, ROW_GROUP_SIZE):
+        first = _decoded(store, geometry, places[start : min(start + ROW_GROUP_SIZE, half)])
+        second = _decoded(store, geometry, places[half + start : half + start + ROW_GROUP_SIZE])
+        for place, source in enumerate(first):
+            yield [source, *second[place : place + 1]]
+
+
+def _decoded(store: SourceStore, geometry: Geometry, places: np.ndarray) -> list[Decoded]:
     chosen = store.index.select(["source_file", "source_row"]).take(places)
+    found: list[Decoded] = []
     for name in pc.unique(chosen["source_file"]).to_pylist():
         rows = chosen.filter(pc.equal(chosen["source_file"], name))["source_row"].to_pylist()
-        yield from zip(*decoded_rows(store, store.read_rows(name, rows, DECODED), geometry), strict=True)
+        found += zip(*decoded_rows(store, store.read_rows(name, rows, DECODED), geometry), strict=True)
+    return found
 
 
-class _Tally:
-    """Scores of images, one by one, and the pixels of all of them."""
+class _Scores:
+    """IoU of images, one by one, and the pixels of all of them."""
 
     def __init__(self, num_classes: int) -> None:
         self.matrix = np.zeros((num_classes, num_classes), np.int64)
-        self.scores: list[dict[int, float]] = []
+        self.of_images: list[dict[int, float]] = []
 
     def add(self, channels: np.ndarray, predicted: np.ndarray) -> None:
-        """One mask with at least one labelled pixel, and what was predicted for an image, int `[H, W]` both."""
-        self.matrix += confusion(channels, predicted, len(self.matrix))
-        self.scores.append(class_scores(channels, predicted, len(self.matrix)))
+        """One mask, and what was predicted for an image, int `[H, W]` both."""
+        if iou := image_iou(channels, predicted, len(self.matrix)):
+            self.of_images.append(iou)
+            self.matrix += confusion(channels, predicted, len(self.matrix))
 
-    def masks(self) -> Found:
+    def masks(self) -> IouSummary:
         """Of whole masks."""
-        return _found(mean_iou(self.matrix), [float(np.mean(list(one.values()))) for one in self.scores])
+        return _summary(mean_iou(self.matrix), [float(np.mean(list(one.values()))) for one in self.of_images])
 
-    def classes(self, names: Sequence[str]) -> dict[str, Found]:
+    def classes(self, names: Sequence[str]) -> dict[str, IouSummary]:
         """Of each class that is shown, by its name, in the order of the channels."""
         iou = iou_of(self.matrix)
-        shown = {channel: [one[channel] for one in self.scores if channel in one] for channel in range(len(names))}
-        return {names[channel]: _found(float(iou[channel]), values) for channel, values in shown.items() if values}
+        shown = {channel: [one[channel] for one in self.of_images if channel in one] for channel in range(len(names))}
+        return {names[channel]: _summary(float(iou[channel]), values) for channel, values in shown.items() if values}
 
 
-def _found(iou: float, values: Sequence[float]) -> Found:
-    return Found(len(values), iou, float(np.mean(values)), tuple(np.percentile(values, PERCENTILES).tolist()))
+def _summary(iou: float, values: Sequence[float]) -> IouSummary:
+    return IouSummary(len(values), iou, float(np.mean(values)), tuple(np.percentile(values, PERCENTILES).tolist()))

@@ -24,6 +24,13 @@ def clip_of(options: ClipOptions, label_set: LabelSet, execution: Execution) -> 
     return _load_clip(options.scoring(), pinned, label_set, execution.device, threads)
 
 
+def execution_here(execution: Execution) -> Execution:
+    """For what runs in this process, without Ray: as in the job, but on the CPU where torch finds no GPU."""
+    import torch
+
+    return execution if torch.cuda.is_available() else execution.model_copy(update={"gpus_per_actor": 0.0})
+
+
 @functools.lru_cache(maxsize=2)
 def _load_segmenter(uri: str, pinned: str, label_names: tuple[str, ...], device: str, torch_threads: int) -> Segmenter:
     """Images are judged one at a time, so that neighbours change nothing: that is cheap beside making them."""

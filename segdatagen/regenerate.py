@@ -1,6 +1,7 @@
 """One sample made again and compared with what the run stored.
 
-The recorded microbatch and the job of the run decide how; no Ray and no lease, since nothing of the run is written.
+The recorded microbatch and the job of the run decide how, on the CPU where there is no GPU; no Ray and no lease, since
+nothing of the run is written.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image, decode_mask
 from segdatagen.job import Job
+from segdatagen.judges import execution_here
 from segdatagen.method_context import method_contexts
 from segdatagen.methods import build_chain, check_weights, content_recipes
 from segdatagen.planner import read_plan, read_rounds
@@ -46,7 +48,8 @@ def regenerate(run: Run, sample_id: int, out: str) -> Comparison:
     store = open_store(job.sources)
     check_same_content(run.folder.uri, content_recipes(job, store))
     # What only scores a sample is not needed to make it, nor do limits matter.
-    content = job.model_copy(update={"filters": job.filters.content()})
+    changes = {"filters": job.filters.content(), "execution": execution_here(job.execution)}
+    content = job.model_copy(update=changes)
     context = method_contexts(content, store.label_set)[stored["method"]]
     context = replace(
         context,

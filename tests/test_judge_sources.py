@@ -15,7 +15,7 @@ from segdatagen.cli import main
 from segdatagen.geometry import Geometry
 from segdatagen.images import encode_image, encode_mask
 from segdatagen.job import load_job
-from segdatagen.judge_sources import PERCENTILES, Verdict, judge_sources
+from segdatagen.judge_sources import PERCENTILES, JudgedSources, judge_sources
 from segdatagen.labels import load_label_set
 from segdatagen.segmenters import Segmenter
 from segdatagen.sources import ROW_GROUP_SIZE, open_store, read_arrays
@@ -45,7 +45,7 @@ def job(make_job: JobFactory, store: Path, segmenter: Path) -> Path:
     return make_job(sources=str(store), geometry={"size": list(SIZE), "fit": "crop"}, filters=filters)
 
 
-def judged(job: Path, sources: Path | None = None, max_images: int = NUM_SCENES) -> Verdict:
+def judged(job: Path, sources: Path | None = None, max_images: int = NUM_SCENES) -> JudgedSources:
     uri = None if sources is None else str(sources)
     return judge_sources(load_job(str(job)), uri, max_images, lambda done, of: None)
 
@@ -63,9 +63,10 @@ def test_scores_of_real_images_are_those_that_the_stage_gives_samples(job: Path,
         }
         return list(stage(batch)["score_adherence"])
 
+    far = np.roll(images, NUM_SCENES // 2, axis=0)
     found = judged(job)
-    for part, values in ((found.masks, scored(masks, images)), (found.other_masks, scored(masks[1:], images[:-1]))):
-        assert part.images == len(values)
+    for part, values in ((found.masks, scored(masks, images)), (found.other_masks, scored(masks, far))):
+        assert part.images == NUM_SCENES
         assert part.mean == pytest.approx(np.mean(values))
         assert part.percentiles == pytest.approx(np.percentile(values, PERCENTILES))
 
@@ -95,8 +96,9 @@ def test_fewer_images_are_spread_over_the_store(job: Path, store: Path, tmp_path
     masks = [mask if row in kept else ignored for row, mask in enumerate(rows["mask"].to_pylist())]
     changed = rows.set_column(rows.column_names.index("mask"), "mask", [masks])
     pq.write_table(changed, copy / part.name, row_group_size=ROW_GROUP_SIZE)
-    assert judged(job, copy, 3).masks.images == 3
-    assert judged(job, copy).masks == judged(job, copy, 3).masks
+    found = judged(job, copy, 3)
+    assert (found.masks.images, found.other_masks.images) == (3, 2), "the one in the middle has no partner"
+    assert judged(job, copy).masks == found.masks
 
 
 def test_the_command_prints_what_the_library_finds(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,8 +110,15 @@ def test_the_command_prints_what_the_library_finds(job: Path, capsys: pytest.Cap
     assert main(["judge", str(job), "--images", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     worst = min(judged(job, max_images=5).classes.items(), key=lambda entry: entry[1].mean)
-    first = next(line for line in lines if "masks of other images" in line)
+    first = next(line for line in lines if "masks of other images (chance)" in line)
     assert worst[0] in lines[lines.index(first) + 1]
+
+
+def test_where_there_is_no_gpu_the_cpu_judges(job: Path, tmp_path: Path) -> None:
+    fields = yaml.safe_load(job.read_text())
+    fields["execution"] |= {"gpus_per_actor": 1}
+    (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(fields))
+    assert judged(tmp_path / "gpu.yaml") == judged(job)
 
 
 def test_what_cannot_be_judged(

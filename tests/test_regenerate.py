@@ -1,5 +1,6 @@
 """A sample made again is the stored one; what changed since is named."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,19 @@ def test_a_run_of_relative_paths_is_usable_from_any_folder(
     found = regenerate(open_run("../runs/tiny/v1"), int(str(wanted["sample_id"])), "again")
     assert found.identical
     assert (elsewhere / "again").is_dir()
+
+
+def test_what_was_made_on_a_gpu_is_made_again_where_there_is_none(
+    ray_session: None, make_job: JobFactory, tmp_path: Path
+) -> None:
+    job = load_job(str(make_job()))
+    run(job)
+    path = Path(job.uri, "run.json")
+    info = json.loads(path.read_text())
+    info["job"]["execution"]["gpus_per_actor"] = 1.0
+    path.write_text(json.dumps(info))
+    wanted = int(str(rows_of(job)[0]["sample_id"]))
+    assert regenerate(open_run(job.uri), wanted, str(tmp_path / "again")).identical
 
 
 def test_difference_is_measured(ray_session: None, make_job: JobFactory, tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
 """Training: the same weights however often it is killed and wherever it runs, and refusals that name their reason."""
 
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,6 @@ from tiny_training import STEPS, Configure, assert_same_weights, configurer, log
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image
-from segdatagen.lease import read_holder
-from segdatagen.storage import Folder
 from segdatagen.training.kind import TrainingProgress
 from segdatagen.training.run import train
 from segdatagen.weights import load_mask_ddpm
@@ -107,57 +103,6 @@ def test_two_workers_train_what_one_trains(configure: Configure, tmp_path: Path)
         torch.testing.assert_close(weights_of(together)[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
     losses = [[float(row["loss"]) for row in log_of(tmp_path / name)] for name in ("two", "one")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-
-
-class KillsWorker:
-    """Kills the worker that writes, as often as asked for, at the first report of a step; keeps all reports."""
-
-    def __init__(self, out: Path, step: int, times: int) -> None:
-        self.out, self.step, self.times = Folder(str(out)), step, times
-        self.reports: list[TrainingProgress] = []
-
-    def __call__(self, found: TrainingProgress) -> None:
-        self.reports.append(found)
-        holder = read_holder(self.out)
-        if found.step >= self.step and found.restarts < self.times and holder is not None:
-            os.kill(holder.pid, signal.SIGKILL)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_worker_that_dies_is_started_again_and_costs_nothing(configure: Configure, tmp_path: Path) -> None:
-    kills = KillsWorker(tmp_path / "killed", step=10, times=1)
-    killed = train("mask_ddpm", str(configure("killed", steps=STEPS * 10)), False, None, kills)
-    assert killed.restarts == 1
-    assert {report.restarts for report in kills.reports} == {0, 1}
-    whole = train_here(configure("whole", steps=STEPS * 10))
-    assert_same_weights(killed, whole)
-    curves = [[(row["step"], row["loss"]) for row in log_of(tmp_path / name)] for name in ("killed", "whole")]
-    assert curves[0] == curves[1]
-
-
-@pytest.mark.ray
-def test_a_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(
-    configure: Configure, tmp_path: Path
-) -> None:
-    config = configure("killed", steps=STEPS * 20)
-    child = [sys.executable, "-c", KILLED_CHILD, str(config), "10", "ray"]
-    assert subprocess.run(child, env=child_environment()).returncode == -signal.SIGKILL
-    holder = read_holder(Folder(str(tmp_path / "killed")))
-    assert holder is not None, "its worker had the lease, and did not give it back"
-    deadline = time.monotonic() + 120  # two seconds, on cores that are free
-    while not holder.is_dead_here():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert not (tmp_path / "killed" / "weights").exists()
-    assert_same_weights(train_here(config), train_here(configure("whole", steps=STEPS * 20)))
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_workers_that_die_at_the_same_step_again_and_again_are_given_up(configure: Configure, tmp_path: Path) -> None:
-    config = configure("out", steps=STEPS * 100, checkpoint_every=STEPS * 100)
-    with pytest.raises(SegdatagenError, match=r"failed 3 times without a new checkpoint .*: the same command goes on"):
-        train("mask_ddpm", str(config), False, None, KillsWorker(tmp_path / "out", step=10, times=9))
-    assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -137,7 +137,10 @@ def prefetch(
 def judge(
     job: JobFile,
     sources: Annotated[
-        str | None, typer.Option(metavar="STORE", help="A source store in place of the job's, for example held out.")
+        str | None,
+        typer.Option(
+            metavar="STORE", help="A source store that the segmenter was not trained on; the job's without it."
+        ),
     ] = None,
     images: Annotated[int, typer.Option(metavar="N", min=2, help="At most so many, spread over the store.")] = 1000,
     as_json: Json = False,
@@ -148,7 +151,7 @@ def judge(
     """
     from segdatagen.cli import screen
     from segdatagen.job import load_job
-    from segdatagen.judge_sources import PERCENTILES, Found, judge_sources
+    from segdatagen.judge_sources import PERCENTILES, IouSummary, judge_sources
 
     with screen.meter("judge, images", silent=as_json) as progress:
         found = judge_sources(load_job(job), sources, images, progress)
@@ -156,14 +159,16 @@ def judge(
         screen.print_json(asdict(found) | {"percentiles": PERCENTILES})
         return
 
-    def row(name: str, one: Found) -> list[object]:
+    def row(name: str, one: IouSummary) -> list[object]:
         return [name, one.images, one.iou, one.mean, *one.percentiles]
 
-    rows = [row("whole masks", found.masks), row("masks of other images", found.other_masks)]
+    rows = [row("whole masks", found.masks), row("masks of other images (chance)", found.other_masks)]
     rows += [row(name, one) for name, one in sorted(found.classes.items(), key=lambda entry: entry[1].mean)]
     columns = ["", "images", "IoU", "mean", *(f"{percentile} %" for percentile in PERCENTILES)]
     screen.table(columns, rows, f"{found.segmenter} on {found.sources}")
-    screen.say("IoU: over all pixels; mean and percentiles: over images that show the class; whole masks: over classes")
+    screen.say("IoU of all pixels; mean and percentiles are of the images that show the class; of whole masks: mIoU")
+    if sources is None:
+        screen.note("what the segmenter was trained on it finds better: --sources names images that it was not")
 
 
 def weights_convert(

@@ -1,4 +1,4 @@
-"""A training on Ray Train: workers that each train their share, and one of them that reports.
+"""A training on Ray Train: workers that each train their share, one of them that reports, and new ones where one dies.
 
 Ray sets `torch.distributed` up (gloo, or nccl on GPUs); the loop averages gradients and writes all that lasts, so
 Ray's own folder is removed. Knows neither kinds nor networks.
@@ -8,6 +8,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,46 +22,111 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segdatagen.cluster import connect
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.storage import Folder
+from segdatagen.lease import LeaseError
+from segdatagen.storage import Folder, StorageError
 from segdatagen.training.checkpoints import CHECKPOINTS_NAME, newest_step
 from segdatagen.training.data import Share
-from segdatagen.training.kind import Progress, TrainingResult
+from segdatagen.training.kind import Progress, TrainingProgress, TrainingResult
 from segdatagen.training.options import TrainingOptions
 
 MAX_RESTARTS = 2
 """In a row, without a new checkpoint between them."""
+MAX_STARTS = 30
+"""How often Ray asks for room for the workers, for a minute each, until a command gives up."""
 
 Worker = Callable[[Share, torch.device, Progress], TrainingResult]
 """Trains one share on one device."""
 
 
-def train_on_ray(worker: Worker, options: TrainingOptions, address: str | None, progress: Progress) -> TrainingResult:
-    """Run a worker `num_workers` times on Ray and return what the first of them returned.
+def train_on_ray(
+    worker_of: Callable[[TrainingOptions], Worker], options: TrainingOptions, address: str | None, progress: Progress
+) -> TrainingResult:
+    """Run a worker of the options `num_workers` times on Ray and return what the first of them returned.
 
-    On several machines, `sources` and `out` have to be addresses that mean the same on each. Where a worker dies, all
-    are started again, as soon as the cluster has room, and go on from the last checkpoint. Raises UsageError where the
-    cluster has fewer CPUs or GPUs than the workers need, or where a worker raised one, and SegdatagenError where
-    workers die again and again without a new checkpoint.
+    On several machines, `sources` and `out` have to be addresses that mean the same on each. See `Attempts` for workers
+    that die. Raises UsageError where the cluster has fewer CPUs or GPUs than the workers need, or where a worker raised
+    one, and SegdatagenError where the training fails.
     """
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same as without Ray
-    checkpoints = Folder(options.out).child(CHECKPOINTS_NAME)
-    restarts = in_a_row = 0
     with connect(address), tempfile.TemporaryDirectory() as scratch:
         require_workers(options)
-        with reports_to(lambda found: progress(replace(found, restarts=restarts))) as reports:
+        attempts = Attempts(options, progress)
+        with reports_to(attempts.report) as reports:
             while True:
-                before = newest_step(checkpoints)
                 try:
-                    result: TrainingResult = _trainer(worker, reports, options, scratch).fit().return_value
-                    return replace(result, restarts=restarts)
+                    trainer = _trainer(worker_of(attempts.options()), reports, options, scratch)
+                    result: TrainingResult = trainer.fit().return_value
+                    return replace(result, restarts=attempts.restarts)
                 except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-                    in_a_row = in_a_row + 1 if newest_step(checkpoints) == before else 1
-                    _raise_unless_it_died(error, options.out, again=in_a_row <= MAX_RESTARTS)
-                restarts += 1
+                    attempts.failed(error)
+
+
+class Attempts:
+    """The attempts of one command to bring a training to its end.
+
+    Where a worker dies, or its storage does not answer, all workers are started again and go on from the newest
+    checkpoint: at most MAX_RESTARTS times in a row without a new one between. `max_hours` are of all attempts together.
+    """
+
+    def __init__(self, options: TrainingOptions, progress: Progress) -> None:
+        self.restarts = 0
+        self._options, self._progress = options, progress
+        self._began = time.monotonic()
+        self._in_a_row = 0
+        self._checkpoints = Folder(options.out).child(CHECKPOINTS_NAME)
+        self._newest = newest_step(self._checkpoints)
+        self._last: TrainingProgress | None = None
+
+    def options(self) -> TrainingOptions:
+        """The options, with what is left of `max_hours`. With nothing left a worker stops at its first report."""
+        if self._options.max_hours is None:
+            return self._options
+        left = self._options.max_hours - (time.monotonic() - self._began) / 3600
+        return self._options.model_copy(update={"max_hours": max(left, 1e-9)})
+
+    def report(self, found: TrainingProgress) -> None:
+        """Hand on what a worker says."""
+        self._last = replace(found, restarts=self.restarts)
+        self._progress(self._last)
+
+    def failed(self, error: Exception) -> None:
+        """Count a failed attempt, and say that another one follows; raise one line where none does.
+
+        When a worker dies, the others raise what their library says of a partner that is gone, so that whatever is not
+        said to the user counts as a death.
+        """
+        failures = [failure for _, failure in sorted(getattr(error, "worker_failures", {}).items())]
+        said = next(filter(None, map(_user_error, failures)), None)
+        if said is not None and not self._may_pass(said):
+            raise said from error
+        reason = str(failures[0] if failures else error).strip().splitlines()[-1]
+        if isinstance(error, ray.train.ControllerError):
+            raise SegdatagenError(f"the workers of the training could not be started ({reason})") from error
+        self._in_a_row = 1 if self._has_new_checkpoint() else self._in_a_row + 1
+        if self._in_a_row > MAX_RESTARTS:
+            raise said or SegdatagenError(
+                f"workers of the training failed {self._in_a_row} times without a new checkpoint ({reason}): the same "
+                f"command goes on with what is in {self._options.out}"
+            ) from error
+        self.restarts += 1
+        if self._last is not None:
+            self.report(self._last)
+
+    def _may_pass(self, said: SegdatagenError) -> bool:
+        """Storage may answer again, and the lease of a worker that was cut off ends with it."""
+        return isinstance(said, StorageError) or (isinstance(said, LeaseError) and self.restarts > 0)
+
+    def _has_new_checkpoint(self) -> bool:
+        before = self._newest
+        with contextlib.suppress(StorageError, OSError):
+            self._newest = newest_step(self._checkpoints)
+        return self._newest != before
 
 
 def _trainer(worker: Worker, reports: Queue, options: TrainingOptions, scratch: str) -> ray.train.torch.TorchTrainer:
-    return ray.train.torch.TorchTrainer(
+    """One attempt: Ray itself would start workers again for ever, or count failures of a week together."""
+    once = ray.train.FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=MAX_STARTS)
+    trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"worker": worker, "reports": reports},
         scaling_config=ray.train.ScalingConfig(
@@ -68,8 +134,11 @@ def _trainer(worker: Worker, reports: Queue, options: TrainingOptions, scratch: 
             use_gpu=options.use_gpu,
             resources_per_worker={"CPU": options.cpus_per_worker},
         ),
-        run_config=ray.train.RunConfig(storage_path=scratch),
+        run_config=ray.train.RunConfig(storage_path=scratch, failure_config=once),
     )
+    # Ctrl-C is the command's: the handler of Ray 2.60 would end it without a word, and with status 0 or 1.
+    trainer._register_sigint_handler = lambda controller: None
+    return trainer
 
 
 def _work(config: dict[str, Any]) -> TrainingResult:
@@ -114,27 +183,8 @@ def require_workers(options: TrainingOptions) -> None:
             )
 
 
-def _raise_unless_it_died(error: Exception, out: str, again: bool) -> None:
-    """Raise the error that a worker raised for the user; where one died, one line about it, unless it starts `again`.
-
-    When a worker dies, the others raise what their library says of a partner that is gone, so that whatever is no
-    SegdatagenError counts as a death.
-    """
-    failures = [failure for _, failure in sorted(getattr(error, "worker_failures", {}).items())]
-    for failure in failures:
-        if isinstance(cause := _user_error(failure), SegdatagenError):
-            raise cause from error
-    if again:
-        return
-    reason = str(failures[0] if failures else error).strip().splitlines()[-1]
-    raise SegdatagenError(
-        f"workers of the training failed {1 + MAX_RESTARTS} times without a new checkpoint ({reason}): "
-        f"the same command goes on from the last one in {out}"
-    ) from error
-
-
-def _user_error(failure: BaseException | None) -> BaseException | None:
-    """What a worker raised, below the wrappings of Ray."""
+def _user_error(failure: BaseException | None) -> SegdatagenError | None:
+    """What a worker said to the user, below the wrappings of Ray; None where it did not."""
     while failure is not None and not isinstance(failure, SegdatagenError):
         failure = getattr(failure, "cause", None) or failure.__cause__
     return failure

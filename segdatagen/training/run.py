@@ -21,7 +21,7 @@ from segdatagen.training.kind import Kind, Progress, TrainingResult
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.loop import train_loop
 from segdatagen.training.options import TrainingOptions
-from segdatagen.training.ray_train import train_on_ray
+from segdatagen.training.ray_train import Worker, train_on_ray
 
 
 class KindType(Protocol):
@@ -71,14 +71,17 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     """
     options = read_options(kind, config_uri)
     command = f"segdatagen train {kind} {config_uri}{' --local' if local else ''}"
-    worker = functools.partial(train_share, TrainingRequest(kind, options, command))
+
+    def worker_of(wanted: TrainingOptions) -> Worker:
+        return functools.partial(train_share, TrainingRequest(kind, wanted, command))
+
     Folder(options.out).require_writable()
     if local:
-        return worker(Share(), local_device(options.use_gpu), progress)
+        return worker_of(options)(Share(), local_device(options.use_gpu), progress)
     with connect(address):
         if isinstance(options, LatentTrainingOptions):
             _fill_on_ray(kind_type(kind)(options, read_training_arrays(options)), options)
-        return train_on_ray(worker, options, address, progress)
+        return train_on_ray(worker_of, options, address, progress)
 
 
 def read_options(kind: str, config_uri: str) -> TrainingOptions:
