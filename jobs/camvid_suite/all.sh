@@ -21,7 +21,10 @@ segdatagen train base $jobs/base.yaml --local
 segdatagen train controlnet $jobs/controlnet.yaml --local
 wait "$other"
 segdatagen run $jobs/job.yaml
-segdatagen publish out/camvid/runs/camvid-latent/v1
-segdatagen report out/camvid/runs/camvid-latent/v1
+segdatagen run $jobs/val_job.yaml
+for run in camvid-latent camvid-latent-val; do
+  segdatagen publish out/camvid/runs/$run/v1
+  segdatagen report out/camvid/runs/$run/v1
+done
 segdatagen judge $jobs/job.yaml
 segdatagen judge $jobs/job.yaml --sources out/camvid/val
