@@ -108,5 +108,15 @@ def test_the_page_says_them_and_no_score_is_no_section(tmp_path: Path) -> None:
     assert cells[0] == ["method", "score", "samples", "mean", "10 %", "median", "90 %", "mean of accepted"]
     assert cells[1] == ["inpaint", "clip", str(wanted.count), *(f"{value:.3f}" for value in figures)]
     assert 'id="class-scores"' in page
+    assert "segdatagen judge" not in page, "that is for adherence"
     bare = Path(report(make_reported_run(tmp_path / "bare", [Made(FIRST_ID)])).index).read_text()
     assert "scores-title" not in bare
+
+
+def test_the_page_says_what_adherence_compares_with(tmp_path: Path) -> None:
+    run = make_reported_run(tmp_path / "run", [Made(FIRST_ID, score=0.5)])
+    (name,) = [entry.name for entry in run.folder.entries(".parquet") if entry.name.startswith("samples/")]
+    table = read_part(run.folder, name)
+    place = table.schema.get_field_index("score_adherence")
+    put_table(run.folder, name, table.set_column(place, table.schema.field(place), table["score_clip"]))
+    assert "segdatagen judge JOB.yaml --sources STORE" in Path(report(run).index).read_text()
