@@ -16,8 +16,9 @@ from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
 from segdatagen.job import Job
 from segdatagen.judges import execution_here, segmenter_of
-from segdatagen.metrics.segmentation import confusion, image_iou, iou_of, mean_iou
+from segdatagen.metrics.segmentation import confusion, iou_of, iou_of_given, mean_iou
 from segdatagen.sources import DECODED, ROW_GROUP_SIZE, SourceStore, decoded_rows, open_store
+from segdatagen.training.pictures import spread_rows
 
 PERCENTILES = (1, 10, 50, 90, 99)
 Decoded = tuple[np.ndarray, np.ndarray]
@@ -84,7 +85,7 @@ def _far_pairs(store: SourceStore, geometry: Geometry, num_images: int) -> Itera
 
     As many are decoded at once as a row group holds, and again as many.
     """
-    places = np.linspace(0, store.info.num_sources - 1, num_images).round().astype(np.int64)
+    places = spread_rows(store.info.num_sources, num_images)
     half = (num_images + 1) // 2
     for start in range(0, half, ROW_GROUP_SIZE):
         first = _decoded(store, geometry, places[start : min(start + ROW_GROUP_SIZE, half)])
@@ -111,9 +112,10 @@ class _Scores:
 
     def add(self, channels: np.ndarray, predicted: np.ndarray) -> None:
         """One mask, and what was predicted for an image, int `[H, W]` both."""
-        if iou := image_iou(channels, predicted, len(self.matrix)):
+        matrix = confusion(channels, predicted, len(self.matrix))
+        if iou := iou_of_given(matrix):
             self.of_images.append(iou)
-            self.matrix += confusion(channels, predicted, len(self.matrix))
+            self.matrix += matrix
 
     def masks(self) -> IouSummary:
         """Of whole masks."""

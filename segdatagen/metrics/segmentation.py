@@ -35,11 +35,10 @@ def mean_iou(matrix: np.ndarray) -> float:
     return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
 
 
-def image_iou(channels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[int, float]:
-    """IoU of each class of the mask of one image, by channel; empty where every pixel is ignored.
+def iou_of_given(matrix: np.ndarray) -> dict[int, float]:
+    """IoU of each class that is given, by channel; empty where every pixel was left out.
 
-    Both are integers `[H, W]`; pixels whose channel is below 0 do not count. A class that is predicted but not in the
-    mask costs those whose pixels it takes.
+    A class that is predicted but not given costs those whose pixels it takes.
     """
-    iou = iou_of(confusion(channels, predicted, num_classes))
-    return {channel: float(iou[channel]) for channel in np.unique(channels[channels >= 0]).tolist()}
+    iou = iou_of(matrix)
+    return {channel: float(iou[channel]) for channel in np.flatnonzero(matrix.sum(1)).tolist()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from segdatagen.images import decode_image, decode_mask
 from segdatagen.labels import LabelSet
-from segdatagen.metrics.segmentation import image_iou
+from segdatagen.metrics.segmentation import confusion, iou_of_given
 from segdatagen.segmenters import Segmenter
 from segdatagen.stages.stage import Batch, objects
 
@@ -18,7 +18,7 @@ from segdatagen.stages.stage import Batch, objects
 class AdherenceStage:
     """`score_adherence`: the mean over the classes of the mask of their IoU with what the segmenter finds.
 
-    A mask of ignored pixels alone has no score. See `metrics.segmentation.image_iou`.
+    A mask of ignored pixels alone has no score. See `metrics.segmentation.iou_of_given`.
     """
 
     name = "adherence"
@@ -42,7 +42,7 @@ class AdherenceStage:
     def _scores(self, image: bytes, mask: bytes) -> tuple[float | None, list[dict[str, Any]]]:
         channels = self._channels[decode_mask(mask)]
         found = self._segmenter.predict(np.stack([decode_image(image)]))[0]
-        iou = image_iou(channels, found, len(self._ids))
+        iou = iou_of_given(confusion(channels, found, len(self._ids)))
         per_class = [
             {"class_id": int(self._ids[channel]), "score": self.name, "value": value} for channel, value in iou.items()
         ]
