@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Refused, child_environment, make_scenes_store, the_line, visible
+from test_lease import put_holder
 
 import segdatagen.ingest
 from segdatagen.cli import main
@@ -100,7 +101,7 @@ def test_a_lease_that_a_dead_ingest_left_in_a_whole_store_goes(ray_session: None
     out = make_scenes_store(tmp_path / "store", num_scenes=4)
     whole = visible(out)
     dead = Holder(host_name(), 2**22 + 1, "1", "token")  # a number that no process has
-    Folder(str(out)).put(LEASE_NAME, json.dumps(vars(dead)).encode())
+    put_holder(Folder(str(out)), dead)
     for name in HALVES:
         (out / name).write_bytes(b"ha")
     request, reader = IngestRequest("scenes", "4@32x32", "train", str(out)), open_reader(*SCENES, Options())
@@ -118,7 +119,7 @@ def test_an_ingest_that_lost_its_lease_leaves_everything_to_the_other(
 
     def progress(done: int, total: int) -> None:
         if done == total:
-            Folder(str(out)).put(LEASE_NAME, json.dumps(vars(Holder("elsewhere", 7, "1", "token"))).encode())
+            put_holder(Folder(str(out)), Holder("elsewhere", 7, "1", "token"))
             time.sleep(SHORT)
             left.update(visible(out))
 

@@ -19,7 +19,12 @@ SHORT = 1.5
 
 
 def put_holder(folder: Folder, holder: Holder) -> None:
-    folder.put(LEASE_NAME, json.dumps(vars(holder)).encode())
+    """Give the lease to `holder`, as another host would: on the version it read, or a renewal just begun undoes it."""
+    data = json.dumps(vars(holder)).encode()
+    while True:
+        found = folder.read_versioned(LEASE_NAME)
+        if folder.put_if_unchanged(LEASE_NAME, data, found[1] if found else None):
+            return
 
 
 def check_for(lease: Lease, seconds: float) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import json
 import os
 import time
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from test_lease import put_holder
 from tiny_training import STEPS, Configure, assert_same_weights, configurer, train_here
 
 from segdatagen.errors import SegdatagenError
-from segdatagen.lease import LEASE_NAME, Lease, LeaseError
+from segdatagen.lease import LEASE_NAME, Holder, Lease, LeaseError, read_holder
 from segdatagen.storage import Folder
 from segdatagen.training import loop
 from segdatagen.training.checkpoints import Checkpoint, load_newest, save_checkpoint
@@ -119,17 +119,14 @@ def test_a_training_that_lost_its_folder_puts_no_checkpoint_there(
 ) -> None:
     """As after hours of suspension, in which another host took over."""
     monkeypatch.setattr(loop, "Lease", functools.partial(Lease, duration=0.3))
-    lease, taken = tmp_path / "out" / LEASE_NAME, []
+    folder, other = Folder(str(tmp_path / "out")), Holder("elsewhere", 7, "1", "token")
 
     def take(progress: TrainingProgress) -> None:
         if progress.step == 10:
-            holder = json.loads(lease.read_text()) | {"host": "another", "token": "another"}
-            lease.write_text(json.dumps(holder))
-            taken.append(holder)
+            put_holder(folder, other)
             time.sleep(1)
 
-    with pytest.raises(LeaseError, match=r"the lease was taken over by process .* on another"):
+    with pytest.raises(LeaseError, match="the lease was taken over by process 7 on elsewhere"):
         train("mask_ddpm", str(configure("out")), True, None, take)
-    assert taken
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000008.safetensors"]
-    assert json.loads(lease.read_text()) == taken[0], "it is not given back by who lost it"
+    assert read_holder(folder) == other, "it is not given back by who lost it"
