@@ -22,6 +22,8 @@ from segdatagen.errors import UsageError
 from segdatagen.images import decode_image, decode_mask, encode_image
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import load_job
+from segdatagen.judge_sources import judge_sources
+from segdatagen.judged import keep_judged
 from segdatagen.labels import LabelSet
 from segdatagen.publish import DATA, Index, publish
 from segdatagen.report.write import ReportRequest, write_report
@@ -60,14 +62,13 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
     if folder.exists("job.yaml") and folder.read("job.yaml") != text:
         raise UsageError(f"{folder.uri_of('job.yaml')} is not that of the demo: choose another --out")
     folder.put("job.yaml", text)
-    job = load_job(folder.uri_of("job.yaml"))
-    root = f"{NUM_SCENES}@{SIZE}x{SIZE}"
+    job, held_out = load_job(folder.uri_of("job.yaml")), f"{out}/held_out"
     with connect():
-        request = IngestRequest("scenes", root, "train", job.sources)
-        reader = open_reader("scenes", root, "train", Options())
-        ingest(request, reader, lambda *n: progress("ingest", *n), events.waiting)
+        for split, store in (("train", job.sources), ("val", held_out)):
+            put_scenes(split, store, events, progress)
         outcome = run_job(job, RunOptions(), events)
     run = open_run(job.uri)
+    keep_judged(run.folder, judge_sources(job, held_out, NUM_SCENES, lambda *n: progress("judge", *n)))
     picture = put_pairs(run, publish(run, events.waiting, lambda *n: progress("publish", *n)).index, folder)
     report = write_report(run, ReportRequest(), events.waiting, lambda *n: progress("report", *n))
     return DemoResult(job.uri, picture, report.index, outcome)
@@ -98,6 +99,13 @@ def demo_job(out: str) -> dict[str, object]:
         "output": {"root": f"{out}/runs", "image_format": "jpeg95"},
         "execution": {"actors": 2, "cpus_per_actor": 0.5, "torch_threads": 1, "microbatch": 8},
     }
+
+
+def put_scenes(split: str, store: str, events: Events, progress: Callable[[str, int, int], None]) -> None:
+    """Ingest scenes of a split."""
+    root = f"{NUM_SCENES}@{SIZE}x{SIZE}"
+    reader = open_reader("scenes", root, split, Options())
+    ingest(IngestRequest("scenes", root, split, store), reader, lambda *n: progress("ingest", *n), events.waiting)
 
 
 def put_pairs(run: Run, index: Index, folder: Folder) -> str | None:

@@ -1,52 +1,45 @@
 """What the segmenter of a job's `adherence` finds in real images: the measure for its scores and limits.
 
 Images that it was not trained on tell what it can find at best in generated ones; with the masks of other images it
-should find much less. It reads a source store and weights; it knows no run, and starts no Ray.
+should find much less. It reads a source store and weights; it starts no Ray.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
 
 from segdatagen.errors import UsageError
-from segdatagen.filtering import check_filters
+from segdatagen.filtering import check_filters, judges_of
 from segdatagen.filters import Filters
 from segdatagen.geometry import Geometry
 from segdatagen.job import Job
+from segdatagen.judged import PERCENTILES, IouSummary, JudgedSources
 from segdatagen.judges import execution_here, segmenter_of
 from segdatagen.metrics.segmentation import confusion, iou_of, iou_of_given, mean_iou
+from segdatagen.run_folder import Run, check_same_content, open_run
 from segdatagen.sources import DECODED, ROW_GROUP_SIZE, SourceStore, decoded_rows, open_store
 from segdatagen.training.pictures import spread_rows
 
-PERCENTILES = (1, 10, 50, 90, 99)
 Decoded = tuple[np.ndarray, np.ndarray]
 """Image uint8 `[H, W, 3]` and channels int16 `[H, W]` of a source."""
 
 
-@dataclass(frozen=True)
-class IouSummary:
-    """IoU in [0, 1] of a class, or mIoU of whole masks: `iou` of all pixels, the others of the `images` that show it.
+def run_of(job: Job) -> Run:
+    """The run of a job, to keep in it what its segmenter finds in real images.
 
-    `percentiles` are at PERCENTILES.
+    Raises UsageError where there is none, or where its samples have another size or were scored by another segmenter.
     """
-
-    images: int
-    iou: float
-    mean: float
-    percentiles: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class JudgedSources:
-    """What is found of the masks of images, of those of other images (which is chance), and of each class shown."""
-
-    sources: str
-    segmenter: str
-    masks: IouSummary
-    other_masks: IouSummary
-    classes: dict[str, IouSummary]
+    run = open_run(job.uri)
+    check_same_content(job.uri, {}, judges_of(Filters(adherence=job.filters.adherence)))
+    made_at = run.job_as(Geometry, "geometry")
+    if made_at != job.geometry:
+        (width, height), (wanted_width, wanted_height) = made_at.size, job.geometry.size
+        raise UsageError(
+            f"{job.uri}: its samples are {width} x {height} ({made_at.fit}), "
+            f"not {wanted_width} x {wanted_height} ({job.geometry.fit}) as the job says"
+        )
+    return run
 
 
 def judge_sources(
@@ -77,7 +70,13 @@ def judge_sources(
         progress(done, num_images)
     if not other.of_images:
         raise UsageError(f"{uri}: two images with labelled pixels are needed to judge by, and there are fewer")
-    return JudgedSources(uri, weights, own.masks(), other.masks(), own.classes(store.label_set.names))
+    return JudgedSources(
+        sources=uri,
+        segmenter=weights,
+        masks=own.masks(),
+        other_masks=other.masks(),
+        classes=own.classes(store.label_set.names),
+    )
 
 
 def _far_pairs(store: SourceStore, geometry: Geometry, num_images: int) -> Iterator[list[Decoded]]:
@@ -129,4 +128,5 @@ class _Scores:
 
 
 def _summary(iou: float, values: Sequence[float]) -> IouSummary:
-    return IouSummary(len(values), iou, float(np.mean(values)), tuple(np.percentile(values, PERCENTILES).tolist()))
+    percentiles = tuple(np.percentile(values, PERCENTILES).tolist())
+    return IouSummary(images=len(values), iou=iou, mean=float(np.mean(values)), percentiles=percentiles)

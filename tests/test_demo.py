@@ -37,6 +37,7 @@ def test_the_demo_ends_with_a_report_and_is_done_the_second_time(
     }
     assert {method for method, _ in statuses} == {"mask_ddpm", "imgsyn", "masksyn", "guided", "inpaint"}
     assert "failed" not in {status for _, status in statuses}
+    assert "mean of real images" in Path(report).read_text()
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert samples == {path: path.stat().st_mtime_ns for path in samples}
 

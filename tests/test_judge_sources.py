@@ -15,12 +15,14 @@ from segdatagen.cli import main
 from segdatagen.geometry import Geometry
 from segdatagen.images import encode_image, encode_mask
 from segdatagen.job import load_job
-from segdatagen.judge_sources import PERCENTILES, JudgedSources, judge_sources
+from segdatagen.judge_sources import judge_sources
+from segdatagen.judged import PERCENTILES, JudgedSources, read_judged
 from segdatagen.labels import load_label_set
 from segdatagen.segmenters import Segmenter
 from segdatagen.sources import ROW_GROUP_SIZE, open_store, read_arrays
 from segdatagen.stages.adherence import AdherenceStage
 from segdatagen.stages.stage import objects
+from segdatagen.storage import Folder
 from segdatagen.tables import read_part
 
 LABELS = load_label_set("scenes")
@@ -114,6 +116,16 @@ def test_the_command_prints_what_the_library_finds(job: Path, capsys: pytest.Cap
     assert worst[0] in lines[lines.index(first) + 1]
 
 
+def test_it_is_kept_in_the_run_of_the_job(job: Path) -> None:
+    uri = load_job(str(job)).uri
+    assert main(["plan", str(job)]) == 0
+    assert main(["judge", str(job), "--images", "5"]) == 0
+    assert read_judged(Folder(uri)) is None
+    for images in (5, NUM_SCENES):
+        assert main(["judge", str(job), "--images", str(images), "--keep"]) == 0
+        assert read_judged(Folder(uri)) == judged(job, max_images=images)
+
+
 def test_where_there_is_no_gpu_the_cpu_judges(job: Path, tmp_path: Path) -> None:
     fields = yaml.safe_load(job.read_text())
     fields["execution"] |= {"gpus_per_actor": 1}
@@ -132,3 +144,20 @@ def test_what_cannot_be_judged(
     fields = yaml.safe_load(job.read_text()) | {"filters": {"adherence": {"segmenter": str(other)}}}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(fields))
     refused_here("judge", tmp_path / "other.yaml", row="`judge` by a segmenter of other classes")
+
+
+def test_what_a_run_does_not_keep(refused_here: Refused, job: Path, tmp_path: Path) -> None:
+    fields = yaml.safe_load(job.read_text())
+
+    def job_with(**changed: object) -> Path:
+        (tmp_path / "changed.yaml").write_text(yaml.safe_dump(fields | changed))
+        return tmp_path / "changed.yaml"
+
+    refused_here("judge", job, "--keep", row="`judge --keep` of a job that has not run")
+    assert main(["plan", str(job)]) == 0
+    larger = job_with(geometry={"size": [48, 32], "fit": "crop"})
+    refused_here("judge", larger, "--keep", row="`judge --keep` at another size than the run's")
+    other = make_segmenter(tmp_path / "other", seed=1)
+    wrong = job_with(filters={"adherence": {"segmenter": str(other)}})
+    refused_here("judge", wrong, "--keep", row="`judge --keep` by another segmenter than the run's")
+    assert read_judged(Folder(load_job(str(job)).uri)) is None

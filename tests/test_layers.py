@@ -50,6 +50,7 @@ LAYERS = {
     "clip_tokenizer": 1,
     "class_ranks": 1,
     "regions": 1,
+    "judged": 3,
     "judges": 5,
     "judge_sources": 5,
     "best_of": 5,

@@ -11,6 +11,7 @@ from reported import FIRST_ID, Made, made_samples, make_reported_run, put_made, 
 from test_decisions import nobody_waits
 
 from segdatagen.exclude import exclude
+from segdatagen.judged import PERCENTILES, IouSummary, JudgedSources, keep_judged
 from segdatagen.labels import load_label_set
 from segdatagen.report.outcomes import Outcomes, read_outcomes
 from segdatagen.report.scores import Summary, by_class, by_method
@@ -101,8 +102,7 @@ def test_parts_of_a_version_without_a_score_have_none(tmp_path: Path) -> None:
 
 def test_the_page_says_them_and_no_score_is_no_section(tmp_path: Path) -> None:
     page = Path(report(make_reported_run(tmp_path / "run", made_samples())).index).read_text()
-    rows = re.findall(r"<tr>.*?</tr>", page.split('id="method-scores"')[1].split("</table>")[0])
-    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    cells = cells_of(page, "method-scores")
     wanted = expected("clip", "inpaint", [one for one in made_samples() if one.method == "inpaint"])
     figures = [wanted.mean, *wanted.percentiles, wanted.accepted]
     assert cells[0] == ["method", "score", "samples", "mean", "10 %", "median", "90 %", "mean of accepted"]
@@ -113,10 +113,38 @@ def test_the_page_says_them_and_no_score_is_no_section(tmp_path: Path) -> None:
     assert "scores-title" not in bare
 
 
-def test_the_page_says_what_adherence_compares_with(tmp_path: Path) -> None:
-    run = make_reported_run(tmp_path / "run", [Made(FIRST_ID, score=0.5)])
+def test_the_page_sets_real_images_beside_adherence(tmp_path: Path) -> None:
+    run = make_reported_run(tmp_path / "run", [Made(FIRST_ID, score=0.5, channels=(2, 3))])
     (name,) = [entry.name for entry in run.folder.entries(".parquet") if entry.name.startswith("samples/")]
     table = read_part(run.folder, name)
-    place = table.schema.get_field_index("score_adherence")
-    put_table(run.folder, name, table.set_column(place, table.schema.field(place), table["score_clip"]))
-    assert "segdatagen judge JOB.yaml --sources STORE" in Path(report(run).index).read_text()
+    own = {"class_id": 2, "score": "adherence", "value": 0.25}, {"class_id": 3, "score": "adherence", "value": 0.75}
+    for column, values in (("score_adherence", table["score_clip"]), ("scores_per_class", pa.array([list(own)]))):
+        place = table.schema.get_field_index(column)
+        field = table.schema.field(place)
+        table = table.set_column(place, field, values.cast(field.type))
+    put_table(run.folder, name, table)
+    page = Path(report(run).index).read_text()
+    assert "segdatagen judge JOB.yaml --sources STORE --keep" in page
+    assert "mean of real images" not in page
+    whole, chance, road = (
+        IouSummary(images=9, iou=0, mean=mean, percentiles=(0,) * len(PERCENTILES)) for mean in (0.875, 0.125, 0.625)
+    )
+    names = run.label_set.names
+    keep_judged(
+        run.folder,
+        JudgedSources(sources="held/out", segmenter="its", masks=whole, other_masks=chance, classes={names[3]: road}),
+    )
+    page = Path(report(run).index).read_text()
+    assert "segdatagen judge" not in page
+    assert "9 of <code>held/out</code>" in page
+    assert "their mean adherence is 0.125" in page
+    assert {(row[1], row[-1]) for row in cells_of(page, "method-scores")[1:]} == {("clip", "–"), ("adherence", "0.875")}
+    rows = cells_of(page, "class-scores")
+    assert rows[0][-1] == "mean of real images"
+    assert [(row[0], row[3], row[-1]) for row in rows[1:]] == [(names[2], "0.250", "–"), (names[3], "0.750", "0.625")]
+
+
+def cells_of(page: str, table: str) -> list[list[str]]:
+    """What stands in the cells of a table."""
+    rows = re.findall(r"<tr>.*?</tr>", page.split(f'id="{table}"')[1].split("</table>")[0])
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]

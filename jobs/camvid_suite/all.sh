@@ -22,9 +22,9 @@ segdatagen train controlnet $jobs/controlnet.yaml --local
 wait "$other"
 segdatagen run $jobs/job.yaml
 segdatagen run $jobs/val_job.yaml
+segdatagen judge $jobs/job.yaml --keep
+segdatagen judge $jobs/val_job.yaml --keep
 for run in camvid-latent camvid-latent-val; do
   segdatagen publish out/camvid/runs/$run/v1
   segdatagen report out/camvid/runs/$run/v1
 done
-segdatagen judge $jobs/job.yaml
-segdatagen judge $jobs/job.yaml --sources out/camvid/val

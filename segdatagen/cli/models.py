@@ -143,20 +143,26 @@ def judge(
         ),
     ] = None,
     images: Annotated[int, typer.Option(metavar="N", min=2, help="At most so many, spread over the store.")] = 1000,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep it in the job's run, for the report to show.")] = False,
     as_json: Json = False,
 ) -> None:
     """How much of their masks the segmenter of `adherence` finds in real images: where to put its limits.
 
-    Example: segdatagen judge jobs/camvid_suite/job.yaml --sources out/camvid/val
+    Example: segdatagen judge jobs/camvid_suite/job.yaml --sources out/camvid/val --keep
     """
     from segdatagen.cli import screen
     from segdatagen.job import load_job
-    from segdatagen.judge_sources import PERCENTILES, IouSummary, judge_sources
+    from segdatagen.judge_sources import judge_sources, run_of
+    from segdatagen.judged import PERCENTILES, IouSummary, keep_judged
 
+    wanted = load_job(job)
+    run = run_of(wanted) if keep else None
     with screen.meter("judge, images", silent=as_json) as progress:
-        found = judge_sources(load_job(job), sources, images, progress)
+        found = judge_sources(wanted, sources, images, progress)
+    if run:
+        keep_judged(run.folder, found)
     if as_json:
-        screen.print_json(asdict(found) | {"percentiles": PERCENTILES})
+        screen.print_json(found.model_dump(exclude={"format_version"}) | {"percentiles": PERCENTILES})
         return
 
     def row(name: str, one: IouSummary) -> list[object]:

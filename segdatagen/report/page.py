@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from segdatagen.judged import JudgedSources
 from segdatagen.report import overview, scores
 from segdatagen.report.contact import THUMBNAILS_PER_CHUNK, Contact
 from segdatagen.report.files import MARKER
@@ -44,6 +45,7 @@ class Page:
     sources: Sources
     min_pixels: int
     painter: MaskPainter
+    judged: JudgedSources | None
 
     def html(self, names: Mapping[str, str]) -> str:
         """The index, from the names of its style, its script and its data."""
@@ -56,7 +58,9 @@ class Page:
             "moment": overview.moment,
             "reason_link": overview.reason_link,
         }
-        status, outcomes = self.status, self.outcomes
+        status, outcomes, judged = self.status, self.outcomes, self.judged
+        of_masks = dict.fromkeys(outcomes.methods, judged.masks.mean) if judged else {}
+        of_classes = {name: one.mean for name, one in judged.classes.items()} if judged else {}
         return environment.get_template(TEMPLATE).render(
             marker=MARKER.decode(),
             names=names,
@@ -67,8 +71,9 @@ class Page:
             balance=overview.balance_of(status, self.run.label_set),
             times=overview.times_of(status.attempts, outcomes),
             reasons=outcomes.reasons,
-            scores=scores.by_method(outcomes),
-            class_scores=scores.by_class(outcomes, self.run.label_set),
+            scores=scores.beside_real(scores.by_method(outcomes), of_masks),
+            class_scores=scores.beside_real(scores.by_class(outcomes, self.run.label_set), of_classes),
+            judged=judged,
             shares=scores.SHARES,
             num_samples=len(outcomes.sample_ids),
             num_shown=len(self.contact.columns["id"]),

@@ -3,8 +3,8 @@
 Knows score columns and classes; it does not know limits, nor what a score says.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,13 +16,16 @@ from segdatagen.samples import STATUSES
 
 SHARES = (10, 50, 90)
 """Percentiles of a summary."""
+JUDGED_SCORE = "adherence"
+"""The score that real images have too."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """Figures of one score over the samples of `group`, a method or a class, whatever became of them.
 
-    `percentiles` are at SHARES; `accepted` is the mean over those that are ok, None where none is.
+    `percentiles` are at SHARES; `accepted` is the mean over those that are ok, None where none is; `real` is the mean
+    over real images, where they were judged (`segdatagen judge --keep`).
     """
 
     score: str  # as in reasons: a column without its prefix, words apart
@@ -31,6 +34,12 @@ class Summary:
     mean: float
     percentiles: tuple[float, ...]
     accepted: float | None
+    real: float | None = None
+
+
+def beside_real(rows: Iterable[Summary], means: Mapping[str, float]) -> list[Summary]:
+    """The rows, those of adherence with what real images have of it: `means` by the group that a row is of."""
+    return [replace(row, real=means.get(row.group)) if row.score == JUDGED_SCORE else row for row in rows]
 
 
 def by_method(outcomes: Outcomes) -> list[Summary]:

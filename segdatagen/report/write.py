@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from segdatagen.errors import UsageError
+from segdatagen.judged import read_judged
 from segdatagen.lease import Holder
 from segdatagen.planner import read_plan, read_rounds
 from segdatagen.report.contact import PLAN_COLUMNS, ContactReader, origins_of
@@ -66,7 +67,8 @@ def write_report(
         sources = sorted({origin.source for origin in origins.values()})
         step = _Steps(progress, len(chosen) + len(sources))
         contact = ContactReader(run, ledger, outcomes, origins, painter).read(chosen, out, step)
-        page = Page(run, status, outcomes, contact, _put_sources(run, sources, painter, out, step), min_pixels, painter)
+        pictures = _put_sources(run, sources, painter, out, step)
+        page = Page(run, status, outcomes, contact, pictures, min_pixels, painter, read_judged(run.folder))
         names = {
             "style": out.put("report", "css", _asset("report.css").encode()),
             "script": out.put("report", "js", _script().encode()),
