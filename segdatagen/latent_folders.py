@@ -140,6 +140,8 @@ def _check_schedule(uri: str, folder: Path) -> None:
         raise UsageError(f"{place} gives prediction_type {kind!r}, and one of {', '.join(PREDICTIONS)} is needed")
     if not _is_count(steps):
         raise UsageError(f"{place} gives num_train_timesteps {steps!r}, and a whole number is needed")
+    if config.get("use_beta_sigmas") or config.get("use_flow_sigmas"):
+        raise UsageError(f"{place} asks for noise levels that no solver here has: use_beta_sigmas, use_flow_sigmas")
     if config.get("trained_betas") is not None:
         return
     if config.get("beta_schedule") not in SCHEDULES:

@@ -259,6 +259,7 @@ def as_bin(path: Path) -> None:
         (lambda f: edit(schedule_of(f), beta_start=None), "gives beta_start None, and a number is needed"),
         (lambda f: edit(schedule_of(f), beta_schedule="flow"), "gives beta_schedule 'flow', and one of linear, "),
         (lambda f: edit(schedule_of(f), prediction_type="sample"), "gives prediction_type 'sample', and one of eps"),
+        (lambda f: edit(schedule_of(f), use_beta_sigmas=True), "asks for noise levels that no solver here has"),
         (lambda f: drop(f / "unet" / "config.json"), "has no unet: "),
         (lambda f: drop(f / "tokenizer_2"), "has no tokenizer_2: "),
         (

@@ -10,7 +10,7 @@ from tiny_latent import VAE_FACTOR, make_controlnet, make_pipeline
 from torch import Tensor
 
 from segdatagen.diffusion.conditions import Conditions
-from segdatagen.diffusion.denoise import SCHEDULERS, LatentNetwork, denoise
+from segdatagen.diffusion.denoise import SCHEDULERS, SPACING, LatentNetwork, denoise
 from segdatagen.diffusion.latent_options import LatentSamplerOptions, SchedulerName
 from segdatagen.diffusion.text import TextEncoder
 
@@ -43,7 +43,8 @@ def text_of(pipeline: StableDiffusionXLPipeline) -> TextEncoder:
 
 def with_scheduler(kind: Any, pipeline: StableDiffusionXLPipeline, name: SchedulerName, **more: Any) -> Any:
     """Another pipeline of the same parts."""
-    parts = pipeline.components | more | {"scheduler": SCHEDULERS[name].from_config(pipeline.scheduler.config)}
+    scheduler = SCHEDULERS[name].from_config(pipeline.scheduler.config, **SPACING[name])
+    parts = pipeline.components | more | {"scheduler": scheduler}
     made = kind(**{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")})
     made.set_progress_bar_config(disable=True)
     return made

@@ -32,6 +32,25 @@ SCHEDULERS: dict[SchedulerName, Any] = {
     "dpm++2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
+NOISE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "timestep_spacing",
+    "steps_offset",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+)
+"""What solvers are told of a base's scheduler: its noise. The rest belongs to the solver of its authors, and might make
+ours draw noise of its own, clamp latents, or not work at all."""
+FROM_THE_END = {"timestep_spacing": "trailing"}
+"""Of the multistep solvers, after Lin et al. (2023), "Common Diffusion Noise Schedules and Sample Steps Are Flawed":
+with SDXL's `leading` diffusers has them begin at step 801 of 1000 when they take 200, and give them all the noise."""
+SPACING: dict[SchedulerName, Mapping[str, str]] = {"euler": {}, "dpm++2m": FROM_THE_END, "unipc": FROM_THE_END}
 KERNELS: dict[Attention, SDPBackend] = {
     "math": SDPBackend.MATH,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -53,7 +72,8 @@ class LatentNetwork:
 
     def scheduler(self, options: LatentSamplerOptions) -> Any:
         """A solver ready for its first step. It counts its steps: every batch needs a new one."""
-        scheduler = SCHEDULERS[options.scheduler].from_config(dict(self.schedule))
+        noise = {name: self.schedule[name] for name in NOISE if name in self.schedule}
+        scheduler = SCHEDULERS[options.scheduler].from_config(noise, **SPACING[options.scheduler])
         scheduler.set_timesteps(options.steps, device=self.unet.device)
         scheduler.set_begin_index(0)
         return scheduler
