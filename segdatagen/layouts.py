@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from segdatagen.bands import dissolve_bands
 from segdatagen.colours import (
     FAR_DISTANCE,
     SPECKLE_PIXELS,
@@ -42,6 +43,9 @@ class LayoutOptions(BaseModel):
     max_off_palette: float = Field(default=0.1, ge=0, le=1, description="share of the pixels off the palette")
     speckle_pixels: int = Field(
         default=SPECKLE_PIXELS, ge=1, strict=True, description="regions of one class with fewer pixels are speckle"
+    )
+    dissolve_bands: bool = Field(
+        default=True, description="classes that were not asked for have no bands too thin for a square of 3 x 3 pixels"
     )
     max_speckle: float = Field(default=0.05, ge=0, le=1, description="share of the pixels in speckle")
     min_classes_found: float = Field(default=0.5, ge=0, le=1, description="share of the classes that were asked for")
@@ -132,12 +136,17 @@ class LayoutJudge:
         self._decoder = ColourDecoder(label_set, with_ignore=bool(label_set.ignore_ids))
 
     def judge(self, colour_map: ColourMap, asked: Sequence[int], finite: bool = True) -> Layout:
-        """The layout of a colour map uint8 [H, W, 3] that was to show the classes `asked`."""
+        """The layout of a colour map uint8 [H, W, 3] that was to show the classes `asked`.
+
+        `off_palette` and `speckle` are of what was drawn, all else is of the mask without bands.
+        """
         mask = self._decoder.decode(colour_map)
         quality = quality_of(colour_map, self._decoder, self._options.palette_distance, self._options.speckle_pixels)
+        if self._options.dissolve_bands:
+            mask = dissolve_bands(mask, self._may_be_thin(asked))
         shown = {
             id_: pixels
-            for id_, pixels in zip(quality.class_ids, quality.class_pixels, strict=True)
+            for id_, pixels in zip(*(found.tolist() for found in np.unique(mask, return_counts=True)), strict=True)
             if id_ not in self._label_set.ignore_ids
         }
         ids, counts = tuple(shown), tuple(shown.values())
@@ -154,6 +163,10 @@ class LayoutJudge:
         if refused_by is not None:
             return Layout(mask, ids, counts, figures, self._reason(refused_by), refused_by)
         return Layout(mask, ids, counts, figures, None if shown else NO_CLASS)
+
+    def _may_be_thin(self, asked: Sequence[int]) -> tuple[int, ...]:
+        """What was asked for, and what nobody asks for: background, and pixels to ignore, as around objects of VOC."""
+        return (*asked, *self._label_set.background_ids, *self._label_set.ignore_ids)
 
     def _distance(self, mask: Mask) -> float | None:
         if not self._options.compares or not len(self._real):

@@ -10,6 +10,7 @@ import functools
 import cv2
 import numpy as np
 
+from segdatagen.bands import SQUARE, fill_from_nearest
 from segdatagen.colours import ColourMap, encode, id_table, ignore_colour_of, packed
 from segdatagen.errors import UsageError
 from segdatagen.images import Mask
@@ -65,21 +66,13 @@ def decode_panoptic(colour_map: ColourMap, label_set: LabelSet, num_segments: in
         )
     ids = np.append(label_set.ids, label_set.ignore_ids[:1])
     ids = ids.astype(np.uint8 if ids.max() <= 255 else np.uint16)
-    mask = ids[np.where(edge, 0, kinds)]
-    _, nearest = cv2.distanceTransformWithLabels(
-        (~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    id_of_label = np.zeros(int(nearest.max()) + 1, mask.dtype)
-    id_of_label[nearest[inside]] = mask[inside]
-    mask[edge] = id_of_label[nearest[edge]]
-    return mask
+    return fill_from_nearest(ids[np.where(edge, 0, kinds)], edge, inside)
 
 
 def _edges(segment_map: np.ndarray) -> np.ndarray:
     """Pixels with a neighbour of another segment among the eight around them, bool [H, W]."""
-    square = np.ones((3, 3), np.uint8)
     numbers = segment_map.astype(np.uint16, copy=False)
-    return np.asarray(cv2.dilate(numbers, square) != cv2.erode(numbers, square))
+    return np.asarray(cv2.dilate(numbers, SQUARE) != cv2.erode(numbers, SQUARE))
 
 
 @functools.lru_cache(maxsize=4)

@@ -16,6 +16,7 @@ LAYERS = {
     "errors": 0,
     "labels": 0,
     "colours": 0,
+    "bands": 0,
     "outlines": 0,
     "segments": 0,
     "images": 0,

@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ from segdatagen.layouts import (
 
 SCENES = load_label_set("scenes")
 NO_REAL = np.empty(0, np.uint64)
-LOOSE = {"max_off_palette": 1, "max_speckle": 1, "min_classes_found": 0, "min_distance": 0}
+LOOSE = {"max_off_palette": 1, "max_speckle": 1, "min_classes_found": 0, "min_distance": 0, "dissolve_bands": False}
 
 
 def judge_of(real: np.ndarray = NO_REAL, label_set: LabelSet = SCENES, **options: Any) -> LayoutJudge:
@@ -85,6 +86,39 @@ def test_figures_are_those_of_brute_force(seed: int, distance: float, speckle: i
         "classes_found": np.float32(sum(counts.get(id_, 0) >= speckle for id_ in asked) / 5),
         "layout_distance": min((hashed ^ int(other)).bit_count() for other in real),
     }
+
+
+def test_soft_edges_leave_no_class_that_nobody_asked_for() -> None:
+    labels = load_label_set("ade20k")
+    chance = np.random.default_rng(0)
+    centres, ids = chance.uniform(0, 128, (12, 2)), chance.choice(labels.ids, 12, replace=False)
+    places = np.stack(np.mgrid[:128, :128], axis=-1)[:, :, None]
+    mask = ids[((places - centres) ** 2).sum(axis=-1).argmin(axis=-1)].astype(np.uint8)
+    soft = cv2.GaussianBlur(encode(mask, labels), (0, 0), 0.7)
+    asked = ids[:8].tolist()
+    drawn = judge_of(label_set=labels, **LOOSE).judge(soft, asked)
+    assert len(set(drawn.class_ids) - set(ids.tolist())) > 30
+    found = judge_of(label_set=labels, **LOOSE | {"dissolve_bands": True}).judge(soft, asked)
+    assert set(found.class_ids) == set(ids.tolist()), "what is wide is there, asked for or not"
+    assert dict(zip(found.class_ids, found.class_pixels, strict=True)) == {
+        id_: int((found.mask == id_).sum()) for id_ in ids.tolist()
+    }
+    assert (found.mask != mask).mean() < (drawn.mask != mask).mean() / 4
+    assert (found.figures["speckle"], found.figures["off_palette"]) == (
+        drawn.figures["speckle"],
+        drawn.figures["off_palette"],
+    ), "these are of what was drawn"
+
+
+def test_what_was_asked_for_and_what_nobody_asks_for_may_be_thin() -> None:
+    voc = load_label_set("voc")
+    mask = np.zeros((24, 28), np.uint8)
+    mask[:12], mask[12:] = 15, 7
+    mask[:, 5], mask[:, 11], mask[:, 17] = 2, voc.background_ids[0], voc.ignore_ids[0]
+    mask[:, 21:23] = 3
+    found = judge_of(label_set=voc, **LOOSE | {"dissolve_bands": True}).judge(encode(mask, voc), [2, 7])
+    np.testing.assert_array_equal(found.mask[:, :21], mask[:, :21])
+    assert np.isin(found.mask[:, 21:23], [7, 15]).all()
 
 
 def test_a_real_mask_keeps_every_limit_but_that_it_is_real() -> None:
