@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segdatagen.balance import Presence
+from segdatagen.balance import BoolArray, Presence
 from segdatagen.budget import RECORD_SECONDS, Budget
 from segdatagen.dataflow import Flow, PartDone, rows_per_block, stream
 from segdatagen.errors import SegdatagenError
@@ -115,13 +115,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Session:
-    """The inputs of a run, read and checked. `limits` are those in force: the job's, but for what `refilter` set."""
+    """The inputs of a run, read and checked. `limits` are those in force: the job's, but for what `refilter` set.
+
+    `usable` are the sources that a method can start from, by methods that cannot from all.
+    """
 
     job: Job
     store: SourceStore
     recipes: dict[str, dict[str, Any]]
     presence: Presence
     limits: Limits
+    usable: Mapping[str, BoolArray]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -146,7 +150,7 @@ class Session:
         plan = read_plan(run, rounds, ["sample_id", "method", "source_id", "variant", "target_class"])
         min_pixels = self.job.settings.min_pixels
         accepted = accepted_per_class(run, ledger, self.store.label_set, min_pixels)
-        state = state_of(self.presence, plan, ledger, accepted)
+        state = state_of(self.presence, self.usable, plan, ledger, accepted)
         fingerprints = {method: recipe_fingerprint(recipe) for method, recipe in self.recipes.items()}
         request = PlanRequest(
             number=len(rounds),

@@ -45,6 +45,7 @@ class State:
     `accepted_class_counts` and `accepted_class_pixels` int64 [num_classes]: accepted samples of all methods that show
     each class, and their pixels of it, by the masks that came out.
     `available` bool [num_sources]: sources that may be copied, for instance those that have not failed.
+    `usable`: method -> bool [num_sources], the sources that it can start from; a method that is missing can from all.
     `planned_for_class` int64 [num_classes]: rows planned on behalf of each class in earlier rounds, whatever became of
     them: the cycle through a class's sources goes on there, so that a source that never yields is not always first.
     """
@@ -56,6 +57,7 @@ class State:
     accepted_class_pixels: IntArray
     available: BoolArray
     planned_for_class: IntArray
+    usable: Mapping[str, BoolArray] = field(default_factory=dict)
 
     @classmethod
     def at_start(cls, presence: Presence) -> State:
@@ -72,6 +74,15 @@ class State:
         """Rows of `method` planned in earlier rounds per source, int64 [num_sources]."""
         none = np.zeros(self.presence.num_sources, dtype=np.int64)
         return self.planned_per_source.get(method, none)
+
+    def usable_by(self, method: str) -> BoolArray:
+        """Sources that `method` can start from, whatever became of them, bool [num_sources]."""
+        return self.usable.get(method, np.ones(self.presence.num_sources, dtype=np.bool_))
+
+    def available_to(self, method: str) -> BoolArray:
+        """Sources that `method` may copy, bool [num_sources]."""
+        available: BoolArray = self.available & self.usable_by(method)
+        return available
 
     @property
     def class_counts(self) -> IntArray:
@@ -158,8 +169,8 @@ class _Round:
             self.orders = class_orders(self.state.presence, self.seed)
         return self.orders
 
-    def progress(self, counts: IntArray) -> Progress:
-        return Progress(counts, self.state.available, self.planned_for_class)
+    def progress(self, method: str, counts: IntArray) -> Progress:
+        return Progress(counts, self.state.available_to(method), self.planned_for_class)
 
     def class_pixels(self) -> IntArray:
         planned = sum(self.planned_per_source.values(), np.zeros(self.state.presence.num_sources, dtype=np.int64))
@@ -223,9 +234,10 @@ def shortfalls_of(goal: AnyGoal, state: State, seed: int, *, wanted: IntArray | 
     where the caller has it: `GoalPlan.wanted` of this goal.
     """
     if isinstance(goal, Uniform | RandomSamples):
-        accepted = state.accepted_of(goal.method)
+        accepted, usable = state.accepted_of(goal.method), state.usable_by(goal.method)
         if isinstance(goal, Uniform):
-            has, num = int(np.minimum(accepted, goal.per_source).sum()), goal.per_source * len(accepted)
+            has = int(np.minimum(accepted, goal.per_source)[usable].sum())
+            num = goal.per_source * int(usable.sum())
         else:
             has, num = int(accepted.sum()), goal.num_samples
         return (Shortfall(goal.method, has, num, "samples"),) if has < num else ()
@@ -294,15 +306,15 @@ def _plan_goal(goal: AnyGoal, so_far: _Round) -> tuple[Copies, GoalPlan]:
 
 
 def _plan_counts(goal: Uniform | RandomSamples, so_far: _Round) -> tuple[Copies, GoalPlan]:
-    """What is lacking of a number of samples, of every available source or in all."""
+    """What is lacking of a number of samples, of every source that may be copied or in all."""
     state = so_far.state
     existing = state.accepted_of(goal.method) + so_far.of_source(goal.method)
     if isinstance(goal, Uniform):
-        lacking = np.maximum(goal.per_source - existing, 0) * state.available
+        lacking = np.maximum(goal.per_source - existing, 0) * state.available_to(goal.method)
     else:
         planned = state.planned_of(goal.method) + so_far.of_source(goal.method)
         count = goal.num_samples - int(existing.sum())
-        lacking = random_copies(state.presence, count, so_far.seed, state.available, planned)
+        lacking = random_copies(state.presence, count, so_far.seed, state.available_to(goal.method), planned)
     sources = np.flatnonzero(lacking)
     counts = so_far.class_counts + state.presence.counts_of_copies(lacking)
     copies = Copies(sources, np.full(len(sources), NO_TARGET), lacking[sources], counts, ())
@@ -314,7 +326,7 @@ def _plan_balance(goal: Balance | BalancePixels | Quotas, so_far: _Round) -> tup
     presence, orders = so_far.state.presence, so_far.cycle_orders()
     wanted = wanted_per_class(goal, presence, so_far.seed, orders=orders)
     in_pixels = isinstance(goal, BalancePixels)
-    progress = so_far.progress(so_far.class_pixels() if in_pixels else so_far.class_counts)
+    progress = so_far.progress(goal.method, so_far.class_pixels() if in_pixels else so_far.class_counts)
     counted = presence.in_pixels if in_pixels else presence
     copies = balance(counted, wanted, so_far.seed, progress=progress, orders=orders)
     return copies, GoalPlan(copies.num_generated, wanted, _names(presence, copies), in_pixels)
@@ -325,7 +337,7 @@ def _plan_cover(goal: Cover, so_far: _Round) -> tuple[Copies, GoalPlan]:
     state, orders = so_far.state, so_far.cycle_orders()
     wanted = wanted_per_class(goal, state.presence, so_far.seed, orders=orders)
     turns = Turns(state.planned_of(goal.method) + so_far.of_source(goal.method), goal.max_copies or 0)
-    plan = cover(state.presence, wanted, orders, so_far.progress(so_far.class_counts), turns)
+    plan = cover(state.presence, wanted, orders, so_far.progress(goal.method, so_far.class_counts), turns)
     unreachable = _names(state.presence, plan.copies)
     numbers = (plan.at_least, plan.algorithm_1)
     return plan.copies, GoalPlan(plan.copies.num_generated, wanted, unreachable, False, *numbers)

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from segdatagen.balance import Presence, cir, entropy
+from segdatagen.balance import BoolArray, Presence, cir, entropy
 from segdatagen.class_bars import ClassBar, class_bars
 from segdatagen.config_files import read_stored
 from segdatagen.costs import Estimate
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.geometry import Geometry
 from segdatagen.goals import AnyGoal
+from segdatagen.labels import LabelSet
+from segdatagen.method_options import Methods
 from segdatagen.missing import (
     NO_TARGET,
     PlannedCopies,
@@ -34,7 +35,7 @@ from segdatagen.missing import (
 from segdatagen.progress import CostModel
 from segdatagen.records import PLAN_SCHEMA, derive_seeds, sample_ids_of
 from segdatagen.run_folder import SUCCESS_NAME
-from segdatagen.sources import SourceStore, transformed_counts
+from segdatagen.sources import SourceStore
 from segdatagen.storage import Folder
 from segdatagen.tables import put_table, read_part
 
@@ -160,18 +161,33 @@ def refuse_sources_without_masks(store: SourceStore, methods: Sequence[str]) -> 
         )
 
 
-def presence_of(store: SourceStore, geometry: Geometry, min_pixels: int) -> Presence:
-    """Which classes each source shows with at least `min_pixels` pixels after the geometry, and with how many.
+def presence_of(store: SourceStore, counts: np.ndarray, min_pixels: int) -> Presence:
+    """Which classes each source shows with at least `min_pixels` pixels, and with how many; background never counts.
 
-    Background never counts.
+    `counts` are those of `transformed_counts`.
     """
     labels = store.label_set
     background = [channel for channel, id_ in enumerate(labels.ids) if id_ in labels.background_ids]
-    pixels = transformed_counts(store, geometry)
-    pixels[:, background] = 0
-    source, channel = np.nonzero(pixels >= min_pixels)
+    source, channel = np.nonzero(counts >= min_pixels)
+    counted = ~np.isin(channel, background)
+    source, channel = source[counted], channel[counted]
     presence = Presence.from_pairs(store.index["source_id"].to_pylist(), labels.names, source, channel, background)
-    return replace(presence, pixels=pixels[source, channel])
+    return replace(presence, pixels=counts[source, channel])
+
+
+def usable_sources(methods: Methods, labels: LabelSet, counts: np.ndarray) -> dict[str, BoolArray]:
+    """Sources that a method can start from, bool [S], of methods that cannot from all: `inpaint` needs pixels to draw.
+
+    `counts` are those of `transformed_counts`. Raises UsageError for a method that can start from none.
+    """
+    if methods.inpaint is None:
+        return {}
+    redrawn = [channel for channel, id_ in enumerate(labels.ids) if id_ in methods.inpaint.redrawn(labels)]
+    usable: BoolArray = counts[:, redrawn].sum(axis=1) > 0
+    if not usable.any():
+        names = ", ".join(methods.inpaint.classes or ("but background",))
+        raise UsageError(f"methods.inpaint: no source shows a pixel of a class that it is to draw anew ({names})")
+    return {"inpaint": usable}
 
 
 def plan_round(request: PlanRequest, store: SourceStore, state: State, cost: CostModel) -> PlannedRound:

@@ -3,6 +3,7 @@
 Reads the samples; it does not know goals, nor what is missing.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segdatagen.balance import Presence
+from segdatagen.balance import BoolArray, Presence
 from segdatagen.geometry import Geometry
 from segdatagen.labels import LabelSet
 from segdatagen.missing import State
@@ -38,10 +39,13 @@ class PerClass:
     pixels: np.ndarray
 
 
-def state_of(presence: Presence, plan: pa.Table, ledger: Ledger, accepted: PerClass) -> State:
+def state_of(
+    presence: Presence, usable: Mapping[str, BoolArray], plan: pa.Table, ledger: Ledger, accepted: PerClass
+) -> State:
     """What exists: accepted samples per source and class, sources that only ever fail, and how far each cycle went.
 
-    A source that made any sample, good or not, does not only fail, whatever was decided on the sample.
+    `usable` is that of `State`. A source that made any sample, good or not, does not only fail, whatever was decided on
+    the sample.
     """
     sources = pc.index_in(plan["source_id"], pa.array(presence.source_ids)).to_numpy().astype(np.int64)
     methods = plan["method"].to_numpy(zero_copy_only=False)
@@ -65,6 +69,7 @@ def state_of(presence: Presence, plan: pa.Table, ledger: Ledger, accepted: PerCl
         accepted_class_pixels=np.where(presence.counted, accepted.pixels, 0),
         available=~(ever_failed & never_made),
         planned_for_class=np.bincount(targets, minlength=presence.num_classes).astype(np.int64),
+        usable=usable,
     )
 
 

@@ -33,6 +33,7 @@ from segdatagen.planner import (
     read_rounds,
     refuse_evaluation_splits,
     refuse_sources_without_masks,
+    usable_sources,
 )
 from segdatagen.prefetch import weights_of
 from segdatagen.refilter import RANK, bring_in_line, is_judged, judge, limits_in_force
@@ -48,7 +49,7 @@ from segdatagen.run_folder import (
     write_run,
 )
 from segdatagen.samples import decided, read_columns, read_ledger
-from segdatagen.sources import has_any, open_store
+from segdatagen.sources import has_any, open_store, transformed_counts
 from segdatagen.storage import Folder
 from segdatagen.verify import Manifest, read_manifest, stray_decisions
 from segdatagen.weights import fingerprint_of
@@ -76,9 +77,11 @@ def prepare(job: Job) -> Session:
     check_same_content(job.uri, recipes, _judges_to_keep(folder, judges_of(job.filters)))
     for sentence in stray_decisions(folder, read_decisions(folder)):
         raise UsageError(sentence)
-    presence = presence_of(store, job.geometry, job.settings.min_pixels)
+    counts = transformed_counts(store, job.geometry)
+    presence = presence_of(store, counts, job.settings.min_pixels)
+    usable = usable_sources(job.methods, store.label_set, counts)
     check_goals(job.plan, presence, job.seed)
-    return Session(job, store, recipes, presence, limits_in_force(folder, job.filters)[0])
+    return Session(job, store, recipes, presence, limits_in_force(folder, job.filters)[0], usable)
 
 
 def segments(job: Job, label_set: LabelSet, limits: Limits) -> Segments:

@@ -22,7 +22,7 @@ from segdatagen.geometry import Geometry
 from segdatagen.labels import load_label_set
 from segdatagen.planner import presence_of
 from segdatagen.segmenters import Segmenter, SegmenterConfig, SegmenterWeights, build_segmenter, save_segmenter
-from segdatagen.sources import open_store
+from segdatagen.sources import open_store, transformed_counts
 from segdatagen.weights import MaskDDPMWeights, save_mask_ddpm
 
 
@@ -91,7 +91,7 @@ def test_resume_finds_all_rows_committed(ray_session: None) -> None:
 def test_the_random_store_has_the_long_tail_that_it_claims(tmp_path: Path) -> None:
     put_random_store(str(tmp_path / "store"), 2000, NUM_CLASSES)
     store = open_store(str(tmp_path / "store"))
-    presence: Presence = presence_of(store, Geometry(size=(SIZE, SIZE)), min_pixels=1)
+    presence: Presence = presence_of(store, transformed_counts(store, Geometry(size=(SIZE, SIZE))), min_pixels=1)
     shares = presence.counts / 2000
     assert presence.sizes.min() >= 1
     assert abs(shares.max() - 0.54) < 0.05

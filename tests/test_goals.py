@@ -94,6 +94,7 @@ def after(state: State, planned: PlannedCopies, accepted: Sequence[int] | np.nda
         class_pixels,
         state.available,
         planned_for_class,
+        state.usable,
     )
 
 

@@ -39,7 +39,7 @@ from segdatagen.run import plan_job
 from segdatagen.run_folder import open_run, read_attempts
 from segdatagen.samples import read_ledger
 from segdatagen.source_hashes import LAYOUTS_NAME, hash_layouts_of, read_index
-from segdatagen.sources import open_store
+from segdatagen.sources import open_store, transformed_counts
 from segdatagen.status import status_of
 from segdatagen.storage import Folder
 from segdatagen.tables import read_part
@@ -149,7 +149,8 @@ def test_rounds_count_what_came_out_and_plan_what_sources_show(
     ray_session: None, make_job: JobFactory, models: Path, text2mask: Path, scenes_store: Path
 ) -> None:
     """Grass is asked for and never drawn: no sample counts for it. Cars are drawn each time, and all of them count."""
-    presence, names = presence_of(open_store(str(scenes_store)), Geometry(size=(SIDE, SIDE)), 1), LABELS.names
+    store, names = open_store(str(scenes_store)), LABELS.names
+    presence = presence_of(store, transformed_counts(store, Geometry(size=(SIDE, SIDE))), 1)
     real = dict(zip(names, presence.counts.tolist(), strict=True))
     quotas = {"grass": real["grass"] + 2, "car": real["car"] + 1}
     plan = [{"method": "masksyn", "strategy": "quotas", "quotas": quotas}, {"max_rounds": 2}]

@@ -181,5 +181,5 @@ def test_a_source_that_made_any_sample_does_not_only_fail(tmp_path: Path, others
     names, none = run.label_set.names, np.zeros(0, np.int64)
     presence = Presence.from_pairs(["a", "b", "c"], names, none, none, [])
     counts = np.zeros(len(names), np.int64)
-    state = state_of(presence, rows, read_ledger(run.folder), PerClass(counts, counts))
+    state = state_of(presence, {}, rows, read_ledger(run.folder), PerClass(counts, counts))
     assert state.available.tolist() == [others != "failed", False, True]

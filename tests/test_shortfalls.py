@@ -6,7 +6,7 @@ import numpy as np
 from test_goals import after
 
 from segdatagen.balance import Presence
-from segdatagen.goals import BalancePixels, Quotas, RandomSamples, Uniform
+from segdatagen.goals import BalancePixels, Cover, Quotas, RandomSamples, Uniform
 from segdatagen.missing import Shortfall, State, missing_rows, shortfalls_of
 from segdatagen.status import goals_in_words
 
@@ -23,6 +23,25 @@ def test_unavailable_sources_are_left_out_and_lost_goals_are_not_met() -> None:
     assert missing_rows([uniform, quotas], done, seed=0).num_rows == 0
     assert shortfalls_of(uniform, done, 0) == (Shortfall("m", 2, 4, "samples"),)
     assert shortfalls_of(quotas, done, 0) == (Shortfall("y", 1, 5, "images"),)
+
+
+def test_a_method_gets_the_sources_that_it_can_start_from() -> None:
+    presence = Presence.from_lists(["a", "b", "c"], ["x", "y"], [[0], [1], [0, 1]])
+    state = replace(State.at_start(presence), usable={"m": np.array([True, False, True])})
+    goals = (
+        *(Uniform(method="m", per_source=2), RandomSamples(method="m", num_samples=9)),
+        *(Quotas(method="m", quotas={"y": 14}), Cover(method="m", quotas={"y": 20})),
+    )
+    planned = missing_rows([*goals, Uniform(method="n", per_source=1)], state, seed=0)
+    rows = zip(planned.source_index.tolist(), planned.method_index.tolist(), strict=True)
+    assert {(planned.methods[method], source) for source, method in rows} == {
+        *(("m", 0), ("m", 2), ("n", 0), ("n", 1), ("n", 2))
+    }
+    done = after(state, planned, planned.copies)
+    assert missing_rows(goals, done, seed=0).num_rows == 0
+    assert not any(shortfalls_of(goal, done, 0) for goal in goals), "what it cannot start from is nothing that it lacks"
+    one_lost = replace(done, accepted_per_source={"m": np.array([2, 2, 0])})
+    assert shortfalls_of(goals[0], one_lost, 0) == (Shortfall("m", 2, 4, "samples"),)
 
 
 def test_a_pixel_goal_follows_the_pixels_that_came_out() -> None:

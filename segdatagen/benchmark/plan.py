@@ -34,6 +34,7 @@ from segdatagen.sources import (
     SourceInfo,
     fingerprint_of,
     open_store,
+    transformed_counts,
 )
 from segdatagen.storage import Folder
 from segdatagen.tables import to_parquet
@@ -162,7 +163,7 @@ def plan_once(sources: str, run: str, goal: AnyGoal) -> dict[str, float]:
     """
     began, before = time.perf_counter(), time.process_time()
     store = open_store(sources)
-    presence = presence_of(store, Geometry(size=(SIZE, SIZE)), min_pixels=1)
+    presence = presence_of(store, transformed_counts(store, Geometry(size=(SIZE, SIZE))), min_pixels=1)
     read = time.perf_counter()
     request = PlanRequest(0, [goal], {}, {goal.method: "0" * 32}, seed=0, min_pixels=1)
     planned = plan_round(request, store, State.at_start(presence), CostModel(None, 1.0))
@@ -190,7 +191,8 @@ def _peak_memory_gib() -> float:
 
 def _beside_the_literal_loop(sources: str, goal: Balance) -> Figures:
     """Algorithm 1 alone, sorting included, in numpy and as the paper's loop, with the quotas of the same plan."""
-    presence = presence_of(open_store(sources), Geometry(size=(SIZE, SIZE)), min_pixels=1)
+    store = open_store(sources)
+    presence = presence_of(store, transformed_counts(store, Geometry(size=(SIZE, SIZE))), min_pixels=1)
     wanted = wanted_per_class(goal, presence, seed=0)
     images = _images(presence)
     began = time.perf_counter()
