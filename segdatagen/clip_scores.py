@@ -151,7 +151,9 @@ class ClipScorer:
         """Unit vectors float32 `[N, D]` of crops uint8 H x W x 3 of any sizes, on the device."""
         import torch
 
-        pixels = torch.from_numpy(np.stack(self._processor(images=list(crops), return_tensors="np")["pixel_values"]))
+        # Of a crop three pixels high transformers would take the rows for its channels.
+        processed = self._processor(images=list(crops), return_tensors="np", input_data_format="channels_last")
+        pixels = torch.from_numpy(np.stack(processed["pixel_values"]))
         found = []
         for start in range(0, len(pixels), CHUNK):
             part = pixels[start : start + CHUNK]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tiny_clip import COLOURS, colour_labels, make_clip, teach_clip
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -152,6 +153,16 @@ def test_small_regions_and_surplus_ones_are_not_scored(taught: Path) -> None:
     assert set(both) == {RED, BLUE}
     largest = ClipScorer(options(taught, max_regions=1), LABELS).scores(*shown)
     assert largest[RED] < whole[RED], "the blue one is larger"
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+def test_a_tiny_crop_is_seen_as_pillow_would_show_it(taught: Path, side: int) -> None:
+    crop = np.random.default_rng(side).integers(0, 256, (side, 40, 3), np.uint8)
+    pixels = CLIPImageProcessorPil.from_pretrained(taught)(images=Image.fromarray(crop), return_tensors="pt")
+    with torch.inference_mode():
+        features = CLIPModel.from_pretrained(taught).eval().get_image_features(**pixels).pooler_output
+    found = ClipScorer(options(taught), LABELS).image_vectors([crop])
+    torch.testing.assert_close(found, torch.nn.functional.normalize(features, dim=-1), atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")

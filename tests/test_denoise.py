@@ -1,5 +1,8 @@
 """One denoising loop: at batch 1 equal to diffusers' pipelines, in a batch equal to each row alone, never crossed."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +36,7 @@ from tiny_denoising import (
     with_scheduler,
 )
 from tiny_latent import make_adapter, make_pipeline
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from segdatagen.diffusion import vae
 from segdatagen.diffusion.conditions import (
@@ -67,6 +71,17 @@ def test_text_to_image_is_that_of_diffusers(
     found = ours(pipeline, condition(text, PROMPTS[:1], negative), options_of(name), [0], [7])
     assert wanted.std() > 0.05
     np.testing.assert_allclose(found, wanted, atol=CLOSE, rtol=0)
+
+
+def test_a_tokenizer_that_does_not_know_its_length_sees_what_clip_sees(
+    pipeline: StableDiffusionXLPipeline, text: TextEncoder
+) -> None:
+    prompt = "a car and a tree " * 40
+    known = text.encode([prompt]).hidden
+    tokenizers = [copy.deepcopy(tokenizer) for tokenizer in text.tokenizers]
+    for tokenizer in tokenizers:
+        tokenizer.model_max_length = VERY_LARGE_INTEGER
+    assert torch.equal(replace(text, tokenizers=tokenizers).encode([prompt]).hidden, known)
 
 
 def test_guidance_can_be_rescaled_and_left_out(pipeline: StableDiffusionXLPipeline, text: TextEncoder) -> None:

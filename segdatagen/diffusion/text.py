@@ -13,6 +13,18 @@ import torch
 from torch import Tensor
 
 from segdatagen.diffusion.conditions import TextCondition
+from segdatagen.prompts import CLIP_TOKENS
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """Ids int64 `[N, L]` of prompts by a tokenizer of CLIP, all padded, or cut off, to the length that it sees.
+
+    A tokenizer that does not say its length says 1e30.
+    """
+    length = min(CLIP_TOKENS, int(tokenizer.model_max_length))
+    found = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids: Tensor = found.input_ids
+    return ids
 
 
 @dataclass(frozen=True)
@@ -36,17 +48,11 @@ class TextEncoder:
         place = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.encoders[0].device)
         hidden, pooled = [], None
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
-            ids = tokenizer(
-                unique,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids.to(encoder.device)
+            ids = token_ids(tokenizer, unique).to(encoder.device)
             if len(self.encoders) == 1:
-                hidden.append(torch.cat([encoder(row)[0] for row in ids.split(1)]))
+                hidden.append(torch.cat([encoder(row)[0] for row in torch.split(ids, 1)]))
                 continue
-            found = [encoder(row, output_hidden_states=True) for row in ids.split(1)]
+            found = [encoder(row, output_hidden_states=True) for row in torch.split(ids, 1)]
             hidden.append(torch.cat([one.hidden_states[-2] for one in found]))
             pooled = torch.cat([one[0] for one in found]) if found[0][0].ndim == 2 else pooled
         return TextCondition(torch.cat(hidden, dim=-1), pooled).at(place)

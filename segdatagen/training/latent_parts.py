@@ -17,7 +17,7 @@ from torch import Tensor
 from segdatagen.diffusion.conditions import TextCondition
 from segdatagen.diffusion.denoise import LatentNetwork
 from segdatagen.diffusion.latent_models import LatentModels
-from segdatagen.diffusion.text import TextEncoder
+from segdatagen.diffusion.text import TextEncoder, token_ids
 from segdatagen.errors import UsageError
 from segdatagen.latent_folders import Shape, check_base
 from segdatagen.model_configs import read_json
@@ -131,14 +131,8 @@ def embed(tokenizers: Sequence[Any], encoders: Sequence[Any], prompts: Sequence[
     hidden: list[Tensor] = []
     pooled: Tensor | None = None
     for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-        ids = tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        found = encoder(ids.to(encoder.device), output_hidden_states=True)
+        ids = token_ids(tokenizer, prompts).to(encoder.device)
+        found = encoder(ids, output_hidden_states=True)
         hidden.append(found.hidden_states[-2])
         pooled = found[0]
     return TextCondition(torch.cat(hidden, dim=-1), pooled)
