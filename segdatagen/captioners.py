@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from segdatagen.device_errors import is_out_of_memory
 from segdatagen.errors import UsageError, one_line
 from segdatagen.images import pixel_hash
 from segdatagen.labels import Text
@@ -137,9 +138,8 @@ class Captioner:
         """What the model says of each image, uint8 H x W x 3 RGB of any size; "" where it says nothing.
 
         It is asked once about an image that comes again among the next few thousand, as that of a source with many
-        variants does, block after block. Raises `torch.OutOfMemoryError` when one does not fit alone.
+        variants does, block after block. Raises the device's error when one does not fit alone.
         """
-        import torch
 
         hashes = [pixel_hash(image) for image in images]
         new = {
@@ -152,8 +152,8 @@ class Captioner:
             full = [image for _, image in batch] + [batch[-1][1]] * (size - len(batch))
             try:
                 answers = self._answers(full, [self._options.asked] * size)
-            except torch.OutOfMemoryError:
-                if size == 1:
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
                     raise
                 self._batch_size //= 2
                 continue

@@ -8,6 +8,7 @@ business.
 
 import contextlib
 import itertools
+import logging
 import os
 import time
 import uuid
@@ -22,6 +23,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from segdatagen.cluster import deprecated_arguments, without_progress_limit
+from segdatagen.device_errors import DeviceLost
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.job import Execution
 from segdatagen.methods import Chain, begin, finish
@@ -105,11 +107,18 @@ class ChainActor:
                 self._chain(method)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Rows as the next step needs them; behind a step that commits, a report of each part that was put."""
+        """Rows as the next step needs them; behind a step that commits, a report of each part that was put.
+
+        Where the device is lost the process ends, and Ray starts another one: this one could only fail row after row.
+        """
         parts = split_parts(block)
-        if not self._step.commits:
-            return pa.concat_tables([self._made(part) for part in parts])
-        return pa.Table.from_pylist([self._put(part) for part in parts], schema=_REPORT_SCHEMA)
+        try:
+            if not self._step.commits:
+                return pa.concat_tables([self._made(part) for part in parts])
+            return pa.Table.from_pylist([self._put(part) for part in parts], schema=_REPORT_SCHEMA)
+        except DeviceLost as error:
+            logging.getLogger(__name__).error("%s", error)
+            os._exit(1)
 
     def _put(self, part: pa.Table) -> dict[str, Any]:
         """Make and put a part, and report it.

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from segdatagen.best_of import best_of, check_best_of
+from segdatagen.device_errors import raise_if_lost
 from segdatagen.errors import UsageError, placed
 from segdatagen.filtering import filter_recipe, filter_stages
 from segdatagen.job import Job
@@ -180,7 +181,8 @@ def guard(stage: Stage, batch: Batch) -> None:
     """Run a stage over the rows that are still `ok`, and put its columns and its failures into the batch.
 
     Rows that failed before are held back and join again afterwards. Where a stage raises, halves of the batch are
-    tried until the rows that make it raise stand alone; each of those gets the exception as its reason.
+    tried until the rows that make it raise stand alone; each of those gets the exception as its reason. Raises
+    DeviceLost where nothing else could work in this process either.
     """
     count = len(batch["status"])
     for name in stage.writes:
@@ -192,6 +194,7 @@ def guard(stage: Stage, batch: Batch) -> None:
         try:
             written = stage({name: batch[name][rows] for name in stage.reads})
         except Exception as error:  # the one broad except: whatever a stage raises costs rows, never the run
+            raise_if_lost(error)
             if len(rows) > 1:
                 middle = len(rows) // 2
                 pending += [rows[middle:], rows[:middle]]

@@ -41,6 +41,7 @@ LAYERS = {
     "filters": 1,
     "image_hash": 1,
     "peak_memory": 1,
+    "device_errors": 1,
     "layouts": 1,
     "latent_folders": 1,
     "network_tensors": 1,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from segdatagen.device_errors import is_out_of_memory
+
 Make = Callable[[np.ndarray, list[torch.Generator]], tuple[np.ndarray, np.ndarray]]
 """Rows int64 `[B]`, a CPU generator for each -> images uint8 `[B, H, W, 3]`, whether each is finite bool `[B]`."""
 
@@ -37,7 +39,7 @@ def microbatches(make: Make, seeds: Sequence[int], microbatch: int) -> Iterator[
     """One image for every seed, in batches of exactly `microbatch`, as they are made.
 
     The last batch is padded with copies of its last row. When memory runs out the batch is halved, the seeds stay, and
-    `Made.microbatch` tells it. Raises `torch.OutOfMemoryError` when a batch of one does not fit.
+    `Made.microbatch` tells it. Raises the device's error when a batch of one does not fit.
     """
     start = 0
     while start < len(seeds):
@@ -46,8 +48,8 @@ def microbatches(make: Make, seeds: Sequence[int], microbatch: int) -> Iterator[
         generators = [torch.Generator().manual_seed(int(seeds[row])) for row in rows]
         try:
             images, finite = make(rows, generators)
-        except torch.OutOfMemoryError:
-            if microbatch == 1:
+        except RuntimeError as error:
+            if microbatch == 1 or not is_out_of_memory(error):
                 raise
             microbatch //= 2
             continue
