@@ -36,8 +36,6 @@ class PriorKind:
     """What `weights` of it are."""
     own_options: tuple[str, ...] = ()
     draws_images: bool = True
-    outlines: bool = False
-    """Segments of a mask that has some are outlined in its colour map."""
 
 
 def _load_canny(options: PriorOptions, _: str) -> Drawer:
@@ -51,7 +49,7 @@ def _of_network(network: Architecture, *own_options: str) -> PriorKind:
 
 PRIORS = {
     "canny": PriorKind(_load_canny, own_options=("canny_low", "canny_high")),
-    "colour_map": PriorKind(lambda _, __: lambda colour_map: colour_map, draws_images=False, outlines=True),
+    "colour_map": PriorKind(lambda _, __: lambda colour_map: colour_map, own_options=("outlines",), draws_images=False),
     "boundaries": PriorKind(lambda _, __: boundaries, draws_images=False),
     "line_art": _of_network(LINE_ART, "resolution"),
     "hed": _of_network(HED, "resolution"),
@@ -67,17 +65,14 @@ class Prior:
     def __init__(self, options: PriorOptions, label_set: LabelSet, device: str = "cpu") -> None:
         """Load. Raises UsageError as `check_prior` does, and where weights turn out not to be whole."""
         check_prior(options)
-        self._name, self._label_set = options.name, label_set
+        self._label_set = label_set
+        self.outlines = options.outlines and "outlines" in PRIORS[options.name].own_options
+        """Whether `of_mask` looks at segments."""
         self._draw = PRIORS[options.name].load(options, device)
 
     def of_image(self, image: Image) -> Image:
         """The prior of an image, uint8 `[H, W, 3]` for uint8 `[H, W, 3]`."""
         return self._draw(image)
-
-    @property
-    def outlines(self) -> bool:
-        """Whether `of_mask` looks at segments."""
-        return PRIORS[self._name].outlines
 
     def of_mask(self, mask: Mask, segment_map: Mask | None = None) -> Image:
         """The prior of a mask `[H, W]`, drawn of its colour map: uint8 `[H, W, 3]`.

@@ -39,6 +39,12 @@ class PriorOptions(BaseModel):
         description="shorter side that a network sees; null: native",
     )
 
+    outlines: bool = Field(
+        default=True,
+        description="segments of a mask that has some are outlined in its colour map (SegGen, appendix A.2)",
+        exclude_if=lambda value: value,
+    )
+
     @model_validator(mode="after")
     def _require_an_order(self) -> "PriorOptions":
         if self.canny_low > self.canny_high:

@@ -7,21 +7,26 @@ checkpoints are the loop's.
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers import ControlNetModel
+from pydantic import Field
 from torch import nn
 
 from segdatagen.diffusion.conditions import Conditions, ControlEncoder
 from segdatagen.images import Image
 from segdatagen.latent_folders import check_controlnet
+from segdatagen.priors import PriorOptions
+from segdatagen.sources import has_any, open_store
 from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.latent_training import Noisy
 from segdatagen.training.latent_weights import load_network, require_classes
+from segdatagen.training.latents import Cache
 from segdatagen.training.pictures import colour_masks
+from segdatagen.training.prior_cache import PriorCache, prior_cache
 from segdatagen.training.vae import colour_maps_of
 from segdatagen.weights import local_weights
 
@@ -31,6 +36,10 @@ EMBEDDING_CHANNELS = (16, 32, 96, 256)
 
 class ControlNetTrainingOptions(BesideBaseOptions):
     """The YAML of `segdatagen train controlnet`. `init_weights` are those of a ControlNet of the same classes."""
+
+    fixed: ClassVar[tuple[str, ...]] = (*BesideBaseOptions.fixed, "outlines")
+
+    outlines: bool = Field(default=True, description="segments of panoptic sources are outlined (SegGen, A.2)")
 
 
 class ControlNetTraining(BesideBaseTraining):
@@ -46,6 +55,13 @@ class ControlNetTraining(BesideBaseTraining):
         if options.init_weights is not None:
             check_controlnet(options.init_weights, self.shape)
             require_classes("init_weights", options.init_weights, arrays.label_set)
+        self._outlined: PriorCache | None = None
+        if options.outlines and has_any(open_store(options.sources), "segments"):
+            self._outlined = prior_cache(options, PriorOptions(name="colour_map", of="mask"))
+
+    def caches(self) -> list[Cache]:
+        """Those of the latents and prompts, and the colour maps where they have outlines."""
+        return [*super().caches(), *([self._outlined] if self._outlined else [])]
 
     def build(self) -> nn.Module:
         """A ControlNet of the base, or that of `init_weights`."""
@@ -64,11 +80,15 @@ class ControlNetTraining(BesideBaseTraining):
 
     def steering(self, network: nn.Module, noisy: Noisy, batch: Batch) -> dict[str, Any]:
         """Residuals of the way down and of the middle."""
+        pictures = colour_maps_of(batch.channels, self.arrays.label_set)
+        if self._outlined is not None:
+            drawn = self._outlined.at(batch.sources, batch.flipped)[:, 0]
+            pictures = torch.from_numpy(drawn).to(pictures.device)
         down, middle = network(
             noisy.latents,
             noisy.timesteps.to(noisy.latents.device),
             encoder_hidden_states=noisy.text.hidden,
-            controlnet_cond=in_unit(colour_maps_of(batch.channels, self.arrays.label_set)),
+            controlnet_cond=in_unit(pictures),
             added_cond_kwargs=self.added(noisy.text, len(noisy.latents)),
             return_dict=False,
         )
@@ -82,4 +102,10 @@ class ControlNetTraining(BesideBaseTraining):
 
     def shown(self, rows: np.ndarray) -> Sequence[Image]:
         """The colour maps of masks."""
+        if self._outlined is not None:
+            return list(self._outlined.at(rows, rows < 0)[:, 0])
         return list(colour_masks(self.arrays.channels[rows], self.arrays.label_set))
+
+    def card_rows(self) -> dict[str, str]:
+        """Whether colour maps have outlines."""
+        return {"colour maps": "plain" if self._outlined is None else "with outlined segments (SegGen, appendix A.2)"}

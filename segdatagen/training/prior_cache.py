@@ -1,4 +1,4 @@
-"""Visual priors of a source store, drawn once and kept beside it: of every image, and of the colour map of its mask.
+"""Visual priors of a source store, drawn once and kept beside it: of every image, of its mask's colour map, or of both.
 
 A mirrored source has the mirrored drawing. It does not know how they are blended.
 """
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from segdatagen.geometry import Geometry
+from segdatagen.images import decode_mask
 from segdatagen.priors import Prior, PriorOptions
-from segdatagen.sources import ignore_id_of, open_store, read_part_arrays
+from segdatagen.segments import NO_SEGMENT
+from segdatagen.sources import DECODED, decoded_rows, ignore_id_of, open_store
+from segdatagen.tables import read_part
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latents import cache_root
 from segdatagen.training.record_cache import CacheInfo, RecordCache
@@ -18,7 +21,7 @@ from segdatagen.weights import fingerprint_of
 
 @dataclass(frozen=True)
 class PriorCache:
-    """Two drawings of every source, of its image and of its mask."""
+    """Drawings of every source: of its image, of its mask, or two of both."""
 
     sources: str
     geometry: Geometry
@@ -26,18 +29,23 @@ class PriorCache:
     records: RecordCache
 
     def make(self, device: str, number: int) -> np.ndarray:
-        """Shard `number`, of part `number` of the store: uint8 `[n, 2, H, W, 3]`."""
-        store = open_store(self.sources)
+        """Shard `number`, of part `number` of the store: uint8 `[n, D, H, W, 3]`, D drawings of each source."""
+        store, of = open_store(self.sources), self.prior.of
         labels, ids = store.label_set, np.append(store.label_set.ids, ignore_id_of(store.label_set))
-        images, channels, _ = read_part_arrays(store, number, self.geometry)
-        masks = ids[channels].astype(np.uint16)  # a channel of -1, ignored, is the last
         prior = Prior(self.prior, labels, device)
-        return np.stack(
-            [[prior.of_image(i), prior.of_mask(m)] for i, m in zip(images, masks, strict=True)], dtype=np.uint8
-        )
+        rows = read_part(store.folder, store.info.parts[number].name, [*DECODED, *["segment_map"] * prior.outlines])
+        images, channels = decoded_rows(store, rows, self.geometry)
+        masks = ids[channels].astype(np.uint16)  # a channel of -1, ignored, is the last
+        segments = rows["segment_map"].to_pylist() if prior.outlines else [None] * len(masks)
+        drawn = []
+        for image, mask, data in zip(images, masks, segments, strict=True):
+            segment_map = None if data is None else self.geometry.apply_mask(decode_mask(data), NO_SEGMENT)
+            of_image = [prior.of_image(image)] if of != "mask" else []
+            drawn.append(of_image + ([prior.of_mask(mask, segment_map)] if of != "image" else []))
+        return np.stack(drawn, dtype=np.uint8)
 
     def at(self, sources: np.ndarray, flipped: np.ndarray) -> np.ndarray:
-        """Drawings uint8 `[B, 2, H, W, 3]` of sources, mirrored where `flipped`."""
+        """Drawings uint8 `[B, D, H, W, 3]` of sources, mirrored where `flipped`."""
         found = self.records.read(sources.tolist())
         found[flipped] = found[flipped][:, :, :, ::-1]
         return found
@@ -56,7 +64,7 @@ def prior_cache(options: LatentTrainingOptions, prior: PriorOptions) -> PriorCac
             "fit": options.fit,
         },
         counts=tuple(part.num_rows for part in store.info.parts),
-        shape=(2, height, width, 3),
+        shape=(2 if prior.of == "both" else 1, height, width, 3),
         dtype="uint8",
     )
     return PriorCache(options.sources, options.geometry, prior, RecordCache(cache_root(options), info))
