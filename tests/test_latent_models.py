@@ -92,6 +92,14 @@ def test_a_batch_that_does_not_fit_is_halved_with_the_same_seeds(
     assert np.abs(halved.images.astype(int) - whole.images).max() <= 1
 
 
+def test_a_decoder_sees_as_many_images_at_once_as_it_is_told(folder: Path) -> None:
+    few = load_base(str(folder), Numerics(decode_batch=2), "cpu")
+    conditions, sizes = describe(few, PROMPTS[:1], [None], SIZE), []
+    few.vae.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    assert len(render(few, conditions, Wanted([0] * 5, [1, 2, 3, 4, 5]), OPTIONS, 5).images) == 5
+    assert sizes == [2, 2, 2]
+
+
 def test_what_is_not_drawn_anew_comes_back_from_its_latents(models: LatentModels) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3)).astype(np.uint8)
     redrawn = np.zeros((1, *SIZE), dtype=bool)

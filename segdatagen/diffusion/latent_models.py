@@ -20,6 +20,7 @@ from segdatagen.diffusion.conditions import ControlEncoder
 from segdatagen.diffusion.denoise import LatentNetwork
 from segdatagen.diffusion.single_file import load_networks
 from segdatagen.diffusion.text import TextEncoder
+from segdatagen.diffusion.vae import DECODE_BATCH
 from segdatagen.errors import UsageError, one_line
 from segdatagen.latent_folders import COMPONENTS, WITHOUT_TENSORS, Shape, check_base
 from segdatagen.model_configs import read_json
@@ -40,12 +41,13 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class LatentModels:
-    """What every image needs: UNet with its noise schedule, VAE, text encoders."""
+    """What every image needs: UNet with its noise schedule, VAE, text encoders; so many images are decoded at once."""
 
     network: LatentNetwork
     vae: AutoencoderKL
     text: TextEncoder
     shape: Shape
+    decode_batch: int = DECODE_BATCH
 
 
 def load_base(uri: str, numerics: Numerics, device: str, config_uri: str | None = None) -> LatentModels:
@@ -74,6 +76,7 @@ def load_base(uri: str, numerics: Numerics, device: str, config_uri: str | None 
             bool(index.get("force_zeros_for_empty_prompt", False)),
         ),
         shape=shape,
+        decode_batch=numerics.decode_batch,
     )
 
 

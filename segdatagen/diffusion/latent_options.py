@@ -44,6 +44,8 @@ class Numerics(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     vae: OptionalWeightsUri = None
     """A VAE in place of the base's, as SDXL's with the fp16 fix."""
+    decode_batch: int = Field(default=4, ge=1, le=64, strict=True, exclude_if=lambda value: value == 4)
+    """Images that the VAE decodes at once, which needs more memory than all steps before: fewer for a small GPU."""
     channels_last: bool = False
     compile: bool = Field(default=False, description="torch.compile of UNet and ControlNet")
     fuse_qkv: bool = False

@@ -80,7 +80,8 @@ def render_batches(
 
     def make(rows: np.ndarray, generators: list[torch.Generator]) -> tuple[np.ndarray, np.ndarray]:
         picked = torch.from_numpy(places[rows]).to(models.network.unet.device)
-        return vae.decode(models.vae, denoise(models.network, conditions, picked, generators, options))
+        latents = denoise(models.network, conditions, picked, generators, options)
+        return vae.decode(models.vae, latents, models.decode_batch)
 
     return microbatches(make, wanted.seeds, microbatch)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from segdatagen.diffusion.pixels import to_levels
 
-DECODE_CHUNK = 4
-"""Images that are decoded at once: the decoder's widest layers need more memory than the whole loop before it."""
+DECODE_BATCH = 4
+"""Images that are decoded at once, by default: the widest layers need more memory than the whole loop before."""
 
 
 def shift_and_scale(vae: AutoencoderKL, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -43,17 +43,17 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def decode(vae: AutoencoderKL, latents: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def decode(vae: AutoencoderKL, latents: Tensor, batch: int = DECODE_BATCH) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 `[N, H, W, 3]` of latents `[N, 4, h, w]`, and whether each was finite, bool `[N]`.
 
-    The last chunk is padded: all have one shape. NaN becomes black.
+    So many are decoded at once; the last ones are padded to as many. NaN becomes black.
     """
     shift, scale = shift_and_scale(vae, latents.device)
     latents = latents.float() / scale + shift
     pixels, finite = [], []
-    for start in range(0, len(latents), DECODE_CHUNK):
-        chunk = latents[start : start + DECODE_CHUNK]
-        padding = min(DECODE_CHUNK, len(latents)) - len(chunk)
+    for start in range(0, len(latents), batch):
+        chunk = latents[start : start + batch]
+        padding = min(batch, len(latents)) - len(chunk)
         padded = torch.cat([chunk, chunk[-1:].expand(padding, -1, -1, -1)]) if padding else chunk
         image = vae.decode(padded.to(vae.dtype), return_dict=False)[0][: len(chunk)].float()
         finite.append(torch.isfinite(image).flatten(1).all(dim=1))
