@@ -15,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from committed import sample_rows
 from conftest import Command, JobFactory, make_weights
 from look_alikes import segment, write, write_panoptic
 from test_kill_resume import started, status_of
@@ -29,9 +31,10 @@ from segdatagen.errors import UsageError
 from segdatagen.job import load_job
 from segdatagen.lease import Lease, LeaseError
 from segdatagen.prefetch import prefetch
-from segdatagen.samples import read_ledger
+from segdatagen.samples import LEDGER_COLUMNS, read_ledger
 from segdatagen.sources import source_row
 from segdatagen.storage import Folder
+from segdatagen.tables import put_table, read_part
 from segdatagen.weights import fingerprint_of, local_weights
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
@@ -100,6 +103,31 @@ def test_objects_come_and_go(s3_server: str) -> None:
     folder.delete(["a/b.parquet", "a/c.json", "a/absent"])
     assert folder.entries() == []
     assert not folder.exists("a/b.parquet")
+
+
+def test_some_columns_or_rows_cost_little_more_than_their_bytes(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[int] = []
+    real = s3fs.core.S3File._fetch_range
+
+    def counted(file: s3fs.core.S3File, start: int, end: int) -> bytes:
+        fetched.append(end - start)
+        return real(file, start, end)
+
+    monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", counted)
+    folder, images = Folder(f"{s3_server}/columns"), [os.urandom(2**16) for _ in range(64)]
+    rows = sample_rows(list(range(64)), "ok", 1, 0)
+    rows = rows.set_column(rows.column_names.index("image"), "image", pa.array(images, pa.large_binary()))
+    for name, rows_of_group in (("part", 64), ("source", 8)):
+        assert put_table(folder, f"{name}.parquet", rows, rows_of_group) > 64 * 2**16
+    assert read_part(folder, "part.parquet", LEDGER_COLUMNS).num_rows == 64
+    assert len(fetched) <= 3, "the footer, and columns that lie side by side"
+    assert sum(fetched) <= 3 * 2**16
+    fetched.clear()
+    with folder.open("source.parquet") as file:
+        assert pq.ParquetFile(file).read_row_groups([5], columns=["image"])["image"].to_pylist() == images[40:48]
+    assert sum(fetched) <= (8 + 3) * 2**16
 
 
 def test_data_sets_are_read_as_from_a_disk(s3_server: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from segdatagen.datasets.json_stream import elements
+from segdatagen.datasets.json_stream import READ_AHEAD, elements
 from segdatagen.datasets.options import Options
 from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, Reader, first_names, names_of
 from segdatagen.errors import UsageError
@@ -146,7 +146,7 @@ def _coco(folder: Folder, name: str) -> Iterator[Caption]:
     uri = folder.uri_of(name)
     names: dict[Any, str] = {}
     listed = 0
-    with folder.open(name) as file:
+    with folder.open(name, READ_AHEAD) as file:
         for key, value, _, _ in elements(file, uri):
             if not key:
                 listed += 1
@@ -157,7 +157,7 @@ def _coco(folder: Folder, name: str) -> Iterator[Caption]:
         return
     if not names:
         raise UsageError(f"{uri}: not captions in COCO's form: it lists no images")
-    with folder.open(name) as file:
+    with folder.open(name, READ_AHEAD) as file:
         for key, value, _, _ in elements(file, uri):
             if key == "annotations":
                 image = _field(value, "image_id", uri)

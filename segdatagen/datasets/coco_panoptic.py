@@ -14,7 +14,7 @@ from typing import Any
 from segdatagen.colours import packed
 from segdatagen.config_files import shown
 from segdatagen.datasets.folder import IMAGE_SUFFIXES, WITHOUT_IMAGES, list_files, read_annotation, read_image
-from segdatagen.datasets.json_stream import elements
+from segdatagen.datasets.json_stream import READ_AHEAD, elements
 from segdatagen.datasets.options import Options
 from segdatagen.datasets.panoptic import CODES, ListedSegment, read_segments
 from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, Reader, first_names
@@ -146,7 +146,7 @@ def read_contents(folder: Folder, json_name: str) -> Contents:
     found = Contents()
     files: set[str] = set()
     annotated: set[object] = set()
-    with folder.open(json_name) as file:
+    with folder.open(json_name, READ_AHEAD) as file:
         for key, value, first, length in elements(file, uri):
             if key == "images":
                 id_, name = _fields(value, uri, "an image", "id", "file_name")

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 from segdatagen.errors import UsageError
 
 CHUNK = 1 << 20
+READ_AHEAD = 16 << 20
+"""Bytes for `Folder.open` of such a file: in an object store each look into it costs a request."""
 _SPACE = " \t\n\r"
 _MARK = codecs.BOM_UTF8.decode("latin-1")
 
