@@ -170,7 +170,7 @@ class Job(_Part):
     @property
     def uri(self) -> str:
         """Address of the run."""
-        return f"{self.output.root.rstrip('/')}/{self.name}/{self.version}"
+        return Folder(self.output.root).uri_of(f"{self.name}/{self.version}")
 
     def from_anywhere(self) -> "Job":
         """The same job with absolute paths: it means the same in every working folder and on every node that has them.

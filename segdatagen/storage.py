@@ -59,15 +59,18 @@ class Folder:
     """
 
     def __init__(self, uri: str) -> None:
-        protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+        protocol, path = uri.split("://", 1) if "://" in uri else ("file", uri)
         if protocol not in ("file", "s3"):
             raise UsageError(f"{uri}: {protocol}:// is not supported, use a path or s3://bucket/folder")
-        options = {"use_listings_cache": False} if protocol == "s3" else {}
         if CONTROL_CHARACTERS.search(uri):
             raise UsageError(f"{uri!r}: a path has no control characters")
-        self.uri = uri.rstrip("/") or "/"
-        filesystem, root = fsspec.url_to_fs(self.uri, **options)
-        self._root = root.rstrip("/")  # empty for the root of the disk
+        if not path or (protocol == "s3" and path.startswith("/")):
+            what = "bucket" if protocol == "s3" else "folder"
+            raise UsageError(f"{uri!r}: names no {what}, use a path or s3://bucket/folder")
+        self.uri = uri.removesuffix(path) + (path.rstrip("/") or "/")
+        # not url_to_fs, to which `::` in a name begins another address: all children would be one folder
+        filesystem = fsspec.filesystem(protocol, **({"use_listings_cache": False} if protocol == "s3" else {}))
+        self._root = filesystem._strip_protocol(self.uri).rstrip("/")  # empty for the root of the disk
         self._filesystem = filesystem if protocol == "file" else _Asked(filesystem, self.uri)
 
     def __repr__(self) -> str:
@@ -92,7 +95,7 @@ class Folder:
 
     def uri_of(self, name: str) -> str:
         """Where an object lies, for messages."""
-        return f"{self.uri.rstrip('/')}/{name}"
+        return f"{self.uri.removesuffix('/')}/{name}"
 
     def is_within(self, other: "Folder") -> bool:
         """True if this is `other` or lies in it, whatever links lead there."""
@@ -300,7 +303,7 @@ class _Asked:
 def read_any(uri: str) -> bytes:
     """All bytes of the object at a URI. Raises FileNotFoundError."""
     parent, slash, name = uri.rstrip("/").rpartition("/")
-    return Folder(parent or slash or ".").read(name)
+    return Folder(parent + slash or ".").read(name)
 
 
 def _entry(name: str, info: dict[str, Any]) -> Entry:

@@ -293,6 +293,21 @@ def test_other_protocols_are_refused_by_name(uri: str) -> None:
         Folder(uri)
 
 
+@pytest.mark.parametrize("uri", ["", "file://", "s3://", "s3:///runs"])
+def test_what_names_no_folder_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match=r"names no (folder|bucket)"):
+        Folder(uri)
+
+
+def test_two_colons_are_part_of_a_name(tmp_path: Path) -> None:
+    run = Folder(f"{tmp_path}/a::b")
+    run.child("plan").put("x", b"1")
+    run.child("samples").put("y", b"2")
+    assert files_below(tmp_path) == ["a::b/plan/x", "a::b/samples/y"]
+    assert [entry.name for entry in run.child("plan").entries()] == ["x"]
+    assert not Folder("s3://bucket/a::b/plan").is_within(Folder("s3://bucket/a"))
+
+
 def test_sweep_removes_half_puts_alone(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.put("samples/a.parquet", b"whole")
@@ -341,5 +356,7 @@ def test_the_root_of_the_disk_is_a_folder() -> None:
     assert root.uri_of("etc/passwd") == "/etc/passwd"
     assert root.read("etc/passwd") == read_any("/etc/passwd") == Path("/etc/passwd").read_bytes()
     assert root.child("etc").exists("passwd")
+    assert Folder("file:///").child("etc").read("passwd") == read_any("file:///etc/passwd") == root.read("etc/passwd")
+    assert Folder("file:///").uri_of("etc/passwd") == "file:///etc/passwd"
     with pytest.raises(FileNotFoundError):
         read_any(f"/{Path(__file__).name}")

@@ -66,6 +66,8 @@ def test_a_job_with_a_name_that_is_too_long(
         ("`root` with a control character", {"output": {"root": "ru\0ns"}}),
         ("`sources` with a control character", {"sources": "st\x1bore"}),
         ("`weights` with a control character", {"methods": {"mask_ddpm": {"weights": "mi\0ne"}}}),
+        ("`root: s3://`", {"output": {"root": "s3://"}}),
+        ("`root: file://`", {"output": {"root": "file://"}}),
     ],
 )
 def test_a_place_that_no_path_can_be(refused_here: Refused, make_job: JobFactory, row: str, fields: dict) -> None:
@@ -81,3 +83,7 @@ def test_a_name_of_a_job_that_is_too_long(refused_here: Refused, make_job: JobFa
 
 def test_a_control_character_on_the_command_line(refused_here: Refused) -> None:
     refused_here("status", "ru\x1bns", row="`status` of a name with a control character")
+
+
+def test_an_empty_name_on_the_command_line(refused_here: Refused) -> None:
+    refused_here("status", "", row='`status ""`')

@@ -120,7 +120,7 @@ def open_captions(root: str, split: str, options: Options) -> Reader:
 def read_captions(uri: str) -> Iterator[Caption]:
     """Every caption of a file in its order, empty ones too. Raises UsageError."""
     parent, slash, name = uri.rpartition("/")
-    folder = Folder(parent or slash or ".")
+    folder = Folder(parent + slash or ".")
     suffix = PurePosixPath(name).suffix.lower()
     try:
         if suffix == ".json":
