@@ -83,11 +83,10 @@ class Lease:
 
     def await_free(self) -> str | None:
         """The version of a lease that nobody renews, None where there is none; writes nothing. Raises LeaseError."""
-        found = self._folder.read_versioned(LEASE_NAME)
-        if found is None:
-            return None
-        self._await_still(*found)
-        return found[1]
+        while (found := self._folder.read_versioned(LEASE_NAME)) is not None:
+            if self._stands_still(*found):
+                return found[1]
+        return None
 
     def check(self) -> None:
         """Raise LeaseError if another process took the lease over, also while this one was suspended."""
@@ -95,21 +94,27 @@ class Lease:
         if self._lost_to is not None:
             raise LeaseError(f"{self._folder.uri}: the lease was taken over by {self._lost_to}; this process stops")
 
-    def _await_still(self, data: bytes, version: str) -> None:
-        """Return once nobody renews this version of the lease. Raises LeaseError if its holder does."""
+    def _stands_still(self, data: bytes, version: str) -> bool:
+        """Wait until nobody renews this version of the lease; False if it was given back meanwhile.
+
+        Raises LeaseError if its holder renews it.
+        """
         holder = parse_holder(data)
         if holder is None or holder.is_dead_here():
-            return
+            return True
         self._waiting(holder)
         deadline = time.monotonic() + self._duration
         while time.monotonic() < deadline:
             time.sleep(min(0.5, self._duration / 10))
             found = self._folder.read_versioned(LEASE_NAME)
-            if found is None or holder.is_dead_here():
-                return
+            if found is None:
+                return False
+            if holder.is_dead_here():
+                return True
             if found[1] != version:
                 now = parse_holder(found[0])
                 raise LeaseError(f"{self._folder.uri}: is being worked on by {now}; wait for it or stop it first")
+        return True
 
     def _put(self, holder: Holder, version: str | None) -> bool:
         return self._folder.put_if_unchanged(LEASE_NAME, json.dumps(asdict(holder)).encode(), version)

@@ -252,9 +252,9 @@ class Folder:
         try:
             self._call("put_object", Bucket=bucket, Key=key, Body=data, **condition)
         except OSError as error:
-            if isinstance(error, FileExistsError) or any(
-                code in f"{error} {error.__cause__}" for code in CONDITION_FAILED
-            ):
+            # Amazon answers If-Match of an object that is gone by 404, other stores by 412.
+            is_other = isinstance(error, FileNotFoundError if "IfMatch" in condition else FileExistsError)
+            if is_other or any(code in f"{error} {error.__cause__}" for code in CONDITION_FAILED):
                 return False
             raise
         return True
