@@ -7,13 +7,14 @@ mean.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -177,7 +178,7 @@ class Folder:
                 return data, hashlib.blake2b(data, digest_size=16).hexdigest()
             bucket, key, _ = self._filesystem.split_path(self._path(name))
             response = self._call("get_object", Bucket=bucket, Key=key)
-            return sync(self._filesystem.loop, response["Body"].read), response["ETag"]
+            return self._filesystem.read_body(response["Body"]), response["ETag"]
         except FileNotFoundError:
             return None
 
@@ -288,16 +289,19 @@ class _Asked:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._filesystem, name)
-        if not callable(attribute):
-            return attribute
+        return functools.partial(self._ask, attribute) if callable(attribute) else attribute
 
-        def ask(*arguments: Any, **options: Any) -> Any:
-            try:
-                return attribute(*arguments, **options)
-            except (BotoCoreError, PermissionError) as error:
-                raise StorageError(f"{self._uri}: the object store does not serve this ({error})") from error
+    def read_body(self, body: Any) -> bytes:
+        """All bytes of an answer, which may break off."""
+        return cast(bytes, self._ask(sync, self._filesystem.loop, body.read))
 
-        return ask
+    def _ask(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        from aiohttp import ClientError  # 0.1 s, which a folder on a disk need not wait for
+
+        try:
+            return function(*arguments, **options)
+        except (BotoCoreError, ClientError, PermissionError) as error:
+            raise StorageError(f"{self._uri}: the object store does not serve this ({error})") from error
 
 
 def read_any(uri: str) -> bytes:

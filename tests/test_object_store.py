@@ -1,5 +1,6 @@
-"""Object stores that answer as Amazon's does: conditional puts, and leases."""
+"""Object stores that answer as Amazon's does, or do not answer: conditional puts, leases, reads that break off."""
 
+import time
 from collections.abc import Iterator
 from threading import Timer
 
@@ -7,8 +8,8 @@ import object_server
 import pytest
 import s3fs
 
-from segdatagen.lease import Lease, read_holder
-from segdatagen.storage import Folder
+from segdatagen.lease import LEASE_NAME, Lease, read_holder
+from segdatagen.storage import Folder, StorageError
 
 SHORT = 1.0
 """Seconds of a lease in these tests, instead of 30."""
@@ -57,3 +58,25 @@ def test_who_waits_for_a_lease_that_is_given_back_takes_it(folder: Folder) -> No
         second.check()
         assert read_holder(folder) is not None
     assert read_holder(folder) is None
+
+
+def test_a_lease_is_renewed_though_its_body_once_broke_off(store: object_server.Store, folder: Folder) -> None:
+    with Lease(folder, print, SHORT) as lease:
+        store.fail("GET", LEASE_NAME, object_server.CUT, times=1)
+        while store.faults["GET", LEASE_NAME][0]:
+            time.sleep(0.01)
+        before, deadline = read_holder(folder), time.monotonic() + 20
+        while (holder := read_holder(folder)) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert before is not None
+        assert holder is not None
+        assert holder.renewals > before.renewals
+        lease.check()
+
+
+def test_a_body_that_always_breaks_off_is_an_error_of_the_store(store: object_server.Store, folder: Folder) -> None:
+    folder.put("n", b"0123456789")
+    store.fail("GET", "n", object_server.CUT)
+    for read in (folder.read, folder.read_versioned):
+        with pytest.raises(StorageError, match="the object store does not serve this"):
+            read("n")
