@@ -4,6 +4,7 @@ Whether a lease stands still is observed, never computed from clocks of two host
 does.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,19 +31,44 @@ class LeaseError(SegdatagenError):
     """Somebody else works on this folder."""
 
 
+def host_name() -> str:
+    """Name of this host, which clones of a machine, and containers on its network, have too."""
+    return socket.gethostname()
+
+
+def boot_id() -> str:
+    """What the kernel drew when it started, empty where none says so: no two machines have the same."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def process_namespace() -> str:
+    """Where numbers of processes mean the same as to this one, such as `pid:[4026531836]`, empty where none says so."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
 @dataclass(frozen=True)
 class Holder:
-    """Who holds the lease. `started` tells a process from a later one of the same number."""
+    """Who holds the lease. `started` tells a process from a later one of the same number.
+
+    Where it runs is said by `host`, `boot` and `namespace`: by default here.
+    """
 
     host: str
     pid: int
     started: str
     token: str
     renewals: int = 0
+    boot: str = field(default_factory=boot_id)
+    namespace: str = field(default_factory=process_namespace)
 
     def is_dead_here(self) -> bool:
-        """True if the holder ran on this host and is gone."""
-        return self.host == host_name() and process_start(self.pid) != self.started
+        """True if the holder ran where this process looks for it, and is gone."""
+        here = (host_name(), boot_id(), process_namespace())
+        return (self.host, self.boot, self.namespace) == here and process_start(self.pid) != self.started
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -159,11 +185,6 @@ def read_holder(folder: Folder) -> Holder | None:
     """Who holds the lease of a folder now, or held it when it died; None if nobody does."""
     found = folder.read_versioned(LEASE_NAME)
     return parse_holder(found[0]) if found else None
-
-
-def host_name() -> str:
-    """Name of this host; containers of one machine have their own."""
-    return socket.gethostname()
 
 
 def process_start(pid: int) -> str:

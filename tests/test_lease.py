@@ -78,6 +78,16 @@ def test_a_reused_process_number_is_a_dead_process(tmp_path: Path) -> None:
     assert process_start(1) != "an earlier start"
 
 
+@pytest.mark.parametrize("elsewhere", [{"boot": "that of a clone"}, {"namespace": "pid:[1]"}])
+def test_a_process_that_cannot_be_seen_from_here_is_waited_for(tmp_path: Path, elsewhere: dict[str, str]) -> None:
+    """A clone of this machine, or another container on its network, has its name, and other processes."""
+    folder = Folder(str(tmp_path))
+    put_holder(folder, Holder(host_name(), 1, "an earlier start", "token", **elsewhere))
+    waited: list[Holder] = []
+    with Lease(folder, waited.append, SHORT):
+        assert [holder.host for holder in waited] == [host_name()]
+
+
 def test_silent_holder_of_another_host_is_taken_over_after_the_wait(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     put_holder(folder, Holder("elsewhere", 1, "1", "token"))
