@@ -42,7 +42,10 @@ class Shard(BaseModel):
 
 
 class Index(BaseModel):
-    """`data/_index-<n>.json`, hidden from readers by its first letter: the shards that count."""
+    """`data/_index-<n>.json`, hidden from readers by its first letter: the shards that count.
+
+    `ids` is the digest of the ids in them, ascending: whether `data/` is what the ledger says can be seen without it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format_version: FormatVersion = FORMAT_VERSION
@@ -50,6 +53,11 @@ class Index(BaseModel):
     written: str
     num_rows: int
     shards: tuple[Shard, ...]
+    ids: str = ""
+
+    def holds(self, sample_ids: np.ndarray) -> bool:
+        """Whether the shards hold these samples, int64 [N] ascending, and no others."""
+        return self.ids == _digest(sample_ids, 16)
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,9 @@ def _publish(run: Run, ledger: Ledger, lease: Lease, progress: Callable[[int, in
         shards.append(_put_shard(run.folder, data, plan))
         progress(sum(shard.num_rows for shard in shards), len(wanted))
         lease.check()
-    if newest is None or newest.shards != tuple(shards):
+    if newest is None or newest.shards != tuple(shards) or not newest.holds(wanted):
         lease.check()
-        newest = _put_index(data, newest.number + 1 if newest else 0, shards)
+        newest = _put_index(data, newest.number + 1 if newest else 0, shards, wanted)
     lease.check()
     data.delete({entry.name for entry in data.entries(".parquet")} - {shard.name for shard in shards})
     return newest
@@ -174,14 +182,17 @@ def _put_shard(run: Folder, data: Folder, slices: Sequence[Slice]) -> Shard:
     for name, value in (("status", "ok"), ("reason", None)):
         column = pa.array([value] * table.num_rows, pa.string())
         table = table.set_column(columns.index(name), SAMPLE_SCHEMA.field(name), column)
-    digest = hashlib.blake2b(table["sample_id"].combine_chunks().to_numpy().tobytes(), digest_size=8).hexdigest()
-    name = f"{digest}.parquet"
+    name = f"{_digest(table['sample_id'].to_numpy(), 8)}.parquet"
     size = put_table(data, name, table, ROW_GROUP_ROWS)
     return Shard(name=name, num_rows=table.num_rows, size=size)
 
 
-def _put_index(data: Folder, number: int, shards: Sequence[Shard]) -> Index:
-    rows = sum(shard.num_rows for shard in shards)
-    index = Index(number=number, written=now(), num_rows=rows, shards=tuple(shards))
+def _put_index(data: Folder, number: int, shards: Sequence[Shard], sample_ids: np.ndarray) -> Index:
+    rows, ids = sum(shard.num_rows for shard in shards), _digest(sample_ids, 16)
+    index = Index(number=number, written=now(), num_rows=rows, ids=ids, shards=tuple(shards))
     data.put(f"_index-{number}.json", json.dumps(index.model_dump(mode="json"), indent=1).encode())
     return index
+
+
+def _digest(sample_ids: np.ndarray, num_bytes: int) -> str:
+    return hashlib.blake2b(sample_ids.tobytes(), digest_size=num_bytes).hexdigest()

@@ -28,6 +28,7 @@ class RunStatus(BaseModel):
     `accepted` counts, now, the accepted samples that show each class, `accepted_pixels` their pixels of it. `reasons`
     counts why samples are not `ok`, most frequent first. `cost` is what the attempts cost at the prices of the job, 0
     where their actors have none. `goals_met` and `unmet`, what the goals lack, are known where the run is complete.
+    `published` samples lie in `data/`; `published_is_current` where they are those that are good now.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,7 @@ class RunStatus(BaseModel):
     currency: str | None
     held_by: str | None
     published: int | None
+    published_is_current: bool
 
     @property
     def state(self) -> str:
@@ -100,6 +102,7 @@ def status_of(run: Run, ledger: Ledger | None = None) -> RunStatus:
         currency=prices.currency,
         held_by=held_by,
         published=None if index is None else index.num_rows,
+        published_is_current=index is not None and index.holds(ledger.ids_with("ok")),
     )
 
 

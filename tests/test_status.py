@@ -9,6 +9,7 @@ from committed import commit, make_run, nothing_more, plan, sample_rows
 from segdatagen.cli import main
 from segdatagen.deep_verify import choose_parts, verify_parts
 from segdatagen.errors import UsageError
+from segdatagen.exclude import exclude
 from segdatagen.lease import Lease
 from segdatagen.missing import Shortfall
 from segdatagen.planner import read_rounds
@@ -112,7 +113,11 @@ def test_status_says_when_publishing_is_due(tmp_path: Path, capfd: pytest.Captur
     assert main(["publish", run.folder.uri]) == 0
     assert printed() == "1 sample published"
     commit(run, [2])
-    assert printed() == f"1 sample published, 2 are good now: {how}"
+    assert printed() == f"1 sample published, not the 2 that are good now: {how}"
+    exclude(run, [1], "ugly", lambda holder: None)
+    assert printed() == f"1 sample published, not the 1 that is good now: {how}"
+    assert main(["publish", run.folder.uri]) == 0
+    assert printed() == "1 sample published"
 
 
 def test_deep_verify_finds_damage_on_ray(ray_session: None, tmp_path: Path) -> None:

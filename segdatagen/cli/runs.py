@@ -148,7 +148,9 @@ def _how_published(found: "RunStatus") -> str:
     if found.published is None:
         return f"nothing is published yet: {how}" if good else "nothing is published yet"
     published = f"{found.published} sample{'' if found.published == 1 else 's'} published"
-    return published if found.published == good else f"{published}, {good} are good now: {how}"
+    if found.published_is_current:
+        return published
+    return f"{published}, not the {good} that {'is' if good == 1 else 'are'} good now: {how}"
 
 
 def verify(
