@@ -273,21 +273,22 @@ def _rows_table(rows: PlanRows, planned: PlannedCopies, request: PlanRequest, st
 
 def _summarise(request: PlanRequest, planned: PlannedCopies, state: State, cost: CostModel) -> RoundSummary:
     before, after = state.class_counts, state.class_counts + planned.planned_class_counts
-    per_method = np.bincount(planned.method_index, weights=planned.copies, minlength=len(planned.methods))
-    seconds = cost.seconds_per_sample
+    counted = np.bincount(planned.method_index, weights=planned.copies, minlength=len(planned.methods))
+    per_method = {method: int(rows) for method, rows in zip(planned.methods, counted, strict=True)}
+    seconds = cost.seconds_of(per_method)
     return RoundSummary(
         round=request.number,
         settings=dict(request.settings),
         num_rows=planned.num_rows,
-        rows_per_method={method: int(rows) for method, rows in zip(planned.methods, per_method, strict=True)},
+        rows_per_method=per_method,
         classes=_class_summaries(planned, state),
         entropy_before=entropy(before),
         entropy_after=entropy(after),
         cir_before=cir(before),
         cir_after=cir(after),
         unreachable=tuple(sorted({name for goal in planned.goals for name in goal.unreachable})),
-        seconds_per_sample=seconds,
-        estimated_seconds=None if seconds is None else seconds * planned.num_rows,
+        seconds_per_sample=None if seconds is None or not planned.num_rows else seconds / planned.num_rows,
+        estimated_seconds=seconds,
         estimated_bytes=round(cost.bytes_per_sample * planned.num_rows),
         goals=tuple(
             GoalSummary(

@@ -15,7 +15,7 @@ from segdatagen.balance import BoolArray, Presence
 from segdatagen.geometry import Geometry
 from segdatagen.labels import LabelSet
 from segdatagen.missing import State
-from segdatagen.samples import STATUSES, Ledger
+from segdatagen.samples import STATUSES, Ledger, method_of
 from segdatagen.storage import Folder
 from segdatagen.tables import READ_THREADS, read_part, read_parts
 
@@ -23,12 +23,23 @@ GUESSED_BYTES_PER_ROW, GUESSED_BYTES_PER_PIXEL = 5000, 1.2
 """JPEG and mask, before anything is measured: runs at 64 x 48 and 64 x 64 took 9.3 and 10.2 kB a sample."""
 
 
+RECENT_PARTS = 32
+"""Of each method, whose seconds say what one of its samples takes."""
+
+
 @dataclass(frozen=True)
 class CostModel:
-    """Measured where anything was measured: seconds and bytes of one sample."""
+    """What one sample takes: seconds of each method of which any were measured, and bytes."""
 
-    seconds_per_sample: float | None
+    seconds_per_sample: Mapping[str, float]
     bytes_per_sample: float
+
+    def seconds_of(self, rows_per_method: Mapping[str, int]) -> float | None:
+        """Seconds of so many rows of each method; None while one of these was not measured."""
+        rows = {method: count for method, count in rows_per_method.items() if count}
+        if not rows.keys() <= self.seconds_per_sample.keys():
+            return None
+        return sum((count * self.seconds_per_sample[method] for method, count in rows.items()), 0.0)
 
 
 @dataclass(frozen=True)
@@ -98,11 +109,13 @@ def accepted_per_class(run: Folder, ledger: Ledger, labels: LabelSet, min_pixels
 def measured_cost(run: Folder, ledger: Ledger, geometry: Geometry) -> CostModel:
     """Seconds and bytes per sample of this run so far; without any, bytes are guessed from the size of the images."""
     if not ledger.num_rows:
-        return CostModel(None, GUESSED_BYTES_PER_ROW + GUESSED_BYTES_PER_PIXEL * geometry.size[0] * geometry.size[1])
-    recent = [part.name for part in ledger.parts[-32:]]
-    tables, _ = read_parts(run, recent, ["seconds", "status"])
-    seconds = (
-        pa.concat_tables(tables.values()).filter(pc.field("status") == "ok")["seconds"] if tables else pa.array([])
-    )
-    mean = pc.mean(seconds).as_py() if len(seconds) else None
-    return CostModel(mean, sum(part.size for part in ledger.parts) / ledger.num_rows)
+        return CostModel({}, GUESSED_BYTES_PER_ROW + GUESSED_BYTES_PER_PIXEL * geometry.size[0] * geometry.size[1])
+    of_method: dict[str, list[str]] = {}
+    for part in ledger.parts:  # in the order of their names: of a method, by round and attempt
+        of_method.setdefault(method_of(part.name), []).append(part.name)
+    recent = [name for names in of_method.values() for name in names[-RECENT_PARTS:]]
+    tables, _ = read_parts(run, recent, ["method", "seconds", "status"])
+    made = [table.filter(pc.field("status") == "ok") for table in tables.values()]
+    means = pa.concat_tables(made).group_by("method").aggregate([("seconds", "mean")]).to_pylist() if made else []
+    seconds = {row["method"]: row["seconds_mean"] for row in means}
+    return CostModel(seconds, sum(part.size for part in ledger.parts) / ledger.num_rows)

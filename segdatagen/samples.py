@@ -201,6 +201,11 @@ def part_name(above: str, table: pa.Table, attempt: int) -> str:
     return f"{above}/method={method}/round={number:02d}/{attempt:04d}-{digest}.parquet"
 
 
+def method_of(part: str) -> str:
+    """The method whose samples a part holds, by its name as `part_name` gives it."""
+    return part.partition("/method=")[2].partition("/")[0]
+
+
 def split_parts(table: pa.Table) -> list[pa.Table]:
     """A table's rows by (method, round), which is how parts are laid out."""
     keys = table.group_by(["method", "round"]).aggregate([]).to_pylist()

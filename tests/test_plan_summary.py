@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from committed import commit, make_run, plan
+from committed import commit, make_run, plan, sample_rows
 from conftest import JobFactory
 from test_decisions import nobody_waits
 
@@ -19,8 +19,8 @@ from segdatagen.exclude import exclude
 from segdatagen.geometry import Geometry
 from segdatagen.job import load_job
 from segdatagen.planner import RoundSummary, picture_of, read_plan, read_rounds
-from segdatagen.progress import PerClass, accepted_per_class, state_of
-from segdatagen.samples import read_ledger
+from segdatagen.progress import RECENT_PARTS, PerClass, accepted_per_class, measured_cost, state_of
+from segdatagen.samples import put_samples, read_ledger
 from segdatagen.sources import open_store, transformed_counts
 from segdatagen.storage import Folder
 
@@ -183,3 +183,20 @@ def test_a_source_that_made_any_sample_does_not_only_fail(tmp_path: Path, others
     counts = np.zeros(len(names), np.int64)
     state = state_of(presence, {}, rows, read_ledger(run.folder), PerClass(counts, counts))
     assert state.available.tolist() == [others != "failed", False, True]
+
+
+def test_seconds_are_those_of_the_methods_that_a_round_has(tmp_path: Path) -> None:
+    """A method whose name comes last, and has more parts than are looked at, does not stand for all of them."""
+    run = make_run(tmp_path / "run")
+    for method, seconds, number in (("imgsyn", 8.0, 0), ("mask_ddpm", 9.0, 0), ("mask_ddpm", 0.5, 1)):
+        for part in range(RECENT_PARTS):
+            rows = sample_rows([len(method) * 1000 + number * 100 + part], "ok", 1, number)
+            for name, value in (("method", method), ("seconds", seconds)):
+                place, field = rows.column_names.index(name), rows.schema.field(name)
+                rows = rows.set_column(place, field, pa.array([value], field.type))
+            put_samples(run.folder, rows)
+    cost = measured_cost(run.folder, read_ledger(run.folder), Geometry(size=(16, 16)))
+    assert cost.seconds_per_sample == {"imgsyn": 8.0, "mask_ddpm": 0.5}, "of the newest parts of each"
+    assert cost.seconds_of({"imgsyn": 3, "mask_ddpm": 10}) == 29.0
+    assert cost.seconds_of({"mask_ddpm": 10, "guided": 0}) == 5.0
+    assert cost.seconds_of({"mask_ddpm": 10, "guided": 1}) is None, "nothing is known of it yet"

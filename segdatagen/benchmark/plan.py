@@ -166,7 +166,7 @@ def plan_once(sources: str, run: str, goal: AnyGoal) -> dict[str, float]:
     presence = presence_of(store, transformed_counts(store, Geometry(size=(SIZE, SIZE))), min_pixels=1)
     read = time.perf_counter()
     request = PlanRequest(0, [goal], {}, {goal.method: "0" * 32}, seed=0, min_pixels=1)
-    planned = plan_round(request, store, State.at_start(presence), CostModel(None, 1.0))
+    planned = plan_round(request, store, State.at_start(presence), CostModel({}, 1.0))
     made = time.perf_counter()
     put_round(Folder(run), planned)
     put = time.perf_counter()
