@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from segdatagen.balance import BoolArray, Presence
 from segdatagen.budget import RECORD_SECONDS, Budget
@@ -24,6 +22,7 @@ from segdatagen.lease import Holder, Lease
 from segdatagen.methods import failed_rows
 from segdatagen.missing import Shortfall
 from segdatagen.placement import Segments
+from segdatagen.plan_rows import first_variants, of_methods, stratified, without
 from segdatagen.planner import PlannedRound, PlanRequest, RoundSummary, plan_round, put_round, read_plan, read_rounds
 from segdatagen.progress import accepted_per_class, measured_cost, state_of
 from segdatagen.run_folder import SUCCESS_NAME, Attempt, Run, put_attempt, recipe_fingerprint
@@ -202,7 +201,7 @@ class Driver:
         while True:
             rounds, ledger = read_rounds(folder), self._ledger()
             plan = read_plan(folder, rounds)
-            rows = without(plan, ledger.finished(retry_failed=retry))
+            rows = self._of_job(without(plan, ledger.finished(retry_failed=retry)))
             ended = self.budget.reached()
             if rows.num_rows and left != 0 and ended is None:
                 rows = rows if left is None else stratified(rows, left)
@@ -221,6 +220,14 @@ class Driver:
                 self.events.planned(planned.summary)
                 continue
             return self._finish(planned, rounds, ledger)
+
+    def _of_job(self, rows: pa.Table) -> pa.Table:
+        """Rows of methods that the job has: others can only have failed before, and stay as they are."""
+        found = of_methods(rows, list(self.session.recipes))
+        if rows.num_rows > found.num_rows:
+            count = rows.num_rows - found.num_rows
+            self.events.note(f"{count} samples that failed stay as they are: the job has their method no more")
+        return found
 
     def _make_all(self, rows: pa.Table, ledger: Ledger, num_planned: int) -> None:
         """Run rows, a flow after the other.
@@ -363,34 +370,3 @@ class Tally:
     def too_many_failed(self) -> bool:
         """Whether the failed fraction is past what is allowed."""
         return self.counts["failed"] > self.allowed * max(self.num_done, min(self.num_planned, EARLY_ROWS))
-
-
-def first_variants(plan: pa.Table, source_ids: Sequence[str], shared: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The first variant of new rows, by method int64 [num_sources]: behind those of `plan`, at a multiple of `shared`.
-
-    So variants share a mask with others of their own round alone: one that was refused is not drawn a second time.
-    """
-    sources = pc.index_in(plan["source_id"], pa.array(source_ids, pa.string())).to_numpy()
-    methods, behind = plan["method"].to_numpy(zero_copy_only=False), plan["variant"].to_numpy().astype(np.int64) + 1
-    found = {}
-    for method in np.unique(methods).tolist():
-        first, rows, step = np.zeros(len(source_ids), np.int64), methods == method, shared.get(method, 1)
-        np.maximum.at(first, sources[rows], behind[rows])
-        found[method] = -(-first // step) * step
-    return found
-
-
-def without(plan: pa.Table, sample_ids: np.ndarray) -> pa.Table:
-    """Plan rows whose id is not among `sample_ids`, in the same order."""
-    return plan.filter(pa.array(~np.isin(plan["sample_id"].to_numpy(), sample_ids)))
-
-
-def stratified(rows: pa.Table, limit: int) -> pa.Table:
-    """The first `limit` rows, taken in turn from every (method, target class), in the order of the plan."""
-    keys = pc.binary_join_element_wise(rows["method"], pc.fill_null(rows["target_class"], ""), "/")
-    codes = keys.combine_chunks().dictionary_encode().indices.to_numpy()
-    order = np.lexsort((rows["sample_id"].to_numpy(), codes))
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
-    return rows.take(np.sort(np.lexsort((codes, rank))[:limit]))

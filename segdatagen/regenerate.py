@@ -40,11 +40,16 @@ class Comparison:
 def regenerate(run: Run, sample_id: int, out: str) -> Comparison:
     """Make a sample again into the folder `out` and compare it with the stored one.
 
-    Raises UsageError for an id that the run does not have, or that was stored without an image; SegdatagenError if
-    the sample cannot be made now.
+    Raises UsageError for an id that the run does not have, that was stored without an image, or whose method the job
+    has no more; SegdatagenError if the sample cannot be made now.
     """
     stored = _stored_row(run, sample_id)
     job = run.job_as(Job)
+    if stored["method"] not in job.methods.named():
+        raise UsageError(
+            f"{run.folder.uri}: sample {sample_id} is of {stored['method']}, which the job of this run has no more: "
+            f"put methods.{stored['method']} back, and plan the job once more"
+        )
     store = open_store(job.sources)
     check_same_content(run.folder.uri, content_recipes(job, store))
     # What only scores a sample is not needed to make it, nor do limits matter.

@@ -24,6 +24,7 @@ from segdatagen.method_context import MethodContext, method_contexts
 from segdatagen.methods import Chain, build_chain, check_weights, content_recipes, stages_of
 from segdatagen.missing import check_goals
 from segdatagen.placement import ChainFactory, Segment, Segments, require_pools, segments_of, whole
+from segdatagen.plan_rows import refuse_gone_methods
 from segdatagen.planner import (
     PlannedRound,
     RoundSummary,
@@ -75,6 +76,7 @@ def prepare(job: Job) -> Session:
     folder = Folder(job.uri)
     folder.require_writable()
     check_same_content(job.uri, recipes, _judges_to_keep(folder, judges_of(job.filters)))
+    refuse_gone_methods(folder, list(recipes))
     for sentence in stray_decisions(folder, read_decisions(folder)):
         raise UsageError(sentence)
     counts = transformed_counts(store, job.geometry)

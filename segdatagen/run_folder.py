@@ -29,6 +29,8 @@ SUCCESS_NAME = "_SUCCESS"
 MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "report"
 """Folder of a page about the run, which whoever writes it keeps for itself."""
+OWN_FIELDS = ("options", "segments")
+"""Fields of a content recipe that may be others in each method; the rest is the same in all recipes of a run."""
 RECORDED_PACKAGES = (
     "segdatagen",
     "ray",
@@ -126,7 +128,7 @@ def check_same_content(
 ) -> None:
     """Raise UsageError, with the difference, if the run at this address was made by another recipe. Writes nothing.
 
-    A filter that scores may come and go, but not score with another of its `judges`.
+    A method may come and go, and a filter that scores, but not score with another of its `judges`.
     """
     if not Folder(uri).exists(RUN_NAME):
         return
@@ -138,12 +140,10 @@ def check_same_content(
         if info.judges.get(name, pinned) != pinned
     ]
     for method in sorted(stored.keys() & recipes.keys()):
-        before, after = _flat(stored[method]), _flat(recipes[method])
-        changes += [
-            f"{method}.{key}: {before.get(key)!r} -> {after.get(key)!r}"
-            for key in sorted(before.keys() | after.keys())
-            if before.get(key) != after.get(key)
-        ]
+        changes += _differences(f"{method}.", stored[method], recipes[method])
+    if stored and recipes and not stored.keys() & recipes.keys():
+        before, after = (_shared(next(iter(some.values()))) for some in (stored, recipes))
+        changes += _differences("", before, after)
     if changes:
         raise UsageError(
             f"{uri}: made by another recipe ({'; '.join(changes)}): give the job another version, or undo the change"
@@ -217,6 +217,20 @@ def _hardware() -> dict[str, Any]:
         "system": platform.platform(),
         "cpus": os.cpu_count(),
     }
+
+
+def _shared(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in recipe.items() if field not in OWN_FIELDS}
+
+
+def _differences(place: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Each field of two recipes that is not the same, with both values."""
+    old, new = _flat(before), _flat(after)
+    return [
+        f"{place}{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

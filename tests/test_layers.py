@@ -82,6 +82,7 @@ LAYERS = {
     "exclude": 3,
     "refilter": 3,
     "planner": 3,
+    "plan_rows": 3,
     "progress": 3,
     "samples": 3,
     "lease": 3,

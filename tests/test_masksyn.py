@@ -23,7 +23,6 @@ from tiny_text2mask import CAR, LAYOUTS, SIDE
 from segdatagen.cli import main
 from segdatagen.datasets import Options
 from segdatagen.deep_verify import verify_parts
-from segdatagen.driver import first_variants
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.images import class_pixels, decode_image, decode_mask, encode_mask
@@ -31,6 +30,7 @@ from segdatagen.job import Job, load_job
 from segdatagen.labels import load_label_set
 from segdatagen.method_context import method_contexts
 from segdatagen.methods import build_chain, content_recipes
+from segdatagen.plan_rows import first_variants
 from segdatagen.planner import presence_of, read_plan, read_rounds
 from segdatagen.publish import publish
 from segdatagen.records import PLAN_SCHEMA

@@ -2,15 +2,27 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import JobFactory, Refused, make_scenes_store, the_line
+from kept_events import Events
+from test_faults import damage
+from test_latent_methods import options_of, plan_of
+from tiny_latent import save_models
 from tiny_segmenter import make_segmenter
 from wrong_inputs import require_row
 
 from segdatagen.cli import main
+from segdatagen.driver import RunOptions, SilentEvents
+from segdatagen.job import load_job
+from segdatagen.run import run_job
 from segdatagen.run_folder import SUCCESS_NAME
+from segdatagen.samples import method_of, read_ledger
+from segdatagen.storage import Folder
+from segdatagen.tables import read_part
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -57,3 +69,39 @@ def test_sources_that_cannot_be_hashed(
     run = tmp_path / "runs" / "tiny" / "v1"
     assert not (run / SUCCESS_NAME).exists()
     assert not (run / "samples").exists()
+
+
+@pytest.fixture
+def another_method(tmp_path: Path) -> dict[str, Any]:
+    """The fields of a job whose only method is another one."""
+    options = options_of(save_models(tmp_path / "models"), "inpaint")
+    return {"methods": {"inpaint": options}, "plan": plan_of("inpaint")}
+
+
+def test_a_method_that_leaves_before_its_samples_are_made(
+    refused_here: Refused, make_job: JobFactory, another_method: dict[str, Any]
+) -> None:
+    assert main(["plan", str(make_job())]) == 0
+    row = "a method left out of the job before all of its samples are made"
+    for verb in ("plan", "run"):
+        refused_here(verb, make_job(**another_method), row=row)
+    refused_here("run", make_job(seed=7, **another_method), row="another seed and another method at the same address")
+
+
+def test_a_method_that_leaves_afterwards(
+    refused_here: Refused, make_job: JobFactory, another_method: dict[str, Any], ray_session: None, tmp_path: Path
+) -> None:
+    """What it made stays; of what it failed to make nothing is tried again; and what is made of it needs it back."""
+    damage(make_scenes_store(tmp_path / "damaged"), {0: b"not a mask"})
+    fields = {"sources": str(tmp_path / "damaged"), "execution": {"max_failed_fraction": 0.9}}
+    run_job(load_job(str(make_job(**fields))), RunOptions(), SilentEvents())
+    job = load_job(str(make_job(**fields, **another_method)))
+    noted = Events()
+    outcome = run_job(job, RunOptions(retry_failed=True), noted)
+    assert (outcome.counts["failed"], outcome.planned) == (2, 22), "a source that only ever failed is not asked again"
+    assert "2 samples that failed stay as they are: the job has their method no more" in noted.notes
+    folder = Folder(job.uri)
+    part = next(part.name for part in read_ledger(folder).parts if method_of(part.name) == "mask_ddpm")
+    sample = read_part(folder, part).filter(pc.field("status") == "ok")["sample_id"][0].as_py()
+    row = "`regenerate` of a sample whose method was left out of the job"
+    refused_here("regenerate", job.uri, sample, "--out", tmp_path / "again", row=row)
