@@ -28,7 +28,7 @@ from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.job import Execution
 from segdatagen.methods import Chain, begin, finish
 from segdatagen.placement import Segment, Segments, pool_sizes
-from segdatagen.samples import SAMPLES, part_name, put_samples, split_parts
+from segdatagen.samples import SAMPLES, part_name, put_samples, set_aside, split_parts
 from segdatagen.storage import Folder, StorageError
 from segdatagen.tables import UnreadablePart, read_part
 from segdatagen.work import KEPT, folder_of, put_work, read_kept, read_rows, to_batch, to_table
@@ -39,6 +39,8 @@ actors that leave less."""
 AUTO_MICROBATCHES = 2
 """A block is the unit of commit and of lost work: two forward batches unless that leaves actors idle."""
 MIN_BLOCKS_PER_ACTOR = 4
+BLOCKS_OF_ACTOR = 2
+"""The one that it makes, and one that waits for it: a worker that dies takes both along."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class ChainActor:
         """Make and put a part, and report it.
 
         Where this attempt has put it already, whoever did died before it could say so: the part stays as it is. Ray
-        Data drops a block whose task raises, so a store that refuses is reported too.
+        Data drops a block whose task raises, so a store that refuses is reported too. Rows that the stage before kept
+        in a part that is damaged are not reported, and come back: the part is set aside, and they are made from there.
         """
         run, stage, attempt = Folder(self._flow.run_uri), self._step.stage, self._flow.attempt
         name = part_name(SAMPLES if stage is None else folder_of(stage), part, attempt)
@@ -138,6 +141,12 @@ class ChainActor:
                 put_work(run, stage, attempt, made.drop_columns([_COSTS]))
         except StorageError as error:
             return _report(part, name, {}, error=str(error))
+        except UnreadablePart:
+            if KEPT[0] not in part.column_names:
+                raise
+            for kept in pc.unique(part[KEPT[0]]).to_pylist():
+                set_aside(run, kept, columns=None)
+            return _report(part, name, {})
         return _report(part, name, _counts(made["status"], stage), _costs(made))
 
     def _made(self, part: pa.Table) -> pa.Table:
@@ -271,7 +280,7 @@ def _rows(
     blocks = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=block_rows)
     # A worker that dies takes the blocks that wait for it along: where each row stands alone, none may wait. Nor is a
     # row tried again there: the driver has more passes, and each try may cost the start of an actor.
-    in_flight, retries = (1, 0) if block_rows == 1 else (2, 1)
+    in_flight, retries = (1, 0) if block_rows == 1 else (BLOCKS_OF_ACTOR, 1)
     for step, size in steps:
         with deprecated_arguments():
             blocks = blocks.map_batches(

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from segdatagen.balance import BoolArray, Presence
 from segdatagen.budget import RECORD_SECONDS, Budget
-from segdatagen.dataflow import Flow, PartDone, rows_per_block, stream
+from segdatagen.dataflow import BLOCKS_OF_ACTOR, Flow, PartDone, rows_per_block, stream
 from segdatagen.errors import SegdatagenError
 from segdatagen.filters import Limits
 from segdatagen.forecast import forecast
@@ -244,21 +244,31 @@ class Driver:
                 return
 
     def _make(self, rows: pa.Table, block_rows: int, tally: "Tally") -> None:
-        """Run rows; those that do not come back run alone, and are written as failed after three passes."""
-        for number in range(1 + PASSES_OF_ONE):
-            if number:
-                self.events.note(f"{rows.num_rows} samples did not come back: making them one by one, pass {number}")
-            self._flow(rows, 1 if number else block_rows, tally)
-            if self.budget.reached():
-                return
-            ledger = self._ledger()
-            rows = without(rows, ledger.sample_ids[ledger.attempt == self.attempt.number])
+        """Run rows; those that do not come back run alone, and are written as failed after three passes.
+
+        Where more are lost than all actors hold at a time, it is hardly the rows: they run in whole blocks once more.
+        """
+        rows = self._pass(rows, block_rows, tally)
+        if rows.num_rows > BLOCKS_OF_ACTOR * self.session.job.execution.actors * block_rows:
+            self.events.note(f"{rows.num_rows} samples did not come back: making them again")
+            rows = self._pass(rows, block_rows, tally)
+        for number in range(1, 1 + PASSES_OF_ONE):
             if not rows.num_rows:
                 return
+            self.events.note(f"{rows.num_rows} samples did not come back: making them one by one, pass {number}")
+            rows = self._pass(rows, 1, tally)
         for part in split_parts(rows):
             put_samples(self.run_.folder, failed_rows(part, self.attempt.number, "worker died"))
         tally.add("failed", rows.num_rows)
         self._stop_if_too_many_failed(tally)
+
+    def _pass(self, rows: pa.Table, block_rows: int, tally: "Tally") -> pa.Table:
+        """Run rows; returns those that did not come back, none where the budget is used up."""
+        self._flow(rows, block_rows, tally)
+        if self.budget.reached():
+            return rows.slice(0, 0)
+        ledger = self._ledger()
+        return without(rows, ledger.sample_ids[ledger.attempt == self.attempt.number])
 
     def _flow(self, rows: pa.Table, block_rows: int, tally: "Tally") -> None:
         """Run rows until all came back, none come any more, or the budget is used up."""

@@ -164,8 +164,8 @@ def reasons_of(run: Folder, ledger: Ledger, *statuses: str) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def set_aside(run: Folder, name: str) -> bool:
-    """Rename a part that is damaged, so that nobody meets it among the samples; its bytes are kept.
+def set_aside(run: Folder, name: str, columns: Sequence[str] | None = LEDGER_COLUMNS) -> bool:
+    """Rename a part that is damaged in some columns (None: in any), so that nobody meets it; its bytes are kept.
 
     Returns False, and leaves it where it is, if it can be read after all or its bytes cannot: a store that did not
     answer once has not damaged anything.
@@ -175,7 +175,7 @@ def set_aside(run: Folder, name: str) -> bool:
     except OSError:
         return False
     try:
-        pq.ParquetFile(pa.BufferReader(data)).read(columns=LEDGER_COLUMNS).select(LEDGER_COLUMNS)
+        pq.ParquetFile(pa.BufferReader(data)).read(columns=columns).select(columns or [])
     except (pa.ArrowException, OSError, KeyError):  # OSError: pages that do not decompress
         run.put(f"{name}{DAMAGED}", data)
         run.delete([name])

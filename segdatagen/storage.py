@@ -108,8 +108,11 @@ class Folder:
         return f"{here}/".startswith(f"{there.rstrip('/')}/")
 
     def exists(self, name: str = "") -> bool:
-        """True if the object, or any object below that name, exists."""
-        return bool(self._filesystem.exists(self._path(name)))
+        """True if the object, or any object below that name, exists. Raises StorageError where the store refuses."""
+        try:
+            return bool(self._filesystem.exists(self._path(name)))
+        except OSError as error:
+            raise StorageError(f"{self.uri_of(name)}: cannot be looked for ({error.strerror or error})") from error
 
     def read(self, name: str) -> bytes:
         """All bytes of an object. Raises FileNotFoundError."""

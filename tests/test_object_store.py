@@ -80,3 +80,11 @@ def test_a_body_that_always_breaks_off_is_an_error_of_the_store(store: object_se
     for read in (folder.read, folder.read_versioned):
         with pytest.raises(StorageError, match="the object store does not serve this"):
             read("n")
+
+
+def test_a_store_that_does_not_say_whether_something_exists(store: object_server.Store, folder: Folder) -> None:
+    """Not an error that a task of Ray Data would drop its block for: actors ask before they make a part."""
+    assert not folder.exists("n")
+    store.fail("HEAD", "n", 503)
+    with pytest.raises(StorageError, match="s3://bucket/run/n: cannot be looked for"):
+        folder.exists("n")

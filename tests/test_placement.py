@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import JobFactory, Refused, make_scenes_store
 from hypothesis import given
@@ -259,6 +260,30 @@ def test_a_stage_makes_what_it_had_not_kept(ray_session: None, make_job: JobFact
     for row in rows_of(job):
         assert (row["caption"], row["prompt"]) == tuple(plain[row["sample_id"]][name] for name in ("caption", "prompt"))
         assert row["mask_hash"] == plain[row["sample_id"]]["mask_hash"]
+
+
+def test_what_a_stage_kept_in_a_part_that_is_damaged_is_made_again(
+    ray_session: None, make_job: JobFactory, models: Path
+) -> None:
+    """Its ids can be read, so that its rows are given to the next stage, and its captions cannot."""
+    job = job_of(make_job, models, "staged", execution=ALONE)
+    folder, damaged = Folder(job.uri), list[str]()
+
+    def damage_first(part: PartDone) -> None:
+        if part.stage == CAPTION and len(kept_parts(job)) == 3 and not damaged:
+            damaged.append(kept_parts(job)[0])
+            path = Path(folder.child(WORK).uri, damaged[0])
+            group = pq.read_metadata(path).row_group(0)
+            column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "caption")
+            with path.open("r+b") as file:
+                file.seek(column.dictionary_page_offset or column.data_page_offset)
+                file.write(b"\xff" * 32)
+
+    events = Events(damage_first)
+    assert run(job, events).counts == {"ok": 12, "rejected": 0, "failed": 0}
+    assert damaged
+    assert sum(part.kept for part in events.parts if part.stage == CAPTION) == 12 + 4
+    assert not kept_parts(job)
 
 
 def test_streaming_needs_an_actor_for_each_segment(refused_here: Refused, make_job: JobFactory, models: Path) -> None:

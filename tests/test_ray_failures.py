@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
 from committed import commit, make_run, plan
@@ -26,6 +27,8 @@ from segdatagen.geometry import Geometry
 from segdatagen.hash_sources import hash_sources
 from segdatagen.job import load_job
 from segdatagen.lease import Holder, Lease, LeaseError
+from segdatagen.method_context import method_contexts
+from segdatagen.methods import Chain, build_chain
 from segdatagen.source_hashes import read_index
 from segdatagen.sources import SourceStore, open_store
 from segdatagen.storage import Folder, StorageError
@@ -149,6 +152,32 @@ def test_hashes_are_not_stored_over_those_of_another_process(
         with pytest.raises(LeaseError, match="taken over by process 7 on elsewhere"):
             hash_sources(run, open_store(str(scenes_store)), GEOMETRY, lease, events)
     assert list(visible(tmp_path)) == ["lease.json"]
+
+
+class Lossy(Chain):
+    """A chain that loses each block once, as where a network is gone for a while."""
+
+    def __init__(self, chain: Chain, lost: Path) -> None:
+        super().__init__(chain.stages)
+        self._lost = lost
+
+    def run(self, plan_rows: pa.Table, attempt: int) -> pa.Table:
+        path = self._lost / str(plan_rows["sample_id"][0])
+        path.write_text("x" + (path.read_text() if path.exists() else ""))
+        if path.read_text() == "x":
+            raise ConnectionError("somebody pulled the plug")
+        return super().run(plan_rows, attempt)
+
+
+def test_many_lost_rows_are_made_again_in_whole_blocks(ray_session: None, make_job: JobFactory, tmp_path: Path) -> None:
+    job = load_job(str(make_job(execution={"microbatch": 2, "rows_per_block": 2})))
+    context = method_contexts(job, open_store(job.sources).label_set)["mask_ddpm"]
+    (tmp_path / "lost").mkdir()
+    lost, events = tmp_path / "lost", Events()
+    made = {"mask_ddpm": lambda: Lossy(build_chain("mask_ddpm", context), lost)}
+    assert run(job, events, factories=made).counts == {"ok": 12, "rejected": 0, "failed": 0}
+    assert events.notes == ["12 samples did not come back: making them again"]
+    assert [part.ok for part in events.parts] == [2] * 6
 
 
 PROGRAM = """
