@@ -80,12 +80,14 @@ class Step:
     """What an actor does of a flow: the segment of each method, and which columns it is given and leaves.
 
     `commits`: what it made is put, as samples if it `is_last`, else as rows that this `stage` keeps for the next one.
+    `kept`: names of the parts in which the rows lie that it is given by their places.
     """
 
     segments: Mapping[str, Segment]
     is_first: bool = True
     is_last: bool = True
     commits: bool = True
+    kept: tuple[str, ...] = ()
 
     @property
     def stage(self) -> str | None:
@@ -142,10 +144,10 @@ class ChainActor:
         except StorageError as error:
             return _report(part, name, {}, error=str(error))
         except UnreadablePart:
-            if KEPT[0] not in part.column_names:
+            if not self._step.kept:
                 raise
-            for kept in pc.unique(part[KEPT[0]]).to_pylist():
-                set_aside(run, kept, columns=None)
+            for number in pc.unique(part[KEPT[0]]).to_pylist():
+                set_aside(run, self._step.kept[number], columns=None)
             return _report(part, name, {})
         return _report(part, name, _counts(made["status"], stage), _costs(made))
 
@@ -164,8 +166,8 @@ class ChainActor:
     def _batch(self, part: pa.Table) -> Any:
         if self._step.is_first:
             return begin(part)
-        if set(KEPT) <= set(part.column_names):
-            return read_rows(Folder(self._flow.run_uri), part)
+        if self._step.kept:
+            return read_rows(Folder(self._flow.run_uri), self._step.kept, part)
         return to_batch(part.drop_columns([_COSTS]))
 
     def _chain(self, method: str) -> Chain:
@@ -235,10 +237,11 @@ def _staged(flow: Flow, method: str, rows: pa.Table, block_rows: int) -> Generat
         step = Step({method: segment}, number == 0, number == len(segments) - 1)
         given = rows
         if not step.is_first:
-            given = read_kept(run, segments[number - 1].name, method, flow.attempt).with_places(rows)
+            kept = read_kept(run, segments[number - 1].name, method, flow.attempt)
+            step, given = replace(step, kept=kept.names), kept.with_places(rows)
         if not step.is_last:
-            kept = read_kept(run, segment.name, method, flow.attempt).sample_ids
-            given = given.filter(pc.invert(pc.is_in(given["sample_id"], pa.array(kept))))
+            made = read_kept(run, segment.name, method, flow.attempt).sample_ids
+            given = given.filter(pc.invert(pc.is_in(given["sample_id"], pa.array(made))))
         if given.num_rows:
             yield from _flow(flow, given, block_rows, [(step, flow.execution.actors)])
 

@@ -4,6 +4,7 @@ What is kept is subtracted from the plan as samples are: a stage makes only what
 which stages there are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ from segdatagen.storage import Folder
 from segdatagen.tables import put_table, read_part, read_parts
 
 WORK, STAGE = "work", "stage="
-KEPT = ("work_file", "work_row")
-"""Columns that say where a row lies: the name of its part, and its place there."""
+KEPT = ("work_part", "work_row")
+"""Columns that say where a row lies: which of the names of `Kept` its part has, and its place there; int32 each."""
 _TYPES = {field.name: field.type for schema in (SAMPLE_SCHEMA, PLAN_SCHEMA) for field in schema}
 _TYPES["layout_seed"] = pa.int64()
 _PICTURES = ("source_image", "prior")
@@ -48,10 +49,11 @@ def to_batch(table: pa.Table) -> Batch:
 
 @dataclass(frozen=True)
 class Kept:
-    """Rows that a stage has committed: ids sorted, the part of each, and its row there."""
+    """Rows that a stage has committed: ids sorted, the part of each among `names`, and its row there."""
 
+    names: tuple[str, ...]
     sample_ids: np.ndarray  # int64 [N]
-    files: np.ndarray  # str [N]
+    parts: np.ndarray  # int32 [N]
     rows: np.ndarray  # int32 [N]
 
     def with_places(self, plan_rows: pa.Table) -> pa.Table:
@@ -60,7 +62,7 @@ class Kept:
         there = np.isin(ids, self.sample_ids)
         place = np.searchsorted(self.sample_ids, ids[there])
         found = plan_rows.filter(pa.array(there))
-        for name, values in zip(KEPT, (self.files, self.rows), strict=True):
+        for name, values in zip(KEPT, (self.parts, self.rows), strict=True):
             found = found.append_column(name, pa.array(values[place]))
         return found
 
@@ -81,26 +83,25 @@ def read_kept(run: Folder, stage: str, method: str, attempt: int) -> Kept:
         f"{_folder(stage, method)}/{entry.name}" for entry in run.child(_folder(stage, method)).entries(".parquet")
     ]
     tables, _ = read_parts(run, names, ["sample_id", "status"])
-    ids, files, rows = [np.empty(0, np.int64)], [np.empty(0, str)], [np.empty(0, np.int32)]
-    for name, table in tables.items():
+    ids, parts, rows = [np.empty(0, np.int64)], [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    for number, (name, table) in enumerate(tables.items()):
         is_old = int(name.rsplit("/", 1)[1].split("-")[0]) < attempt
         usable = pc.not_equal(table["status"], "failed").to_numpy() | (not is_old)
         ids.append(table["sample_id"].to_numpy()[usable])
-        files.append(np.full(usable.sum(), name))
+        parts.append(np.full(usable.sum(), number, np.int32))
         rows.append(np.flatnonzero(usable).astype(np.int32))
-    all_ids = np.concatenate(ids)
-    unique, first = np.unique(all_ids, return_index=True)
-    return Kept(unique, np.concatenate(files)[first], np.concatenate(rows)[first])
+    unique, first = np.unique(np.concatenate(ids), return_index=True)
+    return Kept(tuple(tables), unique, np.concatenate(parts)[first], np.concatenate(rows)[first])
 
 
-def read_rows(run: Folder, places: pa.Table) -> Batch:
-    """The batch of rows that `Kept.with_places` found, in their order. Raises UnreadablePart."""
+def read_rows(run: Folder, names: Sequence[str], places: pa.Table) -> Batch:
+    """The batch of rows that `Kept.with_places` found, in their order, `names` as there. Raises UnreadablePart."""
     columns = [places[name].to_pylist() for name in KEPT]
     keys = list(zip(*columns, strict=True))
-    tables = {name: read_part(run, name) for name in dict.fromkeys(columns[0])}
+    tables = {part: read_part(run, names[part]) for part in dict.fromkeys(columns[0])}
     starts = dict(zip(tables, np.cumsum([0, *(table.num_rows for table in tables.values())]).tolist(), strict=False))
     whole = pa.concat_tables(tables.values(), promote_options="default")
-    return to_batch(whole.take([starts[name] + row for name, row in keys]))
+    return to_batch(whole.take([starts[part] + row for part, row in keys]))
 
 
 def delete_work(run: Folder) -> None:

@@ -30,7 +30,7 @@ from segdatagen.sources import open_store
 from segdatagen.stages.stage import StageSpec
 from segdatagen.storage import Folder
 from segdatagen.tables import read_part
-from segdatagen.work import STAGE, WORK, to_batch, to_table, type_of
+from segdatagen.work import KEPT, STAGE, WORK, put_work, read_kept, read_rows, to_batch, to_table, type_of
 
 CAPTION = "caption"
 ALONE = {"placement": "staged", "actors": 1, "cpus_per_actor": 0.4, "microbatch": 4, "rows_per_block": 4}
@@ -260,6 +260,24 @@ def test_a_stage_makes_what_it_had_not_kept(ray_session: None, make_job: JobFact
     for row in rows_of(job):
         assert (row["caption"], row["prompt"]) == tuple(plain[row["sample_id"]][name] for name in ("caption", "prompt"))
         assert row["mask_hash"] == plain[row["sample_id"]]["mask_hash"]
+
+
+def test_a_row_that_a_stage_kept_costs_the_driver_sixteen_bytes(tmp_path: Path) -> None:
+    run_folder, tables = Folder(str(tmp_path)), []
+    for first in (0, 7, 14):
+        ids = pa.array(range(first, first + 7), pa.int64())
+        columns = {"sample_id": ids, "method": ["guided"] * 7, "round": [0] * 7, "status": ["ok"] * 7}
+        tables.append(pa.table(columns | {"seconds": [float(first)] * 7}))
+        put_work(run_folder, CAPTION, 1, tables[-1])
+    kept = read_kept(run_folder, CAPTION, "guided", 1)
+    assert sum(array.nbytes for array in (kept.sample_ids, kept.parts, kept.rows)) == 16 * 21
+    plan = pa.table({"sample_id": pa.array([20, 3, 99, 8], pa.int64())})
+    places = kept.with_places(plan)
+    assert [places.schema.field(name).type for name in KEPT] == [pa.int32(), pa.int32()]
+    found = read_rows(run_folder, kept.names, places)
+    assert [(row, seconds) for row, seconds in zip(found["sample_id"], found["seconds"], strict=True)] == [
+        *((20, 14.0), (3, 0.0), (8, 7.0))
+    ]
 
 
 def test_what_a_stage_kept_in_a_part_that_is_damaged_is_made_again(
