@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -35,6 +36,9 @@ ANSWER_SECONDS = 5.0
 
 MAX_RETRIES = 2
 """Of a task whose worker died. Ray Data's own number is infinite: work that kills its worker would never end."""
+
+SEEN_WITHIN = 60.0
+"""Seconds by which a machine sees what another put on a shared disk: NFS trusts what it knew of a folder so long."""
 
 TINY = 1e-9
 """Of a CPU or GPU: shares of them are sums of floats."""
@@ -263,3 +267,15 @@ def _reason(error: RayError) -> str:
     raised = text.split("\n\nThe above exception was the direct cause", 1)[0]
     sentence = re.sub(r"(?s).*\n  File \"[^\n]*\n(    [^\n]*\n)*", "", raised)
     return re.sub(r"^segdatagen[\w.]*: ", "", " ".join(sentence.split()))
+
+
+def require_seen(uri: str, is_there: Callable[[], bool]) -> None:
+    """Raise SegdatagenError unless what workers have put at `uri` can be seen by this process, at once or soon."""
+    deadline = time.monotonic() + SEEN_WITHIN
+    while not is_there():
+        if time.monotonic() > deadline:
+            raise SegdatagenError(
+                f"{uri}: a worker has put this, and it is not to be seen here: where workers run on other machines, "
+                "the output has to be in an object store, or on a disk that all of them mount"
+            )
+        time.sleep(min(1.0, SEEN_WITHIN / 10))

@@ -74,6 +74,11 @@ class PartDone:
     stage: str | None = None
     kept: int = 0
 
+    @property
+    def num_rows(self) -> int:
+        """Rows in the part; none: it was not put."""
+        return self.ok + self.rejected + self.failed + self.kept
+
 
 @dataclass(frozen=True)
 class Step:

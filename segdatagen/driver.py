@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from segdatagen.balance import BoolArray, Presence
 from segdatagen.budget import RECORD_SECONDS, Budget
+from segdatagen.cluster import require_seen
 from segdatagen.dataflow import BLOCKS_OF_ACTOR, Flow, PartDone, rows_per_block, stream
 from segdatagen.errors import SegdatagenError
 from segdatagen.filters import Limits
@@ -279,6 +280,7 @@ class Driver:
                 self.lease.check()
                 if part.error:
                     raise SegdatagenError(part.error)
+                self._require_seen(part)
                 self._add_costs(part)
                 self.budget.has_made = True
                 for status in STATUSES:
@@ -288,6 +290,12 @@ class Driver:
                 self._record()
                 if self.budget.reached():
                     return
+
+    def _require_seen(self, part: PartDone) -> None:
+        """Raise SegdatagenError where a worker has put a part on a disk that is not that of the driver."""
+        folder = self.run_.folder
+        if folder.is_local and part.num_rows:
+            require_seen(folder.uri_of(part.name), lambda: folder.exists(part.name))
 
     def _record(self) -> None:
         """Put what the attempt spent so far into its record, from time to time."""

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from segdatagen.cluster import connect, spread
+from segdatagen.cluster import connect, require_seen, spread
 from segdatagen.datasets import BadItem, Item, Listing, Reader
 from segdatagen.datasets.reader import first_names
 from segdatagen.errors import UsageError
@@ -74,7 +74,7 @@ def ingest(
 
     Holds the lease of the folder while it writes; `waiting` is called if another process held it. Raises UsageError if
     items are bad (unless `skip_bad`), if there are none, or if another store is at the address; nothing is left behind
-    then. Raises LeaseError where another process writes here.
+    then. Raises LeaseError where another process writes here, and SegdatagenError where workers write elsewhere.
     """
     listing = without_duplicates(reader.list_items())
     if listing.orphans and not request.skip_bad:
@@ -128,6 +128,7 @@ def _build(work: _Work, lease: Lease) -> SourceStore:
     except UsageError:
         folder.delete(_part_names(folder))
         raise
+    require_seen(folder.uri, lambda: not _not_whole(folder, parts))
     folder.delete(_part_names(folder) - {part.name for part in parts})
     return seal_store(work.request, work.reader, parts, bad)
 
@@ -253,14 +254,20 @@ def _require_nothing_else(folder: Folder) -> None:
 
 def _require_whole(store: SourceStore) -> None:
     """Raise UsageError where parts of a store are gone or of another size: it can neither be used nor compared."""
-    present = {entry.name: entry.size for entry in store.folder.entries(".parquet")}
-    for part in store.info.parts:
-        if present.get(part.name) != part.size:
-            found = "is gone" if part.name not in present else f"has {present[part.name]} bytes, not {part.size}"
-            raise UsageError(
-                f"{store.folder.uri}: {part.name} {found}: delete {INFO_NAME} there and ingest again, or choose "
-                "another --out"
-            )
+    for name, found in _not_whole(store.folder, store.info.parts).items():
+        raise UsageError(
+            f"{store.folder.uri}: {name} {found}: delete {INFO_NAME} there and ingest again, or choose another --out"
+        )
+
+
+def _not_whole(folder: Folder, parts: Sequence[PartInfo]) -> dict[str, str]:
+    """What is wrong with each part that is not as large as it was put, by its name."""
+    present = {entry.name: entry.size for entry in folder.entries(".parquet")}
+    return {
+        part.name: f"has {present[part.name]} bytes, not {part.size}" if part.name in present else "is gone"
+        for part in parts
+        if present.get(part.name) != part.size
+    }
 
 
 def _require_same_origin(store: SourceStore, request: IngestRequest, reader: Reader) -> None:

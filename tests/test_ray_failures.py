@@ -6,7 +6,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,18 +19,24 @@ from kept_events import Events
 from ray import cloudpickle
 from test_faults import run
 from test_lease import put_holder
+from wrong_inputs import require_row
 
+import segdatagen.dataflow
 import segdatagen.deep_verify
 import segdatagen.hash_sources
+import segdatagen.ingest
 from segdatagen.cluster import spread
+from segdatagen.datasets import Options, open_reader
 from segdatagen.deep_verify import verify_parts
 from segdatagen.errors import SegdatagenError
 from segdatagen.geometry import Geometry
 from segdatagen.hash_sources import hash_sources
+from segdatagen.ingest import IngestRequest, ShardResult, ingest
 from segdatagen.job import load_job
 from segdatagen.lease import Holder, Lease, LeaseError
 from segdatagen.method_context import method_contexts
 from segdatagen.methods import Chain, build_chain
+from segdatagen.samples import put_samples
 from segdatagen.source_hashes import read_index
 from segdatagen.sources import SourceStore, open_store
 from segdatagen.storage import Folder, StorageError
@@ -178,6 +186,43 @@ def test_many_lost_rows_are_made_again_in_whole_blocks(ray_session: None, make_j
     assert run(job, events, factories=made).counts == {"ok": 12, "rejected": 0, "failed": 0}
     assert events.notes == ["12 samples did not come back: making them again"]
     assert [part.ok for part in events.parts] == [2] * 6
+
+
+def test_a_run_whose_workers_write_on_other_disks_stops(
+    ray_session: None, make_job: JobFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segdatagen.cluster.SEEN_WITHIN", 1.0)
+    job = load_job(str(make_job()))
+    context, other = method_contexts(job, open_store(job.sources).label_set)["mask_ddpm"], str(tmp_path / "other")
+
+    def build() -> Chain:
+        segdatagen.dataflow.put_samples = lambda run, table: put_samples(Folder(other), table)
+        return build_chain("mask_ddpm", context)
+
+    with pytest.raises(SegdatagenError) as stopped:
+        run(job, factories={"mask_ddpm": build})
+    require_row("a `root` that is another disk for the workers of a cluster", str(stopped.value), 1, tmp_path.parent)
+    assert Folder(other).entries(".parquet")
+    assert not Folder(job.uri).child("samples").entries()
+
+
+def test_an_ingest_whose_workers_write_on_other_disks_makes_no_store(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segdatagen.cluster.SEEN_WITHIN", 1.0)
+    out, other, real = str(tmp_path / "store"), str(tmp_path / "other"), segdatagen.ingest.ingest_shard
+
+    def elsewhere(items: Any, name: str, reader: Any, request: IngestRequest, keep: bool) -> ShardResult:
+        return real(items, name, reader, replace(request, out=other), keep)
+
+    monkeypatch.setattr("segdatagen.ingest.ingest_shard", elsewhere)
+    reader = open_reader("scenes", "2@32x32", "train", Options())
+    with pytest.raises(SegdatagenError) as stopped:
+        ingest(IngestRequest("scenes", "2@32x32", "train", out), reader, lambda *_: None, lambda holder: None)
+    row = "an `--out` of `ingest` that is another disk for the workers of a cluster"
+    require_row(row, str(stopped.value), 1, tmp_path.parent)
+    assert [entry.name for entry in Folder(other).entries()] == ["part-00000.parquet"]
+    assert Folder(out).entries() == []
 
 
 PROGRAM = """
