@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray._private import ray_constants
 
 REPOSITORY = Path(__file__).parents[1]
 MANIFEST = REPOSITORY / "cluster" / "raycluster-gpu.yaml"
@@ -69,6 +70,24 @@ def test_the_manifest_keeps_the_rules_of_the_controller() -> None:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
         assert not {"num-cpus", "num-gpus", "memory", "resources", "labels"} & set(group["rayStartParams"])
+
+
+def test_the_object_store_of_a_node_fits_into_its_shared_memory() -> None:
+    """Else Ray keeps objects as files in /tmp. Where the manifest mounts none, KubeRay does, as large as the memory."""
+    spec = manifest()["spec"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        sizes = {volume["name"]: volume["emptyDir"]["sizeLimit"] for volume in pod.get("volumes", [])}
+        for container in pod["containers"]:
+            memory = container["resources"]["limits"]["memory"]
+            mounts = {mount["mountPath"]: sizes[mount["name"]] for mount in container.get("volumeMounts", [])}
+            share = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
+            store = int(group["rayStartParams"].get("object-store-memory", share * gibibytes(memory)))
+            assert store <= gibibytes(mounts.get("/dev/shm", memory))
+
+
+def gibibytes(text: str) -> int:
+    return int(text.removesuffix("Gi")) * 2**30
 
 
 def test_all_nodes_have_the_tested_ray_and_one_image() -> None:
