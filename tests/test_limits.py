@@ -79,13 +79,12 @@ def test_a_run_that_has_spent_its_money_makes_nothing_more(
     job = limited_to(2.0)
     folder = Folder(load_job(str(job)).uri)
     assert json.loads(run(job, capfd, "--json"))["ended"] == "cost limit reached"
-    first = made(job)
-    assert 0 < len(first) < 40
+    assert 0 < len(made(job)) < 40
     assert read_attempts(folder)[0].seconds["wall"] > 2.0
     text = " ".join(run(job, capfd).split())
     assert "cost limit reached" in text
     assert "max_cost 2 is spent, raise it to go on" in text
-    assert made(job).tolist() == first.tolist()
+    assert np.unique(read_ledger(folder).attempt).tolist() == [1], "an actor that is ended may have put one part more"
     assert [attempt.outcome for attempt in read_attempts(folder)] == ["cost limit reached"] * 2
     assert json.loads(run(limited_to(1e6), capfd, "--json"))["counts"]["ok"] == 40
 
