@@ -101,6 +101,17 @@ def test_as_many_checkpoints_are_kept_as_asked_for(configure: Configure, tmp_pat
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000024.safetensors"]
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_next_that_is_put(tmp_path: Path, keep: int) -> None:
+    folder = Folder(str(tmp_path))
+    for step in (5, 10):
+        save_checkpoint(folder, Checkpoint(step, {"model.a": torch.ones(3)}, {}), 2)
+    (tmp_path / "step-00000015.safetensors").write_bytes(b"torn")
+    save_checkpoint(folder, Checkpoint(12, {"model.a": torch.ones(3)}, {}), keep)
+    kept = ["step-00000010.safetensors", "step-00000012.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept[-keep:]
+
+
 def test_two_trainings_do_not_write_one_folder(configure: Configure, tmp_path: Path) -> None:
     train_here(configure("out", steps=8))
     kept = {path.name for path in (tmp_path / "out").rglob("*")}

@@ -33,11 +33,16 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Folder, checkpoint: Checkpoint, keep: int) -> None:
-    """Put a checkpoint, then delete all but the last `keep`. Raises StorageError, with the last ones as they were."""
+    """Put a checkpoint, then delete all but the last `keep`, and those of later steps, which could not be read.
+
+    Raises StorageError, with the last ones as they were.
+    """
     metadata = {"step": str(checkpoint.step), "facts": json.dumps(checkpoint.facts)}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     folder.put(_name(checkpoint.step), save(stored, metadata=metadata))
-    folder.delete(_names(folder)[:-keep])
+    names = _names(folder)
+    later = [name for name in names if name > _name(checkpoint.step)]
+    folder.delete([*names[: len(names) - len(later)][:-keep], *later])
 
 
 def load_newest(folder: Folder) -> Checkpoint | None:
