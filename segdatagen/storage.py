@@ -9,12 +9,11 @@ import contextlib
 import errno
 import functools
 import hashlib
-import io
 import mmap
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -154,7 +153,7 @@ class Folder:
         path = self._path(name)
         try:
             if self.is_local:
-                _replace_file(path, data)
+                _replace_file(path, lambda file: file.write(data))
             else:
                 kind = CONTENT_TYPES.get(os.path.splitext(name)[1])
                 self._filesystem.pipe_file(path, data, **({"ContentType": f"{kind}; charset=utf-8"} if kind else {}))
@@ -167,11 +166,39 @@ class Folder:
         try:
             if self.is_local:
                 with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    _replace_file(path, data)
+                    _replace_file(path, lambda file: file.write(data))
             else:
                 self._filesystem.put_file(str(source), path)
         except OSError as error:
             raise _explain(error, self.uri_of(name)) from error
+
+    def put_written(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        """`put` of what `write` writes, of which nothing stays in memory. Raises StorageError.
+
+        To an object store by way of a temporary file of this machine.
+        """
+        if not self.is_local:
+            with _scratch() as path:
+                try:
+                    with path.open("wb") as file:
+                        write(file)
+                except OSError as error:
+                    raise _explain(error, str(path)) from error
+                return self.put_file(name, path)
+        try:
+            _replace_file(self._path(name), write)
+        except OSError as error:
+            raise _explain(error, self.uri_of(name)) from error
+
+    @contextlib.contextmanager
+    def as_file(self, name: str) -> Iterator[Path]:
+        """An object as a file of this machine: of an object store a copy, for a while. Raises OSError."""
+        if self.is_local:
+            yield Path(self._path(name))
+            return
+        with _scratch() as path:
+            self._filesystem.get_file(self._path(name), str(path))
+            yield path
 
     def read_versioned(self, name: str) -> tuple[bytes, str] | None:
         """Bytes and version of a small object, or None if there is none. For `put_if_unchanged`."""
@@ -269,7 +296,7 @@ class Folder:
             current = self.read_versioned(name)
             if (current[1] if current else None) != version:
                 return False
-            _replace_file(str(path), data)
+            _replace_file(str(path), lambda file: file.write(data))
             return True
 
     def _prune(self, parent: Path) -> None:
@@ -340,17 +367,22 @@ def _size(item: os.DirEntry[str]) -> int | None:
         return 0 if item.is_symlink() else None
 
 
-def _replace_file(path: str, data: bytes | mmap.mmap) -> None:
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A place for one file that lasts as long as the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder, "object")
+
+
+def _replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
     parent, name = os.path.split(path)
     os.makedirs(parent, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=parent)
     with contextlib.ExitStack() as unless_replaced:
         unless_replaced.callback(os.unlink, temporary)
-        with io.FileIO(descriptor, "wb") as file:
-            with memoryview(data) as view:
-                written = 0
-                while written < len(view):
-                    written += file.write(view[written:])
+        with open(descriptor, "wb") as file:
+            write(file)
+            file.flush()
             os.fchmod(descriptor, 0o644)
             os.fsync(descriptor)
         os.replace(temporary, path)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import NUM_SCENES, Refused, make_scenes_store
 from published_samples import SIZE, make_published
+from tiny_training import newest_of
 
 from segdatagen.cli import main
 from segdatagen.experiment.results import CellResult, Results, Spread
@@ -21,8 +22,6 @@ from segdatagen.geometry import Geometry
 from segdatagen.labels import load_label_set
 from segdatagen.segmenters import Segmenter
 from segdatagen.sources import open_store, read_arrays
-from segdatagen.storage import Folder
-from segdatagen.training.checkpoints import load_newest
 
 STEPS = 3
 RARE = ("car", "tree")
@@ -108,8 +107,7 @@ def test_every_mixture_is_trained_with_every_seed(whole: Results) -> None:
     ]
     for (real, synthetic, seed), out in cells.items():
         assert out.parts[-3:] == (real, synthetic, f"seed-{seed}")
-        checkpoint = load_newest(Folder(str(out / "checkpoints")))
-        assert checkpoint is not None
+        checkpoint = newest_of(out / "checkpoints")
         assert (checkpoint.step, checkpoint.facts["fixed"]["seed"]) == (STEPS, seed)
         assert set(checkpoint.facts["frozen"]) == (set() if synthetic == "alone" else {"synthetic data", "p_aug"})
     weights = [(out / "weights" / "model.safetensors").read_bytes() for out in cells.values()]

@@ -100,6 +100,10 @@ def test_objects_come_and_go(s3_server: str) -> None:
         assert file.read() == b"other"
     folder.put_file("a/b.parquet", Path(__file__))
     assert folder.read("a/b.parquet") == Path(__file__).read_bytes()
+    folder.put_written("a/b.parquet", lambda file: file.write(b"piece"))
+    with folder.as_file("a/b.parquet") as path:
+        assert path.read_bytes() == b"piece"
+    assert not path.exists()
     folder.delete(["a/b.parquet", "a/c.json", "a/absent"])
     assert folder.entries() == []
     assert not folder.exists("a/b.parquet")

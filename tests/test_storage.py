@@ -1,5 +1,6 @@
 """Folders on a disk: whole objects or none, conditional puts, fresh listings, clean deletes."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given, settings
@@ -70,6 +72,24 @@ def test_a_file_is_put_as_its_bytes_are(folder: Folder, tmp_path: Path) -> None:
     assert files_below(tmp_path) == ["made/on/demand/a/b.bin", "source"]
     with pytest.raises(StorageError, match="cannot be written"):
         folder.put_file("a", source)
+
+
+def test_what_is_written_piece_by_piece_is_put_whole_or_not_at_all(folder: Folder, tmp_path: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"one, ")
+        file.write(memoryview(b"two"))
+
+    def fail(file: BinaryIO) -> None:
+        write(file)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder.put_written("a/b.bin", write)
+    with folder.as_file("a/b.bin") as path:
+        assert path.read_bytes() == b"one, two"
+    with pytest.raises(StorageError, match=r"a/b.bin: no space left"):
+        folder.put_written("a/b.bin", fail)
+    assert folder.read("a/b.bin") == b"one, two"
+    assert files_below(tmp_path) == ["made/on/demand/a/b.bin"]
 
 
 def test_a_folder_is_within_itself_and_what_holds_it(tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_lease import put_holder
-from tiny_training import STEPS, Configure, assert_same_weights, configurer, train_here
+from tiny_training import STEPS, Configure, assert_same_weights, configurer, newest_of, train_here
 
 from segdatagen.errors import SegdatagenError
 from segdatagen.lease import LEASE_NAME, Holder, Lease, LeaseError, read_holder
 from segdatagen.storage import Folder
 from segdatagen.training import loop
-from segdatagen.training.checkpoints import Checkpoint, load_newest, save_checkpoint
+from segdatagen.training.checkpoints import Checkpoint, open_newest, save_checkpoint
 from segdatagen.training.kind import TrainingProgress
 from segdatagen.training.run import train
 
@@ -28,23 +29,40 @@ def configure(tmp_path: Path, scenes_store: Path) -> Configure:
 
 def test_last_two_checkpoints_are_kept_and_a_torn_one_is_passed_over(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "checkpoints"))
-    assert load_newest(folder) is None
+    with open_newest(folder) as nothing:
+        assert nothing is None
     for step in (5, 10, 15):
         save_checkpoint(folder, Checkpoint(step, {"model.a": torch.full((3,), float(step))}, {"seconds": step / 2}), 2)
     files = sorted((tmp_path / "checkpoints").iterdir())
     assert len(files) == 2
-    newest = load_newest(folder)
-    assert newest is not None
+    newest = newest_of(tmp_path / "checkpoints")
     assert (newest.step, newest.facts) == (15, {"seconds": 7.5})
     assert newest.tensors["model.a"].tolist() == [15, 15, 15]
     for torn in (files[1].read_bytes()[:-2], b"", b"\xff" * 40):
         files[1].write_bytes(torn)
-        newest = load_newest(folder)
-        assert newest is not None
-        assert newest.step == 10
+        assert newest_of(tmp_path / "checkpoints").step == 10
     files[0].write_bytes(b"torn")
-    with pytest.raises(SegdatagenError, match="none of the checkpoints"):
-        load_newest(folder)
+    with pytest.raises(SegdatagenError, match="none of the checkpoints"), open_newest(folder):
+        pass
+
+
+def test_a_checkpoint_is_a_safetensors_file_of_what_was_given(tmp_path: Path) -> None:
+    tensors = {
+        "model.steps": torch.tensor(7),
+        "model.flags": torch.tensor([True, False, True]),
+        "model.empty": torch.zeros(0, 3),
+        "model.half": torch.arange(3, dtype=torch.bfloat16),
+        "model.image": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "model.turned": torch.rand(3, 4).T,
+        "optimizer.step.a": torch.tensor(3.0),
+    }
+    save_checkpoint(Folder(str(tmp_path)), Checkpoint(3, tensors, {"kind": "caf\u00e9"}), 1)
+    for found in (load_file(tmp_path / "step-00000003.safetensors"), newest_of(tmp_path).tensors):
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+            assert torch.equal(found[name], tensor), name
+    assert newest_of(tmp_path).facts == {"kind": "caf\u00e9"}
 
 
 def test_training_resumes_behind_a_torn_checkpoint(configure: Configure, tmp_path: Path) -> None:

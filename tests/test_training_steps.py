@@ -10,12 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import CPU, STEPS, Configure, configurer, fields, kind_of, train_here, weights_of
+from tiny_training import CPU, STEPS, Configure, configurer, fields, kind_of, newest_of, train_here, weights_of
 from torch import nn
 
 from segdatagen.errors import UsageError
-from segdatagen.storage import Folder
-from segdatagen.training.checkpoints import load_newest
 from segdatagen.training.data import Order, Share, batch_of_step, sources_of_step
 from segdatagen.training.loop import build_network, learning_rate_at, update_average
 from segdatagen.training.mask_ddpm import MaskDDPMTrainingOptions
@@ -40,8 +38,7 @@ def test_average_is_a_copy_until_it_starts(configure: Configure, tmp_path: Path)
     train_here(configure("copied", ema_start=STEPS, learning_rate_schedule="constant"))
     train_here(configure("averaged", ema_start=STEPS - 1, learning_rate_schedule="constant"))
     for name, same in (("copied", True), ("averaged", False)):
-        newest = load_newest(Folder(str(tmp_path / name / "checkpoints")))
-        assert newest is not None
+        newest = newest_of(tmp_path / name / "checkpoints")
         assert torch.equal(newest.tensors["average.outc.weight"], newest.tensors["model.outc.weight"]) is same
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import visible
 from safetensors.torch import load_file
 from tiny_latent_training import CPU, TUNED, base_fields, fields, tensors_of, train_here, write
+from tiny_training import newest_of
 from torch import Tensor
 
 from segdatagen.diffusion.latent_models import load_adapter, load_base, load_controlnet
@@ -21,9 +22,7 @@ from segdatagen.images import decode_image
 from segdatagen.latent_folders import check_adapter, check_base, check_controlnet
 from segdatagen.priors import Prior
 from segdatagen.sources import read_arrays
-from segdatagen.storage import Folder
 from segdatagen.training.base import BaseTraining, BaseTrainingOptions
-from segdatagen.training.checkpoints import load_newest
 from segdatagen.training.controlnet import ControlNetTraining, ControlNetTrainingOptions
 from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
 from segdatagen.training.latents import fill, here
@@ -58,8 +57,7 @@ def test_what_begins_with_a_base_learns_and_leaves_the_base_as_it_was(
         load_adapter(result.weights, Numerics(), "cpu")
     picture = decode_image((tmp_path / "out" / "samples" / "step-00000006.png").read_bytes())
     assert picture.shape[0] == 2 * (128 + 4) + 4
-    newest = load_newest(Folder(str(tmp_path / "out" / "checkpoints")))
-    assert newest is not None
+    newest = newest_of(tmp_path / "out" / "checkpoints")
     names = {name.removeprefix("model.") for name in newest.tensors if name.startswith("model.")}
     assert not any("text_model" in name or "decoder" in name for name in names)  # what is frozen is not in there
     card = Path(result.weights, "README.md").read_text()
@@ -149,8 +147,7 @@ def test_lora_begins_as_the_base_and_is_merged_into_it(latent_store: Path, laten
     same = kind.trained_parts(network).unet.state_dict()
     assert all(torch.equal(same[name], tensor) for name, tensor in unet.items())
     result = train_here("text2mask", write(tmp_path, "lora", found))
-    newest = load_newest(Folder(str(tmp_path / "out" / "checkpoints")))
-    assert newest is not None
+    newest = newest_of(tmp_path / "out" / "checkpoints")
     learned = {name: t for name, t in newest.tensors.items() if name.startswith("average.layers.")}
     assert learned.keys() == {f"average.{name}" for name in parameters}
     saved = load_file(Path(str(result.weights)) / "unet" / "diffusion_pytorch_model.safetensors")

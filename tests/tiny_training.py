@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segdatagen.sources import read_arrays
+from segdatagen.storage import Folder
+from segdatagen.training.checkpoints import Checkpoint, open_newest
 from segdatagen.training.data import TrainingArrays
 from segdatagen.training.kind import TrainingProgress, TrainingResult
 from segdatagen.training.mask_ddpm import MaskDDPMTraining, MaskDDPMTrainingOptions
@@ -78,6 +80,13 @@ def assert_same_weights(found: TrainingResult, expected: TrainingResult) -> None
 def log_of(out: Path) -> list[dict[str, str]]:
     with (out / "loss.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def newest_of(folder: Path) -> Checkpoint:
+    """The newest checkpoint below a folder, in memory."""
+    with open_newest(Folder(str(folder))) as found:
+        assert found is not None
+        return Checkpoint(found.step, {name: tensor.clone() for name, tensor in found.tensors.items()}, found.facts)
 
 
 def kind_of(configuration: dict[str, Any]) -> MaskDDPMTraining:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -29,8 +29,9 @@ from segdatagen.training.checkpoints import (
     CHECKPOINTS_NAME,
     Checkpoint,
     collect,
-    load_newest,
     newest_step,
+    open_newest,
+    places_of,
     restore,
     save_checkpoint,
 )
@@ -39,6 +40,7 @@ from segdatagen.training.kind import Kind, Progress, Summary, TrainingProgress, 
 from segdatagen.training.loss_log import LossLog
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.speed import Speedometer
+from segdatagen.training.workers import Workers
 
 REPORT_EVERY = 10
 """Steps between reports; losses stay on the device until then, and workers agree on stopping."""
@@ -65,7 +67,8 @@ class Loop:
         self._kind, self._options, self._share, self._device = kind, options, share, device
         self._progress, self._command = progress, command
         self._folder = Folder(options.out)
-        self._lease = Lease(self._folder, _wait_quietly) if share.rank == 0 else None
+        self._workers = Workers(share, device)
+        self._lease = Lease(self._folder, _wait_quietly) if self._workers.is_first else None
         self._checkpoints = self._folder.child(CHECKPOINTS_NAME)
         self._log = LossLog(self._folder)
         self._facts = facts_of(kind)
@@ -96,7 +99,7 @@ class Loop:
     def _run(self) -> TrainingResult:
         options = self._options
         step = self._resume()
-        self._boards = [Boards(self._folder, step)] if self._share.rank == 0 else []
+        self._boards = [Boards(self._folder, step)] if self._workers.is_first else []
         stop = False
         while step < options.steps and not stop:
             self._speedometer.step(functools.partial(self._train_step, step))
@@ -115,7 +118,7 @@ class Loop:
         for board in self._boards:
             board.close()
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)
-        if step == options.steps and self._share.rank == 0:
+        if step == options.steps and self._workers.is_first:
             saved = self._kind.save(self._average, self._summary(step))
             result = replace(result, seconds=self._seconds(), weights=saved.uri, figures=dict(saved.figures))
         return result
@@ -149,11 +152,8 @@ class Loop:
     def _report(self, step: int) -> bool:
         """Log the losses since the last report, as means over the workers; True where it is time to stop."""
         hours = self._options.max_hours
-        late = self._share.rank == 0 and hours is not None and time.monotonic() - self._began > hours * 3600
-        figures = torch.stack([*self._pending, torch.tensor(float(late), device=self._device)])
-        if self._share.num_workers > 1:
-            torch.distributed.all_reduce(figures)
-            figures = figures / self._share.num_workers
+        late = self._workers.is_first and hours is not None and time.monotonic() - self._began > hours * 3600
+        figures = self._workers.mean(torch.stack([*self._pending, torch.tensor(float(late), device=self._device)]))
         losses: list[float] = figures[:-1].tolist()
         agreed = bool(figures[-1] > 0)
         first = step - len(losses) + 1
@@ -163,10 +163,10 @@ class Loop:
         numbers = list(itertools.takewhile(math.isfinite, losses))
         self._log.add(first, numbers, rates[: len(numbers)], self._seconds(), speed)
         if len(numbers) < len(losses):
-            if self._share.rank == 0:
+            if self._workers.is_first:
                 self._log.put()
             raise self._no_number(f"the loss of step {first + len(numbers)} is {losses[len(numbers)]}")
-        if self._share.rank == 0:
+        if self._workers.is_first:
             loss, pace = sum(losses) / len(losses), speed.images_per_second
             steps_per_second = pace / self._options.batch_size
             self._progress(TrainingProgress(step, self._options.steps, loss, steps_per_second, pace))
@@ -184,21 +184,30 @@ class Loop:
         return SegdatagenError(f"{what}: lower learning_rate, and the same command {then}")
 
     def _resume(self) -> int:
-        """The step to go on from: 0, or that of the newest checkpoint that can be read."""
-        checkpoint = load_newest(self._checkpoints)
-        if checkpoint is None:
-            return 0
-        require_same_training(checkpoint.facts, self._facts, self._options.out)
-        if checkpoint.step > self._options.steps:
-            raise UsageError(
-                f"{self._options.out}: this training has done {checkpoint.step} steps already, more than the "
-                f"{self._options.steps} asked for: raise steps or choose another out"
-            )
-        restore(checkpoint.tensors, self._network, self._average, self._optimizer)
-        self._seconds_before = float(checkpoint.facts["seconds"])
-        self._speed = str(checkpoint.facts["speed"])
-        self._log.resume(checkpoint.step)
-        return checkpoint.step
+        """The step to go on from, on all workers: 0, or that of the newest checkpoint that the first one can read.
+
+        The others need not see `out`: they have everything from the first.
+        """
+        with open_newest(self._checkpoints) if self._workers.is_first else nullcontext() as checkpoint:
+            found = None if checkpoint is None else [checkpoint.step, checkpoint.facts, sorted(checkpoint.tensors)]
+            require_one_training(self._workers.all_say(self._facts))
+            found = self._workers.first_says(found)
+            if found is None:
+                return 0
+            step, facts, names = found
+            require_same_training(facts, self._facts, self._options.out)
+            if step > self._options.steps:
+                raise UsageError(
+                    f"{self._options.out}: this training has done {step} steps already, more than the "
+                    f"{self._options.steps} asked for: raise steps or choose another out"
+                )
+            places = places_of(names, self._network, self._average, self._optimizer)
+            stored = None if checkpoint is None else checkpoint.tensors
+            restore(places, stored, self._workers.take_from_first)
+        self._seconds_before, self._speed = float(facts["seconds"]), str(facts["speed"])
+        if self._workers.is_first:
+            self._log.resume(step)
+        return int(step)
 
     def _write(self, step: int) -> None:
         """Log first: rows beyond the newest checkpoint are dropped on resume, missing rows would be lost."""
@@ -297,6 +306,16 @@ def require_same_training(found: dict[str, Any], wanted: dict[str, Any], out: st
         raise UsageError(
             f"{out}: another training is here ({'; '.join(differences)}): choose another out, or set it back"
         )
+
+
+def require_one_training(facts: Sequence[dict[str, Any]]) -> None:
+    """Raise UsageError, naming the differences, where a worker trains something else than the first one does."""
+    for number, found in enumerate(facts):
+        if differences := list(_differences(found, facts[0])):
+            raise UsageError(
+                f"worker {number} of {len(facts)} does not train what the first one does ({'; '.join(differences)}): "
+                "give addresses that mean the same on every machine"
+            )
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
