@@ -255,7 +255,7 @@ def save_mask_ddpm(
 
 
 def put_weights(uri: str, config: BaseModel, tensors: Mapping[str, Tensor]) -> None:
-    """Write a weights folder; `config.json` comes last, so that a folder that has one is whole.
+    """Write a weights folder; `config.json` goes first and comes last, so that a folder that has one is whole.
 
     Tensors go by way of a temporary file: in memory their file would stand twice beside them.
     """
@@ -269,6 +269,7 @@ def put_weights(uri: str, config: BaseModel, tensors: Mapping[str, Tensor]) -> N
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
         except (OSError, SafetensorError) as error:
             raise SegdatagenError(f"{path}: the weights cannot be written there first ({error})") from error
+        folder.delete([CONFIG_NAME])
         folder.put_file(TENSORS_NAME, path)
     folder.put(CONFIG_NAME, config_bytes(config))
 

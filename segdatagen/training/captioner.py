@@ -22,7 +22,7 @@ from segdatagen.model_configs import read_json
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
-from segdatagen.training.latent_weights import record_of
+from segdatagen.training.latent_weights import put_saved, record_of
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.pictures import spread_rows
@@ -30,7 +30,6 @@ from segdatagen.training.text_data import (
     PICTURE,
     decoder_tokenizer,
     model_folder,
-    put_model_folder,
     read_validation,
     require_captions,
 )
@@ -186,7 +185,7 @@ class CaptionerTraining:
                 "same_captions": float(np.mean([a == b for a, b in zip(said, self._references, strict=True)])),
             }
             record = record_of(self.name, options, self.arrays, summary, figures)
-            put_model_folder(folder, scratch, self._model_card(model, summary, mentions, figures), record)
+            put_saved(folder, scratch, self._model_card(model, summary, mentions, figures), record)
         return Saved(folder.uri, figures=figures)
 
     def _asking(self, weights: str) -> CaptionerOptions:

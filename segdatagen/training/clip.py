@@ -26,12 +26,11 @@ from segdatagen.storage import Folder
 from segdatagen.training.clip_tokenizer import train_tokenizer
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
-from segdatagen.training.latent_weights import record_of
+from segdatagen.training.latent_weights import put_saved, record_of
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.text_data import (
     model_folder,
-    put_model_folder,
     read_validation,
     require_captions,
 )
@@ -200,7 +199,7 @@ class ClipTraining:
                 **{name.replace("_", " "): f"{value:.3f}" for name, value in figures.items()},
             }
             record = record_of(self.name, options, self.arrays, summary, figures)
-            put_model_folder(folder, scratch, model_card(f"CLIP for {labels.name}", rows), record)
+            put_saved(folder, scratch, model_card(f"CLIP for {labels.name}", rows), record)
         return Saved(folder.uri, figures=figures)
 
     def figures(self, scorer: ClipScorer) -> dict[str, float]:

@@ -31,6 +31,8 @@ from segdatagen.weights import CARD_NAME, CONFIG_NAME, INDEX_NAME, StoreDtype, l
 RECORD_NAME = "training.json"
 LAST_NAMES = (CONFIG_NAME, INDEX_NAME)
 """At the top of a folder: without it the folder is no model."""
+SAVED_SUFFIXES = (".safetensors", ".json", ".txt")
+"""Of what the libraries save."""
 
 
 class TrainingRecord(BaseModel):
@@ -96,12 +98,28 @@ def put_model(folder: Folder, model: Any, card: str, record: TrainingRecord, sto
             _as_dtype(model, getattr(torch, store_dtype)).save_pretrained(scratch)
         except (OSError, SafetensorError) as error:
             raise SegdatagenError(f"{scratch}: the weights cannot be written there first ({error})") from error
-        names = sorted(path.relative_to(scratch).as_posix() for path in Path(scratch).rglob("*") if path.is_file())
-        folder.put(CARD_NAME, card.encode())
-        folder.put(RECORD_NAME, record.model_dump_json(indent=2).encode())
-        for name in sorted(names, key=lambda name: name in LAST_NAMES):
-            folder.put_file(name, Path(scratch) / name)
+        put_saved(folder, Path(scratch), card, record)
     return folder.uri
+
+
+def put_saved(folder: Folder, scratch: Path, card: str, record: TrainingRecord) -> None:
+    """Put card, record and all files of `scratch` in place of what was saved in the folder before.
+
+    What makes it a model goes first and comes last, so that a folder that has it is whole and of one training. Earlier
+    shards go, too: the libraries prefer an index of shards to the one file beside it.
+    """
+    names = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
+    folder.delete(LAST_NAMES)
+    folder.put(CARD_NAME, card.encode())
+    folder.put(RECORD_NAME, record.model_dump_json(indent=2).encode())
+    for name in names:
+        if name not in LAST_NAMES:
+            folder.put_file(name, scratch / name)
+    there = {entry.name for entry in folder.entries() if entry.name.endswith(SAVED_SUFFIXES)}
+    folder.delete(there - {*names, RECORD_NAME})
+    for name in names:
+        if name in LAST_NAMES:
+            folder.put_file(name, scratch / name)
 
 
 def load_vae(uri: str) -> AutoencoderKL:

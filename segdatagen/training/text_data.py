@@ -18,11 +18,9 @@ from transformers.utils import logging
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.sources import read_arrays
-from segdatagen.storage import Folder
 from segdatagen.training.data import TrainingArrays
-from segdatagen.training.latent_weights import RECORD_NAME, TrainingRecord
 from segdatagen.training.options import TrainingOptions
-from segdatagen.weights import CARD_NAME, CONFIG_NAME, StoreDtype
+from segdatagen.weights import StoreDtype
 
 PAD, START, END, PICTURE = "<pad>", "<s>", "</s>", "<image>"
 
@@ -71,11 +69,3 @@ def model_folder(model: Any, store_dtype: StoreDtype, *others: Any) -> Iterator[
         except (OSError, SafetensorError) as error:
             raise SegdatagenError(f"{scratch}: the weights cannot be written there first ({error})") from error
         yield Path(scratch)
-
-
-def put_model_folder(folder: Folder, scratch: Path, card: str, record: TrainingRecord) -> None:
-    """Put card, record and all files of `scratch`; `config.json` comes last, so that a folder that has one is whole."""
-    folder.put(CARD_NAME, card.encode())
-    folder.put(RECORD_NAME, record.model_dump_json(indent=2).encode())
-    for path in sorted(scratch.iterdir(), key=lambda path: (path.name == CONFIG_NAME, path.name)):
-        folder.put_file(path.name, path)
