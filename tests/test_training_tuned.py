@@ -110,6 +110,34 @@ def test_text_cache_holds_what_the_encoders_make(latent_store: Path, latent_base
     torch.testing.assert_close(kept.pooled, made.pooled)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_no_prompt_is_what_a_run_makes_of_it(
+    latent_store: Path, latent_base: Path, tmp_path: Path, cached: bool
+) -> None:
+    """Of a base as SDXL's zeros, also in what is put; dropping the prompt of the empty string would not be seen."""
+    base = tmp_path / "base"
+    shutil.copytree(latent_base, base)
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": True}))
+    changes = {"base": str(base), "cache": str(tmp_path / "cache"), "cache_dtype": "float32", "cache_prompts": cached}
+    options = Text2MaskTrainingOptions.model_validate(fields(latent_store, tmp_path, **changes))
+    kind = Text2MaskTraining(options, TrainingArrays(*read_arrays(options.sources, options.geometry)))
+    fill(kind.caches(), "cpu", here)
+    network, prompt = build_network(kind, CPU), kind.prompts.texts[0][0]
+    found = kind.embedded(network, ["", prompt], CPU)
+    text = load_base(str(base), Numerics(), "cpu").text
+    asked = text.encode([prompt])
+    none = text.encode_negative([None], asked)
+    assert none.pooled is not None
+    assert not none.hidden.any()
+    for learned, drawn in ((found.hidden, [none.hidden, asked.hidden]), (found.pooled, [none.pooled, asked.pooled])):
+        torch.testing.assert_close(learned, torch.cat(drawn))
+    assert kind.parts.models().text.zeros_for_no_prompt
+    kind.trained_parts(network).save_pretrained(tmp_path / "saved")
+    assert load_base(str(tmp_path / "saved"), Numerics(), "cpu").text.zeros_for_no_prompt
+    assert "none, embedded as zeros, in 10% of the rows" in kind.prompts_in_words()
+
+
 def test_adapter_sees_the_blended_priors_of_the_row(latent_store: Path, latent_base: Path, tmp_path: Path) -> None:
     found = fields(latent_store, tmp_path, base=str(latent_base), cache=str(tmp_path / "cache"), **TUNED["t2i_adapter"])
     options = AdapterTrainingOptions.model_validate(found | {"w1": [0.4, 0.4], "w2": [0.9, 0.9]})

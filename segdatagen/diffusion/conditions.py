@@ -27,6 +27,11 @@ class TextCondition:
         """The embeddings of `rows`, int64 `[B]`."""
         return TextCondition(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
 
+    def with_zeros(self, rows: Tensor) -> TextCondition:
+        """The embeddings with zeros in place of those of `rows`, bool `[S]`."""
+        pooled = None if self.pooled is None else self.pooled.masked_fill(rows[:, None], 0.0)
+        return TextCondition(self.hidden.masked_fill(rows[:, None, None], 0.0), pooled)
+
 
 @dataclass(frozen=True)
 class ControlCondition:

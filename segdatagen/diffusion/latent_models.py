@@ -6,6 +6,7 @@ is fetched. Whether folders fit together is checked elsewhere, before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,11 +74,16 @@ def load_base(uri: str, numerics: Numerics, device: str, config_uri: str | None 
         text=TextEncoder(
             [load_clip_tokenizer(folder / name) for name in WITHOUT_TENSORS if name in COMPONENTS[shape.family]],
             [networks[name] for name in ("text_encoder", "text_encoder_2") if name in networks],
-            bool(index.get("force_zeros_for_empty_prompt", False)),
+            wants_zeros(index),
         ),
         shape=shape,
         decode_batch=numerics.decode_batch,
     )
+
+
+def wants_zeros(index: Mapping[str, Any]) -> bool:
+    """Whether what has no prompt is embedded as zeros, and not as the empty string, as `model_index.json` says it."""
+    return bool(index.get("force_zeros_for_empty_prompt", False))
 
 
 def load_vae(uri: str, numerics: Numerics, device: str) -> AutoencoderKL:

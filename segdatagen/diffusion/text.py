@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from segdatagen.diffusion.conditions import TextCondition
 from segdatagen.prompts import CLIP_TOKENS
@@ -62,7 +61,4 @@ class TextEncoder:
         found = self.encode([prompt or "" for prompt in prompts])
         if not self.zeros_for_no_prompt:
             return found
-        absent = torch.tensor([prompt is None for prompt in prompts], device=like.hidden.device)
-        hidden = found.hidden.masked_fill(absent[:, None, None], 0.0)
-        pooled: Tensor | None = None if found.pooled is None else found.pooled.masked_fill(absent[:, None], 0.0)
-        return TextCondition(hidden, pooled)
+        return found.with_zeros(torch.tensor([prompt is None for prompt in prompts], device=like.hidden.device))

@@ -5,7 +5,7 @@ Parts are those of diffusers and transformers, in SDXL's form. It does not know 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segdatagen.diffusion.conditions import TextCondition
 from segdatagen.diffusion.denoise import LatentNetwork
-from segdatagen.diffusion.latent_models import LatentModels
+from segdatagen.diffusion.latent_models import LatentModels, wants_zeros
 from segdatagen.diffusion.text import TextEncoder, token_ids
 from segdatagen.errors import UsageError
 from segdatagen.latent_folders import Shape, check_base
@@ -35,6 +35,8 @@ class Parts:
     tokenizers: Sequence[Any]
     vae: AutoencoderKL
     schedule: Mapping[str, Any]
+    zeros_for_no_prompt: bool = False
+    """As `TextEncoder` has it; SDXL's own is true. A training learns what a run will do."""
 
     def models(self) -> LatentModels:
         """The parts as the denoising loop takes them, on the device of the UNet. VAE and frozen parts are moved."""
@@ -48,7 +50,7 @@ class Parts:
             vae_factor=2 ** (len(self.vae.config.block_out_channels) - 1),
         )
         encoders = [encoder.to(device).eval() for encoder in self.encoders]
-        text = TextEncoder(self.tokenizers, encoders, False)
+        text = TextEncoder(self.tokenizers, encoders, self.zeros_for_no_prompt)
         return LatentModels(LatentNetwork(self.unet, self.schedule), self.vae.to(device), text, shape)
 
     def as_dtype(self, dtype: torch.dtype) -> "Parts":
@@ -57,13 +59,12 @@ class Parts:
         unet, vae, *encoders = (cast_copy(network, dtype) for network in networks)
         assert isinstance(unet, UNet2DConditionModel)
         assert isinstance(vae, AutoencoderKL)
-        return Parts(unet, encoders, self.tokenizers, vae, self.schedule)
+        return replace(self, unet=unet, vae=vae, encoders=encoders)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what diffusers' StableDiffusionXLPipeline reads.
 
-        Without that class, whose import asks for libraries that nothing here needs. Without a prompt the embedding is
-        that of the empty string, which was trained.
+        Without that class, whose import asks for libraries that nothing here needs.
         """
         schedule = {name: value for name, value in self.schedule.items() if not name.startswith("_")}
         parts = {
@@ -80,7 +81,7 @@ class Parts:
         index = {
             "_class_name": "StableDiffusionXLPipeline",
             "_diffusers_version": diffusers.__version__,
-            "force_zeros_for_empty_prompt": False,
+            "force_zeros_for_empty_prompt": self.zeros_for_no_prompt,
             **{name: [_library(part), type(part).__name__] for name, part in parts.items()},
         }
         Path(folder, "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -113,6 +114,7 @@ def load_parts(uri: str) -> Parts:
         tokenizers=load_tokenizers(folder),
         vae=load_vae(vae_of(uri)),
         schedule=read_schedule(uri),
+        zeros_for_no_prompt=wants_zeros(read_json(folder / "model_index.json", uri)),
     )
 
 

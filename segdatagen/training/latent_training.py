@@ -29,7 +29,7 @@ from segdatagen.training.latent_parts import Parts, embed
 from segdatagen.training.latents import Cache, Kept, LatentCache, TextCache, latent_cache
 from segdatagen.training.noise import Noise
 from segdatagen.training.pictures import ENLARGED_SIDE, grid, spread_rows
-from segdatagen.training.training_prompts import TrainingPrompts, write_prompts
+from segdatagen.training.training_prompts import NO_PROMPT, TrainingPrompts, write_prompts
 
 IMAGES_PER_ROW = 2
 PICTURES_AT_ONCE = 8
@@ -127,13 +127,17 @@ class LatentTraining(ABC):
         return Noisy(self._formatted(latents.to(device)), noise.to(device), timesteps, text)
 
     def embedded(self, network: nn.Module, prompts: Sequence[str], device: torch.device) -> TextCondition:
-        """Embeddings of prompts: by the encoders that learn, or as they were kept."""
+        """Embeddings of prompts: by the encoders that learn, or as they were kept; of no prompt as a run has it."""
         cache = self.text_cache
         if cache is None:
             encoders = [encoder.to(device) for encoder in self.encoders_of(network)]
-            return embed(self.parts.tokenizers, encoders, prompts)
-        found = cache.at(prompts)
-        return TextCondition(found.hidden.to(device), None if found.pooled is None else found.pooled.to(device))
+            found = embed(self.parts.tokenizers, encoders, prompts)
+        else:
+            kept = cache.at(prompts)
+            found = TextCondition(kept.hidden.to(device), None if kept.pooled is None else kept.pooled.to(device))
+        if not self.parts.zeros_for_no_prompt:
+            return found
+        return found.with_zeros(torch.tensor([prompt == NO_PROMPT for prompt in prompts], device=device))
 
     def encoders_of(self, network: nn.Module) -> Sequence[Any]:
         """The text encoders, for a kind that trains them; else those of the parts."""
@@ -168,8 +172,9 @@ class LatentTraining(ABC):
     def prompts_in_words(self) -> str:
         """Which prompts there are, and how many sources have a caption to put into them, for the model card."""
         options, captions = self.options, self.arrays.captions
+        zeros = ", embedded as zeros," if self.parts.zeros_for_no_prompt else ""
         return (
-            f"{', '.join(options.prompts)}; none in {options.drop_prompt:.0%} of the rows; "
+            f"{', '.join(options.prompts)}; none{zeros} in {options.drop_prompt:.0%} of the rows; "
             f"{sum(map(bool, captions)):,} of {len(captions):,} sources have a caption"
         )
 

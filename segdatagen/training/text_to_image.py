@@ -7,6 +7,7 @@ checkpoints are the loop's.
 import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -138,7 +139,7 @@ class TextToImageTraining(LatentTraining):
         start = self.parts
         unet = merged(start.unet, average) if isinstance(average, LowRank) else average.get_submodule("unet")
         assert isinstance(unet, UNet2DConditionModel)
-        return Parts(unet, self.encoders_of(average), start.tokenizers, start.vae, start.schedule)
+        return replace(start, unet=unet, encoders=self.encoders_of(average))
 
     def picture(self, average: nn.Module) -> np.ndarray:
         """A row per source: what is learned of it, and what is drawn of its prompt."""
