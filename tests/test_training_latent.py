@@ -21,7 +21,7 @@ from segdatagen.training.clip_tokenizer import train_tokenizer
 from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
 from segdatagen.training.latents import fill, here, latent_cache
 from segdatagen.training.loop import build_network
-from segdatagen.training.noise import SDXL_SCHEDULE, Noise, require_epsilon
+from segdatagen.training.noise import SDXL_SCHEDULE, Noise, require_trainable
 from segdatagen.training.pictures import colour_masks
 from segdatagen.training.record_cache import INFO_NAME, CacheInfo, RecordCache
 from segdatagen.training.vae import moments
@@ -40,7 +40,13 @@ def test_noise_is_that_of_diffusers() -> None:
     torch.testing.assert_close(noise.weights(timesteps, 5.0), torch.minimum(snr, torch.tensor(5.0)) / snr)
     assert noise.weights(timesteps, None).tolist() == [1.0] * 8
     with pytest.raises(UsageError, match="there predicts v_prediction"):
-        require_epsilon({**SDXL_SCHEDULE, "prediction_type": "v_prediction"}, "there")
+        require_trainable({**SDXL_SCHEDULE, "prediction_type": "v_prediction"}, "there")
+
+
+def test_noise_of_a_base_with_betas_of_its_own_is_that_of_diffusers() -> None:
+    betas = [0.01, 0.02, 0.05, 0.3]
+    schedule = {**SDXL_SCHEDULE, "num_train_timesteps": 4, "trained_betas": betas, "clip_sample": False}
+    torch.testing.assert_close(Noise(schedule).bars, torch.cumprod(1 - torch.tensor(betas), 0))
 
 
 @pytest.mark.parametrize(("name", "power"), [("uniform", 1.0), ("cubic", 1 / 3)])

@@ -36,11 +36,11 @@ def change_unet(folder: Path, **changes: Any) -> None:
 @pytest.fixture
 def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Path) -> dict[str, str]:
     """Copies of stores and weights, each with one thing wrong."""
-    names = ("captionless", "other", "inpainter", "attentive", "painter", "velocity", "other_vae")
+    names = ("captionless", "other", "inpainter", "attentive", "painter", "velocity", "noise_alone", "other_vae")
     made = {name: tmp_path / name for name in names}
     for name in ("captionless", "other"):
         shutil.copytree(latent_store, made[name])
-    for name in ("inpainter", "attentive", "painter", "velocity"):
+    for name in ("inpainter", "attentive", "painter", "velocity", "noise_alone"):
         shutil.copytree(latent_base, made[name])
     shutil.copytree(latent_vae, made["other_vae"])
     without_captions(made["captionless"])
@@ -49,6 +49,7 @@ def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Pat
     change_unet(made["inpainter"] / "unet", in_channels=9)
     change_unet(made["attentive"] / "unet", down_block_types=["CrossAttnDownBlock2D"] * 2)
     edit_json(made["velocity"] / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    edit_json(made["noise_alone"] / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
     edit_json(made["painter"] / "training.json", classes=["sea", "sky"], label_set="coast")
     edit_json(made["other_vae"] / "config.json", _class_name="VQModel")
     return {name: str(path) for name, path in made.items()} | {"base": str(latent_base), "store": str(latent_store)}
@@ -79,6 +80,7 @@ Changes = dict[str, Any]
             LORA_AND_TEXT,
         ),
         ("`train controlnet` with a base of `v_prediction`", "controlnet", {"base": "velocity"}),
+        ("`train controlnet` with a base of zero terminal SNR", "controlnet", {"base": "noise_alone"}),
         ("`train base` into the store of its sources", "base", {"out": "store"}),
         ("`train t2i_adapter` with a base of another architecture", "t2i_adapter", {"base": "attentive"}),
         ("`train t2i_adapter` with a prior of masks alone", "t2i_adapter", {"prior": {"name": "colour_map"}}),

@@ -22,7 +22,7 @@ from segdatagen.errors import UsageError
 from segdatagen.latent_folders import Shape, check_base
 from segdatagen.model_configs import read_json
 from segdatagen.training.latent_weights import cast_copy, load_network, load_text_encoders, load_tokenizers, load_vae
-from segdatagen.training.noise import require_epsilon
+from segdatagen.training.noise import require_trainable
 from segdatagen.weights import local_weights
 
 
@@ -101,7 +101,7 @@ def check_sdxl(option: str, uri: str) -> Shape:
         raise UsageError(f"{option}: {uri} is a model of SD 1.5, and trainings here are of models in SDXL's form")
     if shape.in_channels != shape.latent_channels:
         raise UsageError(f"{option}: {uri} was made to inpaint: give a text-to-image model")
-    require_epsilon(read_schedule(uri), f"{option}: {uri}")
+    require_trainable(read_schedule(uri), f"{option}: {uri}")
     return shape
 
 

@@ -23,18 +23,31 @@ SDXL_SCHEDULE: Mapping[str, Any] = {
 }
 
 
-def require_epsilon(schedule: Mapping[str, Any], place: str) -> None:
-    """Raise UsageError, naming `place`, for a schedule of a network that does not predict the noise."""
+NOISE_FIELDS = (*SDXL_SCHEDULE, "trained_betas")
+"""Of a schedule: what decides how much noise there is at a timestep."""
+
+
+def require_trainable(schedule: Mapping[str, Any], place: str) -> None:
+    """Raise UsageError, naming `place`, for a schedule of a network that does not predict the noise, or cannot.
+
+    With zero terminal SNR (Lin et al., 2023, section 3.1) the last timestep is noise alone: to predict it says nothing
+    of the image.
+    """
     predicts = schedule.get("prediction_type", "epsilon")
     if predicts != "epsilon":
         raise UsageError(f"{place} predicts {predicts}, and trainings here are of networks that predict the noise")
+    if schedule.get("rescale_betas_zero_snr"):
+        raise UsageError(
+            f"{place} has a schedule of zero terminal SNR (rescale_betas_zero_snr), whose last timestep is noise "
+            "alone: a network that predicts the noise cannot be trained with it"
+        )
 
 
 class Noise:
     """The schedule that a network is trained with, which predicts the noise."""
 
     def __init__(self, schedule: Mapping[str, Any]) -> None:
-        known = {name: value for name, value in schedule.items() if name in SDXL_SCHEDULE}
+        known = {name: value for name, value in schedule.items() if name in NOISE_FIELDS}
         self.bars: Tensor = DDPMScheduler(**known).alphas_cumprod.float()
 
     def timesteps(self, chance: Sequence[torch.Generator], name: Literal["uniform", "cubic"]) -> Tensor:
