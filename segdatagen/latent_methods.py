@@ -26,6 +26,7 @@ from segdatagen.stages.prompt import PromptStage, budget_of
 from segdatagen.stages.redraw import DRAWN_SCORES
 from segdatagen.stages.stage import Stage, StageSpec
 from segdatagen.storage import Folder
+from segdatagen.training_record import require_colours_of
 
 LARGE_PRIORS = ("depth",)
 """Drawn by networks that are worth actors of their own."""
@@ -202,6 +203,8 @@ def _check_control(context: MethodContext, place: str, control: Control, shape: 
     with placed(f"{place}.weights"):
         if control.kind == "controlnet":
             check_controlnet(control.weights, shape)
+            if control.prior.name == "colour_map":
+                require_colours_of(control.weights, context.label_set)
         else:
             factor = check_adapter(control.weights, shape)
     if control.kind == "t2i_adapter":
@@ -218,6 +221,7 @@ def _check_text2mask(context: MethodContext, options: MaskSynOptions) -> None:
         _check_size(context, own.weights, shape)
         if shape.inpaints:
             raise UsageError(f"{own.weights} was trained to inpaint, and masks are drawn of text alone")
+        require_colours_of(own.weights, context.label_set)
     _check_numerics(context, place, own.numerics, shape)
     with placed("methods.masksyn.layout"):
         require_colours(context.label_set, options.layout)

@@ -44,6 +44,7 @@ LAYERS = {
     "device_errors": 1,
     "layouts": 1,
     "latent_folders": 1,
+    "training_record": 1,
     "network_tensors": 1,
     "transformers_tensors": 1,
     "model_configs": 1,

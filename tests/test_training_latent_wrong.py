@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from tiny_latent_training import NETWORK, TUNED, base_fields, fields, write
 
 from segdatagen.config_files import read_config
+from segdatagen.labels import load_label_set
 from segdatagen.training.run import kind_type
 
 
@@ -36,11 +37,21 @@ def change_unet(folder: Path, **changes: Any) -> None:
 @pytest.fixture
 def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Path) -> dict[str, str]:
     """Copies of stores and weights, each with one thing wrong."""
-    names = ("captionless", "other", "inpainter", "attentive", "painter", "velocity", "noise_alone", "other_vae")
+    names = (
+        "captionless",
+        "other",
+        "inpainter",
+        "attentive",
+        "painter",
+        "rotated",
+        "velocity",
+        "noise_alone",
+        "other_vae",
+    )
     made = {name: tmp_path / name for name in names}
     for name in ("captionless", "other"):
         shutil.copytree(latent_store, made[name])
-    for name in ("inpainter", "attentive", "painter", "velocity", "noise_alone"):
+    for name in ("inpainter", "attentive", "painter", "rotated", "velocity", "noise_alone"):
         shutil.copytree(latent_base, made[name])
     shutil.copytree(latent_vae, made["other_vae"])
     without_captions(made["captionless"])
@@ -51,6 +62,8 @@ def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Pat
     edit_json(made["velocity"] / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     edit_json(made["noise_alone"] / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
     edit_json(made["painter"] / "training.json", classes=["sea", "sky"], label_set="coast")
+    colours = [label.colour for label in load_label_set("scenes").classes]
+    edit_json(made["rotated"] / "training.json", colours=[*colours[1:], colours[0]])
     edit_json(made["other_vae"] / "config.json", _class_name="VQModel")
     return {name: str(path) for name, path in made.items()} | {"base": str(latent_base), "store": str(latent_store)}
 
@@ -74,6 +87,7 @@ Changes = dict[str, Any]
         ("`train text2mask` with a base that was made to inpaint", "text2mask", {"base": "inpainter"}),
         ("`train text2mask` with a VAE as the base", "text2mask", {"base": "other_vae"}),
         ("`train text2mask` on from one of other classes", "text2mask", {"init_weights": "painter"}),
+        ("`train text2mask` on from one of other colours", "text2mask", {"init_weights": "rotated"}),
         (
             "`train text2mask` with LoRA and text encoders",
             "text2mask",

@@ -36,8 +36,8 @@ from segdatagen.regions import regions_of
 from segdatagen.sources import read_arrays
 from segdatagen.training.captioner import NOT_LEARNED
 from segdatagen.training.data import Order, Share, batch_of_step
-from segdatagen.training.latent_weights import read_record
 from segdatagen.training.loop import build_network
+from segdatagen.training_record import read_record
 
 
 @pytest.fixture(autouse=True, scope="module")

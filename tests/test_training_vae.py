@@ -17,11 +17,11 @@ from segdatagen.images import decode_image
 from segdatagen.labels import load_label_set
 from segdatagen.sources import read_arrays
 from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
-from segdatagen.training.latent_weights import read_record
 from segdatagen.training.loop import build_network
 from segdatagen.training.pictures import colour_masks
 from segdatagen.training.run import train
 from segdatagen.training.vae import VaeTraining, VaeTrainingOptions, moments
+from segdatagen.training_record import read_record
 
 CPU = torch.device("cpu")
 

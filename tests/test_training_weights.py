@@ -9,7 +9,8 @@ from tiny_latent import make_vae
 
 from segdatagen.labels import load_label_set
 from segdatagen.storage import Folder, StorageError
-from segdatagen.training.latent_weights import TrainingRecord, load_vae, put_model
+from segdatagen.training.latent_weights import load_vae, put_model
+from segdatagen.training_record import TrainingRecord
 from segdatagen.weights import put_weights
 
 RECORD = TrainingRecord(kind="vae", label_set="scenes", classes=load_label_set("scenes").names, size=(16, 16))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segdatagen.diffusion.conditions import TextCondition
 from segdatagen.prompts import CLIP_TOKENS

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from segdatagen.diffusion.conditions import Conditions, ControlEncoder
+from segdatagen.errors import placed
 from segdatagen.images import Image
 from segdatagen.latent_folders import check_controlnet
 from segdatagen.priors import PriorOptions
@@ -23,11 +24,12 @@ from segdatagen.sources import has_any, open_store
 from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.latent_training import Noisy
-from segdatagen.training.latent_weights import load_network, require_classes
+from segdatagen.training.latent_weights import load_network
 from segdatagen.training.latents import Cache
 from segdatagen.training.pictures import colour_masks
 from segdatagen.training.prior_cache import PriorCache, prior_cache
 from segdatagen.training.vae import colour_maps_of
+from segdatagen.training_record import require_colours_of
 from segdatagen.weights import local_weights
 
 EMBEDDING_CHANNELS = (16, 32, 96, 256)
@@ -54,7 +56,8 @@ class ControlNetTraining(BesideBaseTraining):
         super().__init__(options, arrays)
         if options.init_weights is not None:
             check_controlnet(options.init_weights, self.shape)
-            require_classes("init_weights", options.init_weights, arrays.label_set)
+            with placed("init_weights"):
+                require_colours_of(options.init_weights, arrays.label_set)
         self._outlined: PriorCache | None = None
         if options.outlines and has_any(open_store(options.sources), "segments"):
             self._outlined = prior_cache(options, PriorOptions(name="colour_map", of="mask"))

@@ -11,41 +11,25 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from transformers import CLIPTokenizer
 from transformers.utils import logging
 
-from segdatagen.config_files import read_stored
 from segdatagen.diffusion.latent_models import NETWORKS
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.labels import LabelSet
 from segdatagen.latent_folders import WITHOUT_TENSORS
 from segdatagen.network_tensors import tensor_files
 from segdatagen.storage import Folder
 from segdatagen.training.data import TrainingArrays
 from segdatagen.training.kind import Summary
 from segdatagen.training.options import TrainingOptions
+from segdatagen.training_record import RECORD_NAME, TrainingRecord
 from segdatagen.weights import CARD_NAME, CONFIG_NAME, INDEX_NAME, StoreDtype, local_weights
 
-RECORD_NAME = "training.json"
 LAST_NAMES = (CONFIG_NAME, INDEX_NAME)
 """At the top of a folder: without it the folder is no model."""
 SAVED_SUFFIXES = (".safetensors", ".json", ".txt")
 """Of what the libraries save."""
-
-
-class TrainingRecord(BaseModel):
-    """`training.json`: what a folder was trained on, for programs. A folder that was not trained here has none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    label_set: str
-    classes: tuple[str, ...]
-    size: tuple[int, int]
-    training: dict[str, Any] = {}
-    figures: dict[str, float] = {}
 
 
 def record_of(
@@ -56,6 +40,7 @@ def record_of(
         kind=kind,
         label_set=arrays.label_set.name,
         classes=arrays.label_set.names,
+        colours=tuple(label.colour for label in arrays.label_set.classes),
         size=options.size,
         training={
             "steps": summary.steps,
@@ -66,24 +51,6 @@ def record_of(
         },
         figures={name: round(value, 5) for name, value in figures.items()},
     )
-
-
-def read_record(uri: str) -> TrainingRecord | None:
-    """The record of weights that were trained here; None for others. Raises UsageError where it is damaged."""
-    folder = Folder(str(local_weights(uri)))
-    if not folder.exists(RECORD_NAME):
-        return None
-    return read_stored(folder, RECORD_NAME, TrainingRecord, UsageError)
-
-
-def require_classes(option: str, uri: str, label_set: LabelSet) -> None:
-    """Raise UsageError where weights were trained on the colours of other classes."""
-    record = read_record(uri)
-    if record is not None and record.classes != label_set.names:
-        raise UsageError(
-            f"{option}: {uri} was trained on the classes of {record.label_set} ({', '.join(record.classes)}), and the "
-            f"sources have those of {label_set.name}"
-        )
 
 
 def put_model(folder: Folder, model: Any, card: str, record: TrainingRecord, store_dtype: StoreDtype) -> str:

@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from segdatagen.colours import ColourDecoder, quality_of
-from segdatagen.errors import UsageError
+from segdatagen.errors import UsageError, placed
 from segdatagen.training.data import TrainingArrays
 from segdatagen.training.latent_parts import Parts, check_sdxl, vae_of
-from segdatagen.training.latent_weights import require_classes
 from segdatagen.training.latents import Kept
 from segdatagen.training.pictures import colour_masks
 from segdatagen.training.text_to_image import TextToImageOptions, TextToImageTraining
+from segdatagen.training_record import require_colours_of
 from segdatagen.weights import WeightsUri
 
 PALETTE_DISTANCE = 16.0
@@ -41,7 +41,8 @@ class Text2MaskTraining(TextToImageTraining):
         if options.init_weights is not None:
             if check_sdxl("init_weights", options.init_weights) != shape:
                 raise UsageError(f"init_weights: {options.init_weights} is of another architecture than the base")
-            require_classes("init_weights", options.init_weights, arrays.label_set)
+            with placed("init_weights"):
+                require_colours_of(options.init_weights, arrays.label_set)
             self._start = options.init_weights
         super().__init__(options, arrays, vae_of(self._start))
 
