@@ -1,6 +1,7 @@
 """Segmenters: trained by the loop that trains everything, loaded as they were saved, refused where they do not fit."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_scenes_store
+from conftest import Refused, make_scenes_store
 from torch.nn import functional
 
 from segdatagen.cli import main
@@ -180,6 +181,15 @@ def test_wrong_segmenters_are_refused(tmp_path: Path) -> None:
         Segmenter(uri, ("a", "b"))
     with pytest.raises(ValueError, match="8 channels cannot be shared by 3 heads"):
         SegmenterConfig(num_classes=2, hidden=(8, 8, 8, 8), heads=(3, 1, 1, 1))
+
+
+@pytest.mark.parametrize("same", ["itself", "copy"])
+def test_the_store_of_the_training_is_no_validation(
+    refused_here: Refused, configure: Configure, stores: tuple[Path, Path], tmp_path: Path, same: str
+) -> None:
+    copy = shutil.copytree(stores[0], tmp_path / "copy") if same == "copy" else stores[0]
+    row = "`train segmenter` with its sources as validation, or a copy of them"
+    refused_here("train", "segmenter", configure(validation=str(copy)), "--local", row=row)
 
 
 def test_missing_validation_store_is_refused(configure: Configure, tmp_path: Path) -> None:

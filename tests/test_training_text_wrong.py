@@ -82,6 +82,12 @@ def test_validation_that_cannot_judge(refused_here: Refused, configure: Configur
         "--local",
         row="a validation store too small to rank",
     )
+    for kind, row in (
+        ("clip", "`train clip` with its sources as validation"),
+        ("captioner", "`train captioner` with its sources as validation"),
+    ):
+        again = configure(kind, f"again_{kind}", few, validation=str(few))
+        refused_here("train", kind, again, "--local", row=row)
     refused_here(
         "train",
         "captioner",

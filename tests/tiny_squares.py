@@ -51,8 +51,13 @@ Configure = Callable[..., Path]
 
 
 def put_store(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """A source store of the squares, by way of a Parquet file."""
-    folder.mkdir()
+    """A source store of the squares, by way of a Parquet file, and beside it one to judge by, in another order."""
+    ingest_rows(folder / "validation", rows[::-1]).rename(folder / "judged")
+    return ingest_rows(folder, rows)
+
+
+def ingest_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows)), folder / "squares.parquet")
     (folder / "squares.yaml").write_text(LABELS.to_yaml())
     reader = open_reader(
@@ -83,7 +88,7 @@ def square_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 def fields(kind: str, store: Path, out: Path) -> dict[str, Any]:
     return {
         "sources": str(store),
-        "validation": str(store),
+        "validation": str(store.parent / "judged"),
         "out": str(out),
         "size": [SIDE, SIDE],
         "network": SIZES[kind],

@@ -30,10 +30,10 @@ from segdatagen.training.text_data import (
     PICTURE,
     decoder_tokenizer,
     model_folder,
-    read_validation,
     require_captions,
 )
 from segdatagen.training.text_pictures import captioned
+from segdatagen.training.validation import read_validation
 from segdatagen.weights import CONFIG_NAME, WEIGHTS_NAME, local_weights
 
 MOST_JUDGED = 300
@@ -119,7 +119,7 @@ class CaptionerTraining:
         self.options = options
         self.arrays = arrays
         captions = require_captions(arrays.captions, options.sources, self.name)
-        self.validation = read_validation(options.validation, options, arrays, MOST_JUDGED)
+        self.validation = read_validation(options.validation, options, arrays).first(MOST_JUDGED)
         self._references = require_captions(self.validation.captions, options.validation, self.name)
         if options.init_weights is None:
             self._start, self._processor = None, new_processor(options, captions)

@@ -31,10 +31,10 @@ from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.text_data import (
     model_folder,
-    read_validation,
     require_captions,
 )
 from segdatagen.training.text_pictures import score_table
+from segdatagen.training.validation import read_validation
 from segdatagen.weights import WEIGHTS_NAME
 
 MOST_JUDGED = 300
@@ -114,7 +114,7 @@ class ClipTraining:
         scoring, labels = options.scoring(options.init_weights or "new"), arrays.label_set
         if len(arrays.images) < 2:  # nothing to tell a pair from
             raise UsageError(f"{options.sources}: {len(arrays.images)} sources are too few, 2 are needed: ingest more")
-        self.validation = read_validation(options.validation, options, arrays, MOST_JUDGED)
+        self.validation = read_validation(options.validation, options, arrays).first(MOST_JUDGED)
         self._captions = self._captions_of(arrays, options.sources)
         self._references = self._captions_of(self.validation, options.validation)
         self._class_texts = [scoring.text_of(label.prompt) for label in named_classes(labels)]

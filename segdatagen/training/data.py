@@ -35,6 +35,10 @@ class TrainingArrays:
         if len(self.captions) != len(self.images):
             raise UsageError(f"{len(self.captions)} captions do not belong to {len(self.images)} images")
 
+    def first(self, most: int) -> "TrainingArrays":
+        """The first sources, `most` at most."""
+        return TrainingArrays(self.images[:most], self.channels[:most], self.label_set, self.captions[:most])
+
     def fingerprint(self, with_captions: bool = False) -> str:
         """Hash of all pixels, the label set and, for who reads them, the captions: 32 hex digits."""
         digest = hashlib.blake2b(self.label_set.fingerprint().encode(), digest_size=16)

@@ -12,7 +12,6 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from segdatagen.config_files import describe
-from segdatagen.errors import UsageError
 from segdatagen.metrics.segmentation import confusion, iou_of, mean_iou
 from segdatagen.segmenters import (
     SegmenterConfig,
@@ -25,7 +24,6 @@ from segdatagen.segmenters import (
     save_segmenter,
     scores,
 )
-from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
@@ -33,6 +31,7 @@ from segdatagen.training.mixture import Mixture, SyntheticOptions, read_mixture
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions, require_same_network
 from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, spread_rows
+from segdatagen.training.validation import read_validation
 from segdatagen.weights import WEIGHTS_NAME
 
 PICTURE_ROWS = 8
@@ -77,9 +76,7 @@ class SegmenterTraining:
     def __init__(self, options: SegmenterTrainingOptions, arrays: TrainingArrays) -> None:
         self.options = options
         self.arrays = arrays
-        self.validation = TrainingArrays(*read_arrays(options.validation, options.geometry))
-        if self.validation.label_set != arrays.label_set:
-            raise UsageError(f"validation: {options.validation} has other labels than {options.sources}")
+        self.validation = read_validation(options.validation, options, arrays)
         self.mixture: Mixture | None = None
         if options.synthetic is not None:
             self.mixture = read_mixture(options.synthetic, options.geometry, arrays.label_set)

@@ -17,9 +17,6 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.sources import read_arrays
-from segdatagen.training.data import TrainingArrays
-from segdatagen.training.options import TrainingOptions
 from segdatagen.weights import StoreDtype
 
 PAD, START, END, PICTURE = "<pad>", "<s>", "</s>", "<image>"
@@ -34,14 +31,6 @@ def require_captions(captions: Sequence[str | None], uri: str, kind: str, otherw
             f"ingest with --captions, or choose a data set that has them{otherwise}"
         )
     return found
-
-
-def read_validation(uri: str, options: TrainingOptions, arrays: TrainingArrays, most: int) -> TrainingArrays:
-    """The first sources of a store to judge by, `most` at most. Raises UsageError where its labels are others."""
-    found = TrainingArrays(*read_arrays(uri, options.geometry))
-    if found.label_set != arrays.label_set:
-        raise UsageError(f"validation: {uri} has other labels than {options.sources}")
-    return TrainingArrays(found.images[:most], found.channels[:most], found.label_set, found.captions[:most])
 
 
 def decoder_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:

@@ -20,7 +20,6 @@ from segdatagen.diffusion.pixels import to_levels
 from segdatagen.errors import UsageError
 from segdatagen.labels import LabelSet
 from segdatagen.latent_folders import network_config
-from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.kind import Saved, Summary
@@ -28,6 +27,7 @@ from segdatagen.training.latent_weights import load_network, put_model, record_o
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, palette_of, spread_rows
+from segdatagen.training.validation import read_validation
 from segdatagen.weights import WEIGHTS_NAME, local_weights
 
 PICTURE_ROWS = 6
@@ -100,9 +100,7 @@ class VaeTraining:
         self.arrays = arrays
         self.judged = arrays
         if options.validation is not None:
-            self.judged = TrainingArrays(*read_arrays(options.validation, options.geometry))
-            if self.judged.label_set != arrays.label_set:
-                raise UsageError(f"validation: {options.validation} has other labels than {options.sources}")
+            self.judged = read_validation(options.validation, options, arrays)
         if options.init_weights is not None:
             found = network_config(options.init_weights, "AutoencoderKL")
             wrong = [n for n in NETWORK_FIELDS if _plain(found.get(n)) != _plain(options.network[n])]
