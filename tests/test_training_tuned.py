@@ -44,7 +44,8 @@ def test_what_begins_with_a_base_learns_and_leaves_the_base_as_it_was(
     shape = check_base(str(latent_base))
     if kind == "text2mask":
         assert check_base(result.weights) == shape
-        assert result.figures.keys() == {"within_palette", "classes_present"}
+        agreement = {"classes_present", "classes_asked"}
+        assert result.figures.keys() == {"within_palette", *agreement, *(f"{name}_by_chance" for name in agreement)}
         load_base(result.weights, Numerics(), "cpu")
         changed, kept = tensors_of(result.weights), tensors_of(str(latent_base))
         assert {n.split(".")[0] for n, t in changed.items() if not torch.equal(t, kept[n])} == {"unet"}
@@ -250,13 +251,25 @@ def test_the_figures_of_text2mask_are_those_of_what_it_draws(
         monkeypatch.setattr(kind, "drawn", lambda parts, rows: [list(images) for images in zip(*drawn, strict=True)])
         return kind.figures(kind.parts)
 
-    present = [set(np.unique(kind.arrays.channels[row])) - {-1} for row in rows]
-    of_road = sum(road in classes for classes in present) / sum(map(len, present))
-    assert figures(maps, maps) == {"within_palette": 1.0, "classes_present": 1.0}
+    counts = [np.bincount(mask[mask >= 0], minlength=labels.num_classes) for mask in kind.arrays.channels[rows]]
+    present = [set(np.flatnonzero(found >= 16)) for found in counts]
+    assert len(rows) == 2
+    in_both = len(present[0] & present[1]) * 2 / sum(map(len, present))
+    by_chance = {"classes_present_by_chance": in_both, "classes_asked_by_chance": in_both}
+    assert in_both < 1
+    same = {"within_palette": 1.0, "classes_present": 1.0, "classes_asked": 1.0} | by_chance
+    assert figures(maps, maps) == pytest.approx(same)
     assert figures(grey, grey)["within_palette"] == 0.0
-    half = figures(maps, plain)
+    of_road = sum(road in classes for classes in present)
+    half, asked = figures(maps, plain), sum(map(len, present))
     assert half["within_palette"] == 1.0
-    assert half["classes_present"] == pytest.approx((1 + of_road) / 2)
+    assert half["classes_present"] == pytest.approx((1 + of_road / asked) / 2)
+    assert half["classes_asked"] == pytest.approx((asked + of_road) / (asked + len(rows)))
+    missing = int(np.flatnonzero(counts[0] == 0)[0])
+    for count, wrong in ((15, 0), (16, 1)):
+        speckled = maps.copy()
+        speckled[0].reshape(-1, 3)[:count] = labels.colours[missing]
+        assert figures(speckled, maps)["classes_asked"] == pytest.approx(2 * asked / (2 * asked + wrong))
 
 
 @pytest.mark.parametrize("texts", [False, True])

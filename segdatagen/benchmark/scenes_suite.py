@@ -250,13 +250,17 @@ def of_guided(held: Held, _: SuiteWeights) -> dict[str, float]:
 
 
 def of_masks(held: Held, _: SuiteWeights) -> dict[str, float]:
-    """Text2Mask before anything is refused; MaskSyn from caption to image, with what is refused drawn again."""
+    """Text2Mask before anything is refused; MaskSyn from caption to image, with what is refused drawn again.
+
+    By chance: classes of the prompt that are in the real mask of another scene. Most scenes show most classes.
+    """
     options = held.methods["masksyn"]
     finder, labels = ClassFinder(held.label_set), held.label_set
     open_limits = {"max_off_palette": 1.0, "max_speckle": 1.0, "min_classes_found": 0.0, "min_distance": 0}
     rows = held.drawn("masksyn", options | {"layout": open_limits, "caption": {"kind": "data_set"}})
     asked = [set(finder.find(row["prompt"])) for row in rows]
-    there = sum(len(wanted & set(row["class_ids"])) for wanted, row in zip(asked, rows, strict=True))
+    present = [set(row["class_ids"]) for row in rows]
+    others = [set(labels.ids[np.unique(mask[mask >= 0])].tolist()) for mask in np.roll(held.channels, 1, axis=0)]
     drawn = held.drawn("masksyn", options | {"layout": options["layout"] | {"min_distance": 0}})
     kept = [row for row in drawn if row["status"] == "ok"]
     found = 0.0
@@ -266,10 +270,17 @@ def of_masks(held: Held, _: SuiteWeights) -> dict[str, float]:
         found = mean_iou(matrix)
     return {
         "text2mask_within_palette": 1 - float(np.mean([row["score_off_palette"] for row in rows])),
-        "text2mask_classes_present": there / max(sum(map(len, asked)), 1),
+        "text2mask_classes_present": share_present(asked, present),
+        "text2mask_classes_present_by_chance": share_present(asked, others),
         "masksyn_accepted": len(kept) / len(drawn),
         "masksyn_adherence": found / held.judge.real_mean_iou(len(held.images)),
     }
+
+
+def share_present(asked: list[set[int]], present: list[set[int]]) -> float:
+    """Of the classes that are asked for, image by image, the share that is there."""
+    there = sum(len(wanted & found) for wanted, found in zip(asked, present, strict=True))
+    return there / max(sum(map(len, asked)), 1)
 
 
 def images_of(rows: list[dict[str, Any]]) -> np.ndarray:

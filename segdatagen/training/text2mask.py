@@ -3,6 +3,7 @@
 The whole UNet is fine-tuned, or layers of LoRA. Steps, averages and checkpoints are the loop's.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +20,8 @@ from segdatagen.weights import WeightsUri
 
 PALETTE_DISTANCE = 16.0
 """RGB distance to the nearest class colour up to which a pixel is within the palette."""
+MIN_PIXELS = 16
+"""Of a class that counts as there: fewer are speckle, of which a blurred edge between two others has some."""
 
 
 class Text2MaskTrainingOptions(TextToImageOptions):
@@ -56,15 +59,40 @@ class Text2MaskTraining(TextToImageTraining):
         return colour_masks(self.arrays.channels[rows], self.arrays.label_set)
 
     def figures(self, parts: Parts) -> dict[str, float]:
-        """Of the layouts of a sample grid: pixels within the palette, and classes of the real mask that are there."""
+        """Of the layouts of a sample grid: pixels within the palette; how well their classes are those of the mask.
+
+        `classes_present`: classes of the real mask that the layout shows. `classes_asked`: classes of the layout that
+        the real mask has. By chance: of the layouts that were drawn for the next source.
+        """
         labels, rows = self.arrays.label_set, self.chosen()
-        decoder, near, present, asked = ColourDecoder(labels), [], 0, 0
-        for row, maps in zip(rows, self.drawn(parts, rows), strict=True):
-            wanted = set(np.unique(self.arrays.channels[row])) - {-1}
-            ids = {int(labels.ids[channel]) for channel in wanted}
-            for colour_map in maps:
-                found = quality_of(colour_map, decoder, far_distance=PALETTE_DISTANCE)
-                near.append(1 - found.far_share)
-                present += len(ids & set(found.class_ids))
-                asked += len(ids)
-        return {"within_palette": float(np.mean(near)), "classes_present": present / max(asked, 1)}
+        decoder, near = ColourDecoder(labels), []
+        asked = [self._classes(self.arrays.channels[row]) for row in rows]
+        drawn: list[list[set[int]]] = []
+        for maps in self.drawn(parts, rows):
+            found = [quality_of(colour_map, decoder, far_distance=PALETTE_DISTANCE) for colour_map in maps]
+            near += [1 - one.far_share for one in found]
+            drawn.append([_large(one.class_ids, one.class_pixels) for one in found])
+        figures = {"within_palette": float(np.mean(near)), **_agreement(asked, drawn)}
+        if len(rows) > 1:
+            by_chance = _agreement(asked, [*drawn[1:], drawn[0]])
+            figures |= {f"{name}_by_chance": value for name, value in by_chance.items()}
+        return figures
+
+    def _classes(self, channels: np.ndarray) -> set[int]:
+        """Ids of the classes of a mask that count as there."""
+        found, pixels = np.unique(channels[channels >= 0], return_counts=True)
+        return _large(self.arrays.label_set.ids[found].tolist(), pixels.tolist())
+
+
+def _large(ids: Sequence[int], pixels: Sequence[int]) -> set[int]:
+    return {one for one, count in zip(ids, pixels, strict=True) if count >= MIN_PIXELS}
+
+
+def _agreement(asked: Sequence[set[int]], drawn: Sequence[Sequence[set[int]]]) -> dict[str, float]:
+    """Recall and precision of the classes of layouts, over all of them together."""
+    pairs = [(wanted, found) for wanted, layouts in zip(asked, drawn, strict=True) for found in layouts]
+    both = sum(len(wanted & found) for wanted, found in pairs)
+    return {
+        "classes_present": both / max(sum(len(wanted) for wanted, _ in pairs), 1),
+        "classes_asked": both / max(sum(len(found) for _, found in pairs), 1),
+    }

@@ -159,7 +159,10 @@ class TextToImageTraining(LatentTraining):
             **training_rows(options, self.arrays, summary, f"`{self.start}`" if self.start else None),
             "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
             "prompts": self.prompts_in_words(),
-            **{name: f"{value:.4f} on layouts for {len(self.chosen())} sources" for name, value in figures.items()},
+            **{
+                name: f"{value:.4f} on layouts for {len(self.chosen())} of its sources"
+                for name, value in figures.items()
+            },
         }
         card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows)
         record = record_of(self.name, options, self.arrays, summary, figures)
