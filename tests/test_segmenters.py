@@ -196,3 +196,9 @@ def test_missing_validation_store_is_refused(configure: Configure, tmp_path: Pat
     with pytest.raises(UsageError, match="nothing"):
         train_here(configure(validation=str(tmp_path / "nothing")))
     assert not (tmp_path / "out").exists()
+
+
+def test_lower_precision_trains_and_draws(configure: Configure, tmp_path: Path) -> None:
+    result = train_here(configure(precision="bf16", steps=4))
+    assert result.weights is not None
+    assert (tmp_path / "out" / "samples" / "step-00000004.png").exists()

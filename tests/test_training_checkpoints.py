@@ -19,6 +19,7 @@ from segdatagen.storage import Folder
 from segdatagen.training import loop
 from segdatagen.training.checkpoints import Checkpoint, open_newest, save_checkpoint
 from segdatagen.training.kind import TrainingProgress
+from segdatagen.training.mask_ddpm import MaskDDPMTraining
 from segdatagen.training.run import train
 
 
@@ -128,6 +129,43 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_next_that_is_put(tmp_path:
     save_checkpoint(folder, Checkpoint(12, {"model.a": torch.ones(3)}, {}), keep)
     kept = ["step-00000010.safetensors", "step-00000012.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept[-keep:]
+
+
+def test_a_picture_that_ends_a_training_is_passed_over_by_the_next(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that takes more memory than there is, each time alike: at steps with and without a checkpoint."""
+    picture, reports = MaskDDPMTraining.picture, [TrainingProgress(0, STEPS, 0.0, 0.0)]
+
+    def draw(self: MaskDDPMTraining, average: torch.nn.Module) -> Any:
+        if reports[-1].step in (10, 16):
+            raise MemoryError
+        return picture(self, average)
+
+    monkeypatch.setattr(MaskDDPMTraining, "picture", draw)
+    for newest in (8, 16):
+        with pytest.raises(MemoryError):
+            train("mask_ddpm", str(configure("out", sample_every=2)), True, None, reports.append)
+        assert newest_of(tmp_path / "out" / "checkpoints").step == newest
+    again = train("mask_ddpm", str(configure("out", sample_every=2)), True, None, reports.append)
+    drawn = {int(path.name[len("step-") : -len(".png")]) for path in (tmp_path / "out" / "samples").glob("*.png")}
+    assert drawn == {*range(2, STEPS + 1, 2)} - {10, 16}
+    assert_same_weights(again, train_here(configure("whole")))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pictures_are_drawn_in_the_precision_of_the_training(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    picture, seen = MaskDDPMTraining.picture, []
+
+    def look(self: MaskDDPMTraining, average: torch.nn.Module) -> Any:
+        average.get_submodule("outc").register_forward_hook(lambda *called: seen.append(called[2].dtype))
+        return picture(self, average)
+
+    monkeypatch.setattr(MaskDDPMTraining, "picture", look)
+    train_here(configure("out", precision=precision))
+    assert set(seen) == {torch.float32 if precision == "fp32" else torch.bfloat16}
 
 
 def test_two_trainings_do_not_write_one_folder(configure: Configure, tmp_path: Path) -> None:

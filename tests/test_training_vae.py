@@ -77,6 +77,12 @@ def test_training_leaves_a_folder_that_diffusers_loads(scenes_store: Path, tmp_p
     assert further.loss < result.loss
 
 
+def test_lower_precision_trains_and_draws(scenes_store: Path, tmp_path: Path) -> None:
+    result = train("vae", configure(tmp_path, "out", scenes_store, precision="bf16"), True, None, lambda _: None)
+    assert result.weights is not None
+    assert (tmp_path / "out" / "samples" / "step-00000006.png").exists()
+
+
 def test_behind_a_frozen_encoder_latents_stay_what_they_are(scenes_store: Path, tmp_path: Path) -> None:
     first = train("vae", configure(tmp_path, "first", scenes_store), True, None, lambda _: None)
     path = configure(tmp_path, "further", scenes_store, init_weights=first.weights, freeze_encoder=True)

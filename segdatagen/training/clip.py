@@ -177,7 +177,8 @@ class ClipTraining:
         scorer = self._scorer(average)
         first = sorted({found: place for place, found in reversed(list(enumerate(self._crop_classes)))}.items())
         crops = [self._crops[place] for _, place in first[:PICTURE_ROWS]]
-        similar = scorer.image_vectors(crops) @ scorer.text_vectors(self._class_texts).T
+        with torch.autocast(average.get_parameter("logit_scale").device.type, enabled=False):  # as in the loss
+            similar = scorer.image_vectors(crops) @ scorer.text_vectors(self._class_texts).T
         shares = (similar * average.get_parameter("logit_scale").detach().exp()).softmax(dim=1).cpu().numpy()
         names = [label.prompt for label in named_classes(self.arrays.label_set)]
         return score_table(crops, names, shares, [found for found, _ in first[:PICTURE_ROWS]])

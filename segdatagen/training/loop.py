@@ -45,6 +45,8 @@ from segdatagen.training.workers import Workers
 REPORT_EVERY = 10
 """Steps between reports; losses stay on the device until then, and workers agree on stopping."""
 SAMPLES_NAME = "samples"
+BEGUN = ".begun"
+"""Behind the name of a picture that is being drawn, or over which a training ended."""
 
 
 def train_loop(kind: Kind, share: Share, device: torch.device, progress: Progress, command: str) -> TrainingResult:
@@ -111,10 +113,10 @@ class Loop:
             if self._lease is not None and (due or drawn or stop):
                 self._lease.check()
                 self._require_numbers(step)
-                if drawn:  # before the checkpoint: what is killed between them draws it again
-                    self._put_picture(step)
                 if due or stop:
                     self._write(step)
+                if drawn:
+                    self._put_picture(step)
         for board in self._boards:
             board.close()
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)
@@ -135,7 +137,7 @@ class Loop:
             share = Share(self._share.rank * parts + part, self._share.num_workers * parts)
             batch = batch_of_step(self._kind.arrays, order, step, share, self._device)
             with self._gradients_stay_here(part + 1 < parts):
-                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                with self._lower_precision():
                     loss = self._loss(batch) / parts
                 loss.backward()
             losses.append(loss.detach().float())
@@ -144,6 +146,9 @@ class Loop:
         self._optimizer.step()
         update_average(self._average, self._network, options.ema_decay if step >= options.ema_start else 0.0)
         self._pending.append(torch.stack(losses).sum())
+
+    def _lower_precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast)
 
     def _gradients_stay_here(self, wanted: bool) -> AbstractContextManager[Any]:
         """Within it workers do not average gradients: the last part of a batch does it for all."""
@@ -223,8 +228,15 @@ class Loop:
                 raise self._no_number(f"after step {step} the weights {name} are no numbers")
 
     def _put_picture(self, step: int) -> None:
-        picture = self._kind.picture(self._average)
-        self._folder.child(SAMPLES_NAME).put(f"step-{step:08d}.png", encode_image(picture, "png"))
+        """Draw and put a grid, while the others wait. One over which an attempt died would be the end of each."""
+        samples, name = self._folder.child(SAMPLES_NAME), f"step-{step:08d}.png"
+        if samples.exists(name + BEGUN):
+            return
+        samples.put(name + BEGUN, b"not finished: whoever comes here again goes on without it\n")
+        with self._lower_precision():
+            picture = self._kind.picture(self._average)
+        samples.put(name, encode_image(picture, "png"))
+        samples.delete([name + BEGUN])
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began

@@ -33,6 +33,9 @@ MAX_RESTARTS = 2
 """In a row, without a new checkpoint between them."""
 MAX_STARTS = 30
 """How often Ray asks for room for the workers, for a minute each, until a command gives up."""
+WAIT_SECONDS = 3 * 3600
+"""How long workers wait for each other. The first one draws grids and puts checkpoints alone; a worker that died is not
+found by this, but by Ray at once."""
 
 Worker = Callable[[Share, torch.device, Progress], TrainingResult]
 """Trains one share on one device."""
@@ -129,6 +132,7 @@ def _trainer(worker: Worker, reports: Queue, options: TrainingOptions, scratch: 
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"worker": worker, "reports": reports},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=WAIT_SECONDS),
         scaling_config=ray.train.ScalingConfig(
             num_workers=options.num_workers,
             use_gpu=options.use_gpu,
