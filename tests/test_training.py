@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import child_environment, make_scenes_store
 from tiny_training import STEPS, Configure, assert_same_weights, configurer, log_of, silent, train_here, weights_of
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image
 from segdatagen.training.kind import TrainingProgress
-from segdatagen.training.run import train
+from segdatagen.training.mask_ddpm import MaskDDPMTrainingOptions
+from segdatagen.training.run import read_options, train
 from segdatagen.weights import load_mask_ddpm
 
 
@@ -35,8 +37,10 @@ def test_training_leaves_weights_log_and_pictures(configure: Configure, tmp_path
     assert reports[-1].step == STEPS
     assert reports[-1].loss == pytest.approx(np.mean([float(row["loss"]) for row in log_of(out)[20:]]))
     card = (out / "weights" / "README.md").read_text()
-    for words in (f"{STEPS} of batch 2", "6 images", "--local", "fingerprint"):
+    for words in (f"{STEPS} of batch 2", "6 images", "--local", "fingerprint", "| precision | fp32 |", "| seed | 0; "):
         assert words in card
+    told = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
+    assert MaskDDPMTrainingOptions.model_validate(told) == read_options("mask_ddpm", str(tmp_path / "out.yaml"))
     assert decode_image((out / "loss.png").read_bytes()).ndim == 3
     picture = decode_image((out / "samples" / f"step-{STEPS:08d}.png").read_bytes())
     assert picture.shape == (2 * (128 + 4) + 4, 5 * (128 + 4) + 4, 3)
@@ -50,7 +54,8 @@ def test_loss_falls_on_a_picture_that_it_has_seen_often(configure: Configure, tm
 
 KILLED_CHILD = """
 import os, signal, sys
-from segdatagen.training.run import train
+from segdatagen.training.mask_ddpm import MaskDDPMTrainingOptions
+from segdatagen.training.run import read_options, train
 
 def die(progress):
     if progress.step >= int(sys.argv[2]):
@@ -118,6 +123,7 @@ def test_changed_training_is_refused_and_named(configure: Configure, tmp_path: P
     train_here(configure("out"))
     for change, words in (
         ({"batch_size": 4}, "its batch_size is 2, not 4"),
+        ({"drop_probability": 0.2}, "its drop_probability is 0.3, not 0.2"),
         ({"hidden": 6, "seed": 5}, "its hidden is 4, not 6; its seed is 0, not 5"),
         ({"size": [40, 32]}, "its images, masks or captions are others"),
         ({"sources": str(make_scenes_store(tmp_path / "other", 7))}, "its images, masks or captions are others"),

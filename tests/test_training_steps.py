@@ -17,11 +17,30 @@ from segdatagen.errors import UsageError
 from segdatagen.training.data import Order, Share, batch_of_step, sources_of_step
 from segdatagen.training.loop import build_network, learning_rate_at, update_average
 from segdatagen.training.mask_ddpm import MaskDDPMTrainingOptions
+from segdatagen.training.run import KINDS, kind_type
 
 
 @pytest.fixture
 def configure(tmp_path: Path, scenes_store: Path) -> Configure:
     return configurer(tmp_path, scenes_store)
+
+
+FREE = {
+    *("sources", "out", "validation"),  # where they lie; a hash of the data is compared
+    *("steps", "learning_rate", "learning_rate_schedule", "warmup_steps", "ema_decay", "ema_start", "max_grad_norm"),
+    *("precision", "channels_last", "accumulate", "num_workers", "use_gpu", "max_hours", "torch_threads"),
+    *("checkpoint_every", "keep_checkpoints", "sample_every", "store_dtype"),
+    *("sampler", "sample_rows", "sample_masks", "sample_scale", "cache", "cache_prompts", "gradient_checkpointing"),
+    *("base", "synthetic"),  # hashes of them are compared
+}
+"""Options that a training which goes on may change."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_decides_what_is_learned_is_fixed(kind: str) -> None:
+    options = kind_type(kind).options_type
+    assert set(options.fixed) <= options.model_fields.keys()
+    assert options.model_fields.keys() - set(options.fixed) <= FREE
 
 
 def test_average_of_weights_has_its_closed_form() -> None:

@@ -61,6 +61,9 @@ def test_workers_go_on_where_the_first_one_does(configure: Configure, tmp_path: 
     assert train_by_two(tmp_path / "meeting-2", *configs) == ["", ""]
     found, expected = (newest_of(tmp_path / name / "checkpoints") for name in ("first", "whole"))
     assert (found.step, found.tensors.keys()) == (STEPS, expected.tensors.keys())
+    card = (tmp_path / "first" / "weights" / "README.md").read_text()
+    assert f"| steps | {STEPS} of batch 4, shared by 2 workers |" in card
+    assert " images/s by 2 workers, each on the CPU; " in card
     for name, tensor in expected.tensors.items():
         assert torch.equal(found.tensors[name], tensor), name
 

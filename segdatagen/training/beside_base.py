@@ -130,7 +130,7 @@ class BesideBaseTraining(LatentTraining):
             "prompts": self.prompts_in_words(),
             **self.card_rows(),
         }
-        card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows)
+        card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows, options)
         record = record_of(self.name, options, self.arrays, summary, {})
         folder = Folder(options.out).child(WEIGHTS_NAME)
         return Saved(put_model(folder, average, card, record, options.store_dtype))

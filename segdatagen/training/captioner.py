@@ -71,7 +71,10 @@ class CaptionerSizes(BaseModel):
 class CaptionerTrainingOptions(TrainingOptions):
     """The YAML of `segdatagen train captioner`."""
 
-    fixed: ClassVar[tuple[str, ...]] = (*TrainingOptions.fixed, "network", "question", "max_caption_tokens")
+    fixed: ClassVar[tuple[str, ...]] = (
+        *(*TrainingOptions.fixed, "network", "question", "max_caption_tokens"),
+        *("freeze_vision", "freeze_language_model", "presence_loss", "patch_loss"),
+    )
 
     validation: str = Field(min_length=1, description="URI of a source store with captions, not those of the training")
     network: CaptionerSizes = Field(default=CaptionerSizes(), description="of a new one; init_weights bring their own")
@@ -239,7 +242,7 @@ class CaptionerTraining:
         counts = zip(labels.names, mentions.named, mentions.right, mentions.told, mentions.repeated, strict=True)
         classes = "\n".join(f"| {' | '.join(map(str, row))} |" for row in counts)
         heads = "| class | named | and there | there and in the data set's caption | and named |\n|---|---|---|---|---|"
-        return f"{model_card(f'Captioner for {labels.name}', rows)}\n{heads}\n{classes}\n"
+        return f"{model_card(f'Captioner for {labels.name}', rows, options)}\n{heads}\n{classes}\n"
 
 
 def caption_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ class ClipTraining:
                 **{name.replace("_", " "): f"{value:.3f}" for name, value in figures.items()},
             }
             record = record_of(self.name, options, self.arrays, summary, figures)
-            put_saved(folder, scratch, model_card(f"CLIP for {labels.name}", rows), record)
+            put_saved(folder, scratch, model_card(f"CLIP for {labels.name}", rows, options), record)
         return Saved(folder.uri, figures=figures)
 
     def figures(self, scorer: ClipScorer) -> dict[str, float]:

@@ -45,6 +45,8 @@ class Summary:
     loss: float
     speed: str = "not measured"
     """Of the last steps: images per second, share of the device's peak where that is known, memory."""
+    num_workers: int = 1
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)

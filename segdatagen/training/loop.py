@@ -85,7 +85,7 @@ class Loop:
         )
         self._autocast = options.precision == "bf16" or (options.precision == "auto" and device.type == "cuda")
         self._pending: list[Tensor] = []
-        self._speedometer = Speedometer(options.batch_size, device)
+        self._speedometer = Speedometer(options.batch_size, device, share.num_workers)
         self._speed = "not measured"
         self._seconds_before = 0.0
         self._began = time.monotonic()
@@ -250,6 +250,8 @@ class Loop:
             seconds=self._seconds(),
             loss=self._log.loss,
             speed=self._speed,
+            num_workers=self._share.num_workers,
+            precision="bf16" if self._autocast else "fp32",
         )
 
 

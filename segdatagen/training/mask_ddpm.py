@@ -37,7 +37,9 @@ IMAGES_PER_MASK = 3
 class MaskDDPMTrainingOptions(TrainingOptions):
     """The YAML of `segdatagen train mask_ddpm`. Defaults are the paper's."""
 
-    fixed: ClassVar[tuple[str, ...]] = (*TrainingOptions.fixed, "hidden", "time_embedding", "attention")
+    fixed: ClassVar[tuple[str, ...]] = (
+        *(*TrainingOptions.fixed, "hidden", "time_embedding", "attention", "drop_probability"),
+    )
 
     hidden: int = Field(default=128, ge=2, multiple_of=2, description="channels at full resolution")
     time_embedding: int = Field(default=256, ge=2, multiple_of=2)
@@ -134,7 +136,7 @@ class MaskDDPMTraining:
         options = self.options
         network = f"mask-guided DDPM, hidden {options.hidden}, attention {'on' if options.attention else 'off'}"
         rows = {"network": network, **size_rows(average, options), **training_rows(options, self.arrays, summary)}
-        return model_card(f"Mask-guided DDPM for {self.arrays.label_set.name}", rows)
+        return model_card(f"Mask-guided DDPM for {self.arrays.label_set.name}", rows, options)
 
     def _formatted(self, x: Tensor) -> Tensor:
         memory_format = torch.channels_last if self.options.channels_last else torch.contiguous_format

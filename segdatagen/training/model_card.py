@@ -1,10 +1,11 @@
 """Model cards: what weights say of the training that made them, for people.
 
-Rows that every kind has are written here; a kind adds its own. It knows no network.
+Rows that every kind has are written here, and the whole configuration; a kind adds its own. It knows no network.
 """
 
 from collections.abc import Mapping
 
+import yaml
 from torch import nn
 
 from segdatagen.training.data import TrainingArrays
@@ -33,7 +34,11 @@ def training_rows(
         "data": f"`{options.sources}`, {summary.num_images:,} images, fingerprint `{summary.data_fingerprint}`",
         "size": f"{options.size[0]} x {options.size[1]}, fit {options.fit}",
         "starts from": start or init,
-        "steps": f"{summary.steps:,} of batch {options.batch_size}",
+        "steps": f"{summary.steps:,} of batch {options.batch_size}"
+        + ("" if summary.num_workers == 1 else f", shared by {summary.num_workers} workers")
+        + ("" if options.accumulate == 1 else f", each share in {options.accumulate} parts"),
+        "seed": f"{options.seed}; {'mirrored half of the time' if options.flip else 'never mirrored'}",
+        "precision": summary.precision,
         "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}, "
         f"warm-up {options.warmup_steps} steps" + _clipped(options),
         "average of the weights": ema,
@@ -49,7 +54,11 @@ def _clipped(options: TrainingOptions) -> str:
     return "" if options.max_grad_norm is None else f", gradients up to {options.max_grad_norm:g}"
 
 
-def model_card(title: str, rows: Mapping[str, str]) -> str:
-    """A heading and a table, as Markdown."""
+def model_card(title: str, rows: Mapping[str, str], options: TrainingOptions) -> str:
+    """A heading, a table, and the configuration with all defaults, as Markdown.
+
+    Without `max_hours`: on Ray it is what was left of it, and it decides nothing of the weights.
+    """
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"# {title}\n\n| | |\n|---|---|\n{table}\n"
+    told = yaml.safe_dump(options.model_dump(mode="json", exclude={"max_hours"}), sort_keys=False)
+    return f"# {title}\n\n| | |\n|---|---|\n{table}\n\n```yaml\n{told}```\n"

@@ -173,5 +173,5 @@ class SegmenterTraining:
             f"| {name} | {iou} | {loss if loss is None else round(loss, 4)} |"
             for name, iou, loss in zip(config.classes, config.iou, config.class_losses, strict=True)
         )
-        card = model_card(f"Segmenter for {self.arrays.label_set.name}", rows)
+        card = model_card(f"Segmenter for {self.arrays.label_set.name}", rows, options)
         return f"{card}\n| class | IoU | mean loss |\n|---|---|---|\n{classes}\n"

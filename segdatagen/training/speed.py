@@ -35,18 +35,22 @@ class Speed:
     peak_bytes: int
     device: str
     share_of_peak: float | None
+    num_workers: int = 1
 
     def as_text(self) -> str:
         """For a model card."""
         share = "" if self.share_of_peak is None else f", {self.share_of_peak:.1%} of its peak in bf16"
-        return f"{self.images_per_second:.1f} images/s on {self.device}{share}; {self.peak_bytes / 2**30:.2f} GiB"
+        place = (
+            f"on {self.device}" if self.num_workers == 1 else f"by {self.num_workers} workers, each on {self.device}"
+        )
+        return f"{self.images_per_second:.1f} images/s {place}{share}; {self.peak_bytes / 2**30:.2f} GiB"
 
 
 class Speedometer:
-    """Times the steps of this process; `num_images` is what all workers see in one."""
+    """Times the steps of this process, one of `num_workers`; `num_images` is what all workers see in one."""
 
-    def __init__(self, num_images: int, device: torch.device) -> None:
-        self._num_images = num_images
+    def __init__(self, num_images: int, device: torch.device, num_workers: int = 1) -> None:
+        self._num_images, self._num_workers = num_images, num_workers
         self._name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
         self._peak = next((peak for part, peak in PEAKS.items() if part in self._name), None)
         self._steps, self._before, self._flops, self._began = 0, 0, 0, time.monotonic()
@@ -72,4 +76,4 @@ class Speedometer:
         share = None
         if self._peak is not None and self._flops:
             share = self._flops * steps / seconds / self._peak
-        return Speed(steps * self._num_images / seconds, peak_bytes(), self._name, share)
+        return Speed(steps * self._num_images / seconds, peak_bytes(), self._name, share, self._num_workers)

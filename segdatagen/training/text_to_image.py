@@ -164,7 +164,7 @@ class TextToImageTraining(LatentTraining):
                 for name, value in figures.items()
             },
         }
-        card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows)
+        card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows, options)
         record = record_of(self.name, options, self.arrays, summary, figures)
         folder = Folder(options.out).child(WEIGHTS_NAME)
         return Saved(put_model(folder, parts, card, record, options.store_dtype), figures=figures)

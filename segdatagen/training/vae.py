@@ -189,7 +189,7 @@ class VaeTraining:
         }
         record = record_of(self.name, options, self.arrays, summary, figures)
         folder = Folder(options.out).child(WEIGHTS_NAME)
-        card = model_card(f"VAE for images and colour maps of {labels.name}", rows)
+        card = model_card(f"VAE for images and colour maps of {labels.name}", rows, self.options)
         return Saved(put_model(folder, average, card, record, options.store_dtype), figures=figures)
 
     def scaling_factor(self, network: nn.Module) -> float:
