@@ -28,11 +28,15 @@ from segdatagen.segmenters import (
     scores,
 )
 from segdatagen.sources import read_arrays
+from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
 from segdatagen.training.kind import TrainingProgress, TrainingResult
+from segdatagen.training.loop import build_network
 from segdatagen.training.run import train
+from segdatagen.training.segmenter import SegmenterTraining, SegmenterTrainingOptions
 from segdatagen.weights import TENSORS_NAME, read_weights
 
 SIZE = (64, 64)
+CPU = torch.device("cpu")
 Configure = Callable[..., Path]
 
 
@@ -127,6 +131,24 @@ def test_a_training_does_not_go_on_as_another_network(configure: Configure, chan
     (name,) = change
     with pytest.raises(UsageError, match=f"another training is here .its {name} is "):
         train_here(configure(steps=4, **change))
+
+
+def test_the_loss_is_that_of_its_parts_however_much_of_them_is_ignored(configure: Configure) -> None:
+    """As a batch of several workers, or of several parts; over all of the data it is the mean per labelled pixel."""
+    options = SegmenterTrainingOptions.model_validate(yaml.safe_load(configure(flip=False, batch_size=16).read_text()))
+    images, channels, labels, captions = read_arrays(options.sources, options.geometry)
+    channels[:5, 8:] = -1
+    kind = SegmenterTraining(options, TrainingArrays(images, channels, labels, captions))
+    network = build_network(kind, CPU).eval()
+
+    def loss(share: Share) -> float:
+        return float(kind.loss(network, batch_of_step(kind.arrays, Order(0, 16, False), 0, share, CPU)).detach())
+
+    whole = loss(Share())
+    assert np.mean([loss(Share(rank, 4)) for rank in range(4)]) == pytest.approx(whole, rel=1e-5)
+    logits = scores(network, torch.from_numpy(images)).detach()
+    expected = functional.cross_entropy(logits, torch.from_numpy(channels).long(), ignore_index=-1)
+    assert whole == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_pixel_losses_are_those_of_torch_and_nothing_where_ignored() -> None:

@@ -64,8 +64,9 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     """Train what a configuration file says, going on from its last checkpoint, and return how it ended.
 
     `local` trains in this process, on one device and whatever `num_workers` is: the same loop on the same rows, so
-    the same weights. Otherwise Ray Train runs `num_workers` workers on the cluster at `address`, or on a Ray that is
-    started for it. Bitwise equality needs `torch_threads` to be set: sums depend on it.
+    the same weights up to rounding, but of kinds that look at rows together: `clip`, which contrasts them, and
+    `segmenter`, whose network normalises over them. Otherwise Ray Train runs `num_workers` workers on the cluster at
+    `address`, or on a Ray that is started for it. Bitwise equality needs `torch_threads` to be set: sums depend on it.
     Raises UsageError for wrong options, for an unusable source store, where `out` holds another training, and where
     `use_gpu` finds none; SegdatagenError where the training fails.
     """

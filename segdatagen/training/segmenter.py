@@ -77,6 +77,7 @@ class SegmenterTraining:
         self.options = options
         self.arrays = arrays
         self.validation = read_validation(options.validation, options, arrays)
+        self._labelled_per_image = max(np.count_nonzero(arrays.channels >= 0) / len(arrays.channels), 1.0)
         self.mixture: Mixture | None = None
         if options.synthetic is not None:
             self.mixture = read_mixture(options.synthetic, options.geometry, arrays.label_set)
@@ -93,11 +94,15 @@ class SegmenterTraining:
         return load_segmenter(self.options.init_weights, self.arrays.label_set.names).train()
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy of the pixels that are labelled, of real images or of samples in their place."""
+        """Cross-entropy per labelled pixel, of real images or of samples in their place.
+
+        Per pixel in the mean of the data, not of these rows: so each labelled pixel counts alike, and the mean over
+        shares of a batch is that of the batch. Batch normalisation still sees the rows that are computed together.
+        """
         if self.mixture is not None:
             batch = self.mixture.mixed(batch)
         losses = pixel_losses(scores(network, batch.images), batch.channels)
-        return losses.sum() / (batch.channels >= 0).sum().clamp(min=1)
+        return losses.sum() / (len(losses) * self._labelled_per_image)
 
     def picture(self, average: nn.Module) -> np.ndarray:
         """A row per validation image: the image, its mask, and the mask that was found."""
