@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from segdatagen.disk_files import sync_to_disk
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.hub import DOWNLOAD_NAME, HubSource
-from segdatagen.storage import Entry, Folder, sync_to_disk
+from segdatagen.storage import Entry, Folder
 from segdatagen.weights import INDEX_NAME, check_tensors, fingerprint_of
 from segdatagen.weights_cache import FILES_NAME, RECORD_NAME, CachedWeights, entry_path, parse_hub_uri, read_cached
 

@@ -12,7 +12,6 @@ import hashlib
 import mmap
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +22,10 @@ from botocore.exceptions import BotoCoreError
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
+from segdatagen.disk_files import HALF_FILE, replace_file, scratch_file
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.file_locks import delete_lock, locked
 
-HALF_PUT = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
-"""Temporary files of `put` on a disk, with the name that was put."""
 ANY_NAME = re.compile(r".+")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -153,7 +151,7 @@ class Folder:
         path = self._path(name)
         try:
             if self.is_local:
-                _replace_file(path, lambda file: file.write(data))
+                replace_file(path, lambda file: file.write(data))
             else:
                 kind = CONTENT_TYPES.get(os.path.splitext(name)[1])
                 self._filesystem.pipe_file(path, data, **({"ContentType": f"{kind}; charset=utf-8"} if kind else {}))
@@ -166,7 +164,7 @@ class Folder:
         try:
             if self.is_local:
                 with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    _replace_file(path, lambda file: file.write(data))
+                    replace_file(path, lambda file: file.write(data))
             else:
                 self._filesystem.put_file(str(source), path)
         except OSError as error:
@@ -178,7 +176,7 @@ class Folder:
         To an object store by way of a temporary file of this machine.
         """
         if not self.is_local:
-            with _scratch() as path:
+            with scratch_file() as path:
                 try:
                     with path.open("wb") as file:
                         write(file)
@@ -186,7 +184,7 @@ class Folder:
                     raise _explain(error, str(path)) from error
                 return self.put_file(name, path)
         try:
-            _replace_file(self._path(name), write)
+            replace_file(self._path(name), write)
         except OSError as error:
             raise _explain(error, self.uri_of(name)) from error
 
@@ -196,7 +194,7 @@ class Folder:
         if self.is_local:
             yield Path(self._path(name))
             return
-        with _scratch() as path:
+        with scratch_file() as path:
             self._filesystem.get_file(self._path(name), str(path))
             yield path
 
@@ -250,7 +248,7 @@ class Folder:
             for parent, folders, files in os.walk(self._path("")):
                 if leave in folders and parent == self._path(""):
                     folders.remove(leave)
-                for found in filter(None, map(HALF_PUT.fullmatch, files)):
+                for found in filter(None, map(HALF_FILE.fullmatch, files)):
                     if names.fullmatch(found[1]):
                         Path(parent, found[0]).unlink(missing_ok=True)
 
@@ -296,7 +294,7 @@ class Folder:
             current = self.read_versioned(name)
             if (current[1] if current else None) != version:
                 return False
-            _replace_file(str(path), lambda file: file.write(data))
+            replace_file(str(path), lambda file: file.write(data))
             return True
 
     def _prune(self, parent: Path) -> None:
@@ -365,38 +363,6 @@ def _size(item: os.DirEntry[str]) -> int | None:
         return item.stat().st_size
     except FileNotFoundError:
         return 0 if item.is_symlink() else None
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """A place for one file that lasts as long as the block."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder, "object")
-
-
-def _replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
-    parent, name = os.path.split(path)
-    os.makedirs(parent, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=parent)
-    with contextlib.ExitStack() as unless_replaced:
-        unless_replaced.callback(os.unlink, temporary)
-        with open(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fchmod(descriptor, 0o644)
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-        unless_replaced.pop_all()
-    sync_to_disk(parent)
-
-
-def sync_to_disk(path: str | Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explain(error: OSError, uri: str) -> StorageError:

@@ -22,6 +22,7 @@ LAYERS = {
     "images": 0,
     "records": 0,
     "storage": 0,
+    "disk_files": 0,
     "file_locks": 0,
     "tables": 0,
     "svg": 0,
