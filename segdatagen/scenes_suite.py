@@ -48,7 +48,7 @@ def suite_methods(weights: SuiteWeights = SHIPPED, image_steps: int = 20, mask_s
     """All five methods, as `methods` of a job file says them."""
     sampler = {"scheduler": "dpm++2m", "steps": image_steps, "guidance": GUIDANCE}
     caption = {"kind": "blip2", "weights": weights.captioner, "batch_size": 8}
-    colour_map = {"name": "colour_map", "of": "mask"}
+    colour_map = {"name": "colour_map", "of": "mask", "outlines": False}  # as the ControlNet has seen them
     layout = {"kind": "controlnet", "weights": weights.controlnet, "guided": True, "prior": colour_map}
     edges = {"kind": "t2i_adapter", "weights": weights.t2i_adapter, "guided": True, "prior": {"name": "canny"}}
     mask2img = {

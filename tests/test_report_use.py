@@ -291,5 +291,5 @@ def test_a_run_with_nothing_to_see_has_a_page(open_page: OpenPage, tmp_path: Pat
         assert page.inner_text("#made .why") == "failed for a reason"
         assert page.is_visible("text=no picture, the job of the run names no source store")
     else:
-        assert page.is_visible("text=There are no samples yet.")
+        page.wait_for_selector("text=There are no samples yet.")
     assert not page.is_visible("#scores"), "no scores, no control for them"

@@ -1,7 +1,6 @@
 """A ControlNet learns from the colour maps that runs will show it: of panoptic sources with outlined segments."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ from tiny_latent_training import CPU, fields, train_here, write
 from torch import Tensor
 
 from segdatagen.colours import encode
-from segdatagen.datasets.scenes import make_scene, scene_seed
-from segdatagen.images import decode_image, decode_mask, encode_mask
+from segdatagen.images import decode_image
 from segdatagen.labels import load_label_set
 from segdatagen.load_source import LoadSource
 from segdatagen.priors import PriorOptions
+from segdatagen.segments import PANOPTIC
 from segdatagen.sources import ROW_GROUP_SIZE, open_store, read_arrays
 from segdatagen.stages.prior import PriorStage, PriorStageOptions
 from segdatagen.stages.stage import objects
@@ -31,22 +30,15 @@ LABELS = load_label_set("scenes")
 
 @pytest.fixture(scope="module")
 def panoptic_store(latent_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scenes of `latent_store` with their segments, but for the last one."""
+    """The scenes of `latent_store`, of which the last has no segments."""
     folder = tmp_path_factory.mktemp("panoptic") / "store"
     shutil.copytree(latent_store, folder)
-    store = open_store(str(folder))
-    (part,) = store.info.parts
+    (part,) = open_store(str(folder)).info.parts
     table = pq.read_table(folder / part.name)
-    maps: list[bytes | None] = []
-    lists: list[list[dict[str, object]] | None] = []
-    for number, mask in enumerate(table["mask"].to_pylist()[:-1]):
-        scene = make_scene(scene_seed("train", number), *decode_mask(mask).shape[::-1])
-        assert np.array_equal(scene.mask, decode_mask(mask))
-        maps.append(encode_mask(scene.segment_map))
-        lists.append([asdict(segment) for segment in scene.segments])
-    for name, values in (("segment_map", [*maps, None]), ("segments", [*lists, None])):
+    for name in PANOPTIC:
         place = table.schema.get_field_index(name)
         field = table.schema.field(place)
+        values = [*table[name].to_pylist()[:-1], None]
         table = table.set_column(place, field, pa.array(values, field.type))
     pq.write_table(table, folder / part.name, row_group_size=ROW_GROUP_SIZE)
     return folder

@@ -95,7 +95,8 @@ def test_an_untrained_controlnet_changes_nothing_and_only_it_has_gradients(
 
 
 def test_text_cache_holds_what_the_encoders_make(latent_store: Path, latent_base: Path, tmp_path: Path) -> None:
-    found = fields(latent_store, tmp_path, base=str(latent_base), cache=str(tmp_path / "cache"), cache_dtype="float32")
+    changes = {"cache": str(tmp_path / "cache"), "cache_dtype": "float32", "outlines": False}
+    found = fields(latent_store, tmp_path, base=str(latent_base), **changes)
     options = ControlNetTrainingOptions.model_validate(found)
     kind = ControlNetTraining(options, TrainingArrays(*read_arrays(options.sources, options.geometry)))
     fill(kind.caches(), "cpu", here)
