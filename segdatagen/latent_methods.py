@@ -26,7 +26,7 @@ from segdatagen.stages.prompt import PromptStage, budget_of
 from segdatagen.stages.redraw import DRAWN_SCORES
 from segdatagen.stages.stage import Stage, StageSpec
 from segdatagen.storage import Folder
-from segdatagen.training_record import require_colours_of
+from segdatagen.training_record import read_record, require_colours_of
 
 LARGE_PRIORS = ("depth",)
 """Drawn by networks that are worth actors of their own."""
@@ -175,6 +175,8 @@ def check_latent(context: MethodContext) -> None:
     _check_numerics(context, place, options.numerics, shape)
     for number, control in enumerate(options.controls):
         _check_control(context, f"{place}.controls.{number}", control, shape)
+        if control.kind == "controlnet" and control.prior.name == "colour_map":
+            _check_colour_maps(context, f"{place}.controls.{number}", control)
     if options.caption.weights is not None:
         with placed(f"{place}.caption"):
             check_captioner(options.caption.weights, options.caption.kind)
@@ -203,14 +205,27 @@ def _check_control(context: MethodContext, place: str, control: Control, shape: 
     with placed(f"{place}.weights"):
         if control.kind == "controlnet":
             check_controlnet(control.weights, shape)
-            if control.prior.name == "colour_map":
-                require_colours_of(control.weights, context.label_set)
         else:
             factor = check_adapter(control.weights, shape)
     if control.kind == "t2i_adapter":
         _require_multiples(context, f"the T2I-Adapter {control.weights} takes", factor)
     with placed(f"{place}.prior"):
         check_prior(control.prior)
+
+
+def _check_colour_maps(context: MethodContext, place: str, control: Control) -> None:
+    """Raise UsageError where a ControlNet that was trained here has seen other colour maps than it would be shown."""
+    with placed(f"{place}.weights"):
+        require_colours_of(control.weights, context.label_set)
+    record = read_record(control.weights)
+    if record is None or record.outlines in (None, control.prior.outlines) or context.method == "masksyn":
+        return
+    if has_any(open_store(context.sources), "segments"):
+        seen, wanted = ("with", "true") if record.outlines else ("without", "false")
+        raise UsageError(
+            f"{place}.prior: the sources have segments, and {control.weights} was trained on colour maps {seen} "
+            f"outlines: say outlines: {wanted}"
+        )
 
 
 def _check_text2mask(context: MethodContext, options: MaskSynOptions) -> None:

@@ -26,6 +26,8 @@ class TrainingRecord(BaseModel):
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...] | None = None
     """Of the classes, RGB; None in records of before they were kept."""
+    outlines: bool | None = None
+    """Of a ControlNet on colour maps: whether it saw segments outlined; None where that is not known."""
     size: tuple[int, int]
     training: dict[str, Any] = {}
     figures: dict[str, float] = {}

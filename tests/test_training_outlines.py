@@ -24,6 +24,7 @@ from segdatagen.training.controlnet import ControlNetTraining, ControlNetTrainin
 from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
 from segdatagen.training.latents import fill, here
 from segdatagen.training.loop import build_network
+from segdatagen.training_record import read_record
 
 LABELS = load_label_set("scenes")
 
@@ -97,3 +98,6 @@ def test_it_trains_and_its_card_says_so(panoptic_store: Path, latent_base: Path,
     found = fields(panoptic_store, tmp_path / "out", base=str(latent_base), cache=str(tmp_path / "cache"), steps=2)
     result = train_here("controlnet", write(tmp_path, "controlnet", found))
     assert "with outlined segments" in Path(str(result.weights), "README.md").read_text()
+    record = read_record(str(result.weights))
+    assert record is not None
+    assert record.outlines is True

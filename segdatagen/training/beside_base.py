@@ -131,9 +131,13 @@ class BesideBaseTraining(LatentTraining):
             **self.card_rows(),
         }
         card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows, options)
-        record = record_of(self.name, options, self.arrays, summary, {})
+        record = record_of(self.name, options, self.arrays, summary, {}).model_copy(update=self.record_fields())
         folder = Folder(options.out).child(WEIGHTS_NAME)
         return Saved(put_model(folder, average, card, record, options.store_dtype))
+
+    def record_fields(self) -> dict[str, Any]:
+        """What the record says of the pictures."""
+        return {}
 
     def card_rows(self) -> dict[str, str]:
         """What the model card says of the pictures."""

@@ -109,6 +109,10 @@ class ControlNetTraining(BesideBaseTraining):
             return list(self._outlined.at(rows, rows < 0)[:, 0])
         return list(colour_masks(self.arrays.channels[rows], self.arrays.label_set))
 
+    def record_fields(self) -> dict[str, Any]:
+        """Whether colour maps have outlines, which a job has to give them, too."""
+        return {"outlines": self._outlined is not None}
+
     def card_rows(self) -> dict[str, str]:
         """Whether colour maps have outlines."""
         return {"colour maps": "plain" if self._outlined is None else "with outlined segments (SegGen, appendix A.2)"}
