@@ -19,11 +19,15 @@ def dissolve_bands(mask: Mask, kept: Iterable[int]) -> Mask:
     Between two colours a soft edge goes through those of other classes, one or two pixels wide. Classes of `kept` may
     be as thin as they like, and what touches the border goes on past it. A mask of nothing but bands stays as it is.
     """
-    numbers = mask.astype(np.uint16, copy=False)
-    centres = cv2.dilate(numbers, SQUARE) == cv2.erode(numbers, SQUARE)
-    solid = cv2.dilate(centres.astype(np.uint8), SQUARE).astype(bool)
+    solid = cv2.dilate((~edges(mask)).astype(np.uint8), SQUARE).astype(bool)
     bands = ~solid & ~np.isin(mask, list(kept))
     return mask if bands.all() else fill_from_nearest(mask, bands, ~bands)
+
+
+def edges(ids: np.ndarray) -> np.ndarray:
+    """Pixels with a neighbour of another id among the eight around them, bool `[H, W]`."""
+    numbers = ids.astype(np.uint16, copy=False)
+    return np.asarray(cv2.dilate(numbers, SQUARE) != cv2.erode(numbers, SQUARE))
 
 
 def fill_from_nearest(mask: Mask, filled: np.ndarray, known: np.ndarray) -> Mask:

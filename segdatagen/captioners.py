@@ -140,7 +140,6 @@ class Captioner:
         It is asked once about an image that comes again among the next few thousand, as that of a source with many
         variants does, block after block. Raises the device's error when one does not fit alone.
         """
-
         hashes = [pixel_hash(image) for image in images]
         new = {
             image_hash: image for image_hash, image in zip(hashes, images, strict=True) if image_hash not in self._said

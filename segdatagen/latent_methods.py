@@ -26,7 +26,7 @@ from segdatagen.stages.prompt import PromptStage, budget_of
 from segdatagen.stages.redraw import DRAWN_SCORES
 from segdatagen.stages.stage import Stage, StageSpec
 from segdatagen.storage import Folder
-from segdatagen.training_record import read_record, require_colours_of
+from segdatagen.training_record import require_colours_of
 
 LARGE_PRIORS = ("depth",)
 """Drawn by networks that are worth actors of their own."""
@@ -216,8 +216,7 @@ def _check_control(context: MethodContext, place: str, control: Control, shape: 
 def _check_colour_maps(context: MethodContext, place: str, control: Control) -> None:
     """Raise UsageError where a ControlNet that was trained here has seen other colour maps than it would be shown."""
     with placed(f"{place}.weights"):
-        require_colours_of(control.weights, context.label_set)
-    record = read_record(control.weights)
+        record = require_colours_of(control.weights, context.label_set)
     if record is None or record.outlines in (None, control.prior.outlines) or context.method == "masksyn":
         return
     if has_any(open_store(context.sources), "segments"):

@@ -24,7 +24,7 @@ from segdatagen.colours import (
 from segdatagen.errors import UsageError
 from segdatagen.filters import MAX_HASH_BITS
 from segdatagen.image_hash import distances, perceptual_hash
-from segdatagen.images import Mask
+from segdatagen.images import Mask, class_pixels
 from segdatagen.labels import LabelSet
 
 NOT_FINITE = "the colour map holds NaN or infinity"
@@ -146,7 +146,7 @@ class LayoutJudge:
             mask = dissolve_bands(mask, self._may_be_thin(asked))
         shown = {
             id_: pixels
-            for id_, pixels in zip(*(found.tolist() for found in np.unique(mask, return_counts=True)), strict=True)
+            for id_, pixels in zip(*(found.tolist() for found in class_pixels(mask)), strict=True)
             if id_ not in self._label_set.ignore_ids
         }
         ids, counts = tuple(shown), tuple(shown.values())

@@ -7,10 +7,9 @@ together. This module does not know where segments come from.
 
 import functools
 
-import cv2
 import numpy as np
 
-from segdatagen.bands import SQUARE, fill_from_nearest
+from segdatagen.bands import edges, fill_from_nearest
 from segdatagen.colours import ColourMap, encode, id_table, ignore_colour_of, packed
 from segdatagen.errors import UsageError
 from segdatagen.images import Mask
@@ -41,7 +40,7 @@ def encode_panoptic(mask: Mask, segment_map: np.ndarray, label_set: LabelSet) ->
     UsageError as `encode` does.
     """
     colour_map = encode(mask, label_set)
-    edge = _edges(segment_map) & ~np.isin(mask, label_set.ignore_ids)
+    edge = edges(segment_map) & ~np.isin(mask, label_set.ignore_ids)
     numbers = segment_map[edge]
     colour_map[edge] = edge_colours(label_set, int(numbers.max(initial=0)) + 1)[numbers]
     return colour_map
@@ -67,12 +66,6 @@ def decode_panoptic(colour_map: ColourMap, label_set: LabelSet, num_segments: in
     ids = np.append(label_set.ids, label_set.ignore_ids[:1])
     ids = ids.astype(np.uint8 if ids.max() <= 255 else np.uint16)
     return fill_from_nearest(ids[np.where(edge, 0, kinds)], edge, inside)
-
-
-def _edges(segment_map: np.ndarray) -> np.ndarray:
-    """Pixels with a neighbour of another segment among the eight around them, bool [H, W]."""
-    numbers = segment_map.astype(np.uint16, copy=False)
-    return np.asarray(cv2.dilate(numbers, SQUARE) != cv2.erode(numbers, SQUARE))
 
 
 @functools.lru_cache(maxsize=4)

@@ -41,11 +41,11 @@ def read_record(uri: str) -> TrainingRecord | None:
     return read_stored(folder, RECORD_NAME, TrainingRecord, UsageError)
 
 
-def require_colours_of(uri: str, label_set: LabelSet) -> None:
-    """Raise UsageError where weights were trained on the colours of other classes than those of a label set."""
+def require_colours_of(uri: str, label_set: LabelSet) -> TrainingRecord | None:
+    """The record of weights. Raises UsageError where they learned the colours of other classes than a label set's."""
     record = read_record(uri)
     if record is None:
-        return
+        return None
     if record.classes != label_set.names:
         raise UsageError(
             f"{uri} was trained on the classes of {record.label_set} ({', '.join(record.classes)}), and the sources "
@@ -57,3 +57,4 @@ def require_colours_of(uri: str, label_set: LabelSet) -> None:
                 f"{uri} was trained on {record.label_set} with {label.name} in the colour {list(colour)}, and the "
                 f"sources have it in {list(label.colour)}: give weights of the same colours"
             )
+    return record
