@@ -23,7 +23,7 @@ from segdatagen.images import decode_image, decode_mask, encode_image
 from segdatagen.ingest import IngestRequest, ingest
 from segdatagen.job import load_job
 from segdatagen.judge_sources import judge_sources
-from segdatagen.judged import keep_judged
+from segdatagen.judged import keep_judged, read_judged
 from segdatagen.labels import LabelSet
 from segdatagen.publish import DATA, Index, publish
 from segdatagen.report.write import ReportRequest, write_report
@@ -68,7 +68,8 @@ def demo(out: str, events: Events, progress: Callable[[str, int, int], None]) ->
             put_scenes(split, store, events, progress)
         outcome = run_job(job, RunOptions(), events)
     run = open_run(job.uri)
-    keep_judged(run.folder, judge_sources(job, held_out, NUM_SCENES, lambda *n: progress("judge", *n)))
+    if read_judged(run.folder) is None:
+        keep_judged(run.folder, judge_sources(job, held_out, NUM_SCENES, lambda *n: progress("judge", *n)))
     picture = put_pairs(run, publish(run, events.waiting, lambda *n: progress("publish", *n)).index, folder)
     report = write_report(run, ReportRequest(), events.waiting, lambda *n: progress("report", *n))
     return DemoResult(job.uri, picture, report.index, outcome)

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from local_server import serving
 
 Files = dict[str, bytes]
 
@@ -89,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404, "EntryNotFound")
 
     def repository(self, name: str) -> Repository | None:
-        """A private one does not show itself: 401, as on the self.hub."""
+        """A private one does not show itself: 401, as on the hub."""
         found = self.hub.repositories.get(name)
         if found is None or found.token not in (
             None,
@@ -172,14 +174,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HandlerOfHub", (Handler,), {"hub": hub}))
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.released.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(type("HandlerOfHub", (Handler,), {"hub": hub})) as hub.endpoint:
+        try:
+            yield hub
+        finally:
+            hub.released.set()

@@ -9,8 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from local_server import serving
 
 BUCKET = "bucket"
 CUT = 0
@@ -137,13 +139,5 @@ def listing(store: Store, query: dict[str, list[str]]) -> bytes:
 
 @contextmanager
 def serve(store: Store) -> Iterator[Store]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HandlerOfStore", (Handler,), {"store": store}))
-    store.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(type("HandlerOfStore", (Handler,), {"store": store})) as store.endpoint:
         yield store
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -47,7 +47,7 @@ from segdatagen.diffusion.conditions import (
     encode_adapter,
 )
 from segdatagen.diffusion.denoise import SCHEDULERS, LatentNetwork
-from segdatagen.diffusion.latent_options import LatentSamplerOptions, SchedulerName
+from segdatagen.diffusion.latent_options import DECODE_BATCH, LatentSamplerOptions, SchedulerName
 from segdatagen.diffusion.text import TextEncoder
 
 
@@ -279,7 +279,7 @@ def test_decoding_in_chunks_gives_the_same_bytes(pipeline: StableDiffusionXLPipe
     assert images.shape == (6, SIZE, SIZE, 3)
     assert finite.all()
     for row in (0, 5):
-        alone, _ = vae.decode(pipeline.vae, latents[row].expand(vae.DECODE_BATCH, -1, -1, -1))
+        alone, _ = vae.decode(pipeline.vae, latents[row].expand(DECODE_BATCH, -1, -1, -1))
         np.testing.assert_array_equal(images[row], alone[0])
     latents[1, 0, 0, 0] = torch.nan
     assert vae.decode(pipeline.vae, latents)[1].tolist() == [True, False, True, True, True, True]

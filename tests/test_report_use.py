@@ -3,14 +3,14 @@
 import json
 import re
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pyarrow as pa
 import pytest
 from committed import commit, make_run, plan, sample_rows
 from conftest import OpenPage
+from local_server import serving
 from playwright.sync_api import Page
 from reported import HOSTILE, made_samples, make_reported_run, report
 from test_report_files import with_column
@@ -240,16 +240,11 @@ def test_thousands_of_samples_do_not_fill_the_document(open_page: OpenPage, tmp_
 
 def test_a_report_works_by_http(open_page: OpenPage, index: str) -> None:
     folder = Path(index.removeprefix("file://")).parent
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        page = open_page(f"http://127.0.0.1:{server.server_port}/index.html#/samples")
+    with serving(partial(QuietHandler, directory=str(folder))) as address:
+        page = open_page(f"{address}/index.html#/samples")
         page.wait_for_selector(".cell img")
         page.click(".cell.ok a")
         page.wait_for_selector("#made img")
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -1,14 +1,15 @@
 """Two workers of one training, as two processes that talk by gloo: where they go on, and what they must agree on."""
 
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import make_scenes_store
 from tiny_training import CPU, STEPS, Configure, configurer, newest_of, silent, train_here
 
+from segdatagen.errors import SegdatagenError
 from segdatagen.training.data import Share
 from segdatagen.training.run import TrainingRequest, read_options, train_share
 
@@ -20,33 +21,23 @@ def configure(tmp_path: Path, scenes_store: Path) -> Configure:
     return configurer(tmp_path, scenes_store)
 
 
-def work(rank: int, config: str, meeting: str, said: Any) -> None:
-    """One of two workers, from its own configuration; `said` is told what it says to the user."""
+def work(rank: int, config: str, meeting: str) -> str:
+    """One of two workers, from its own configuration: what it says to the user."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         train_share(
             TrainingRequest("mask_ddpm", read_options("mask_ddpm", config), "here"), Share(rank, 2), CPU, silent
         )
-        said.put((rank, ""))
-    except Exception as error:
-        said.put((rank, f"{type(error).__name__}: {error}"))
+    except SegdatagenError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def train_by_two(meeting: Path, *configs: Path) -> list[str]:
     """What each of two workers says to the user, that of rank 0 first."""
-    context = multiprocessing.get_context("spawn")
-    said = context.Queue()
-    workers = [
-        context.Process(target=work, args=(rank, str(config), str(meeting), said), daemon=True)
-        for rank, config in enumerate(configs)
-    ]
-    for worker in workers:
-        worker.start()
-    found = dict(said.get(timeout=300) for _ in workers)
-    for worker in workers:
-        worker.join(30)
-    return [found[0], found[1]]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as workers:
+        return list(workers.map(work, (0, 1), map(str, configs), (str(meeting),) * 2, timeout=300))
 
 
 def test_workers_go_on_where_the_first_one_does(configure: Configure, tmp_path: Path) -> None:

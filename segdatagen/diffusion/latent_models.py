@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
@@ -19,17 +19,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from segdatagen.clip_tokenizer import load_clip_tokenizer
 from segdatagen.diffusion.conditions import ControlEncoder
 from segdatagen.diffusion.denoise import LatentNetwork
+from segdatagen.diffusion.latent_options import DECODE_BATCH, Numerics
 from segdatagen.diffusion.single_file import load_networks
 from segdatagen.diffusion.text import TextEncoder
-from segdatagen.diffusion.vae import DECODE_BATCH
 from segdatagen.errors import UsageError, one_line
 from segdatagen.latent_folders import COMPONENTS, WITHOUT_TENSORS, Shape, check_base
 from segdatagen.model_configs import read_json
 from segdatagen.network_tensors import NOT_LEARNT, tensor_files
 from segdatagen.weights import local_weights
-
-if TYPE_CHECKING:
-    from segdatagen.diffusion.latent_options import Numerics
 
 NETWORKS = {
     "unet": UNet2DConditionModel,

@@ -34,6 +34,8 @@ Attention = Literal["auto", "math", "flash", "efficient", "cudnn"]
 ON_A_GPU: tuple[Attention, ...] = ("efficient", "cudnn")
 IN_HALF_PRECISION: tuple[Attention, ...] = ("flash", "cudnn")
 """On a GPU these two have no float32."""
+DECODE_BATCH = 4
+"""Images that are decoded at once, by default: the widest layers need more memory than the whole loop before."""
 
 
 class Numerics(BaseModel):
@@ -44,7 +46,9 @@ class Numerics(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     vae: OptionalWeightsUri = None
     """A VAE in place of the base's, as SDXL's with the fp16 fix."""
-    decode_batch: int = Field(default=4, ge=1, le=64, strict=True, exclude_if=lambda value: value == 4)
+    decode_batch: int = Field(
+        default=DECODE_BATCH, ge=1, le=64, strict=True, exclude_if=lambda value: value == DECODE_BATCH
+    )
     """Images that the VAE decodes at once, which needs more memory than all steps before: fewer for a small GPU."""
     channels_last: bool = False
     compile: bool = Field(default=False, description="torch.compile of UNet and ControlNet")

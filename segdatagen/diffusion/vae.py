@@ -12,10 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from segdatagen.diffusion.latent_options import DECODE_BATCH
 from segdatagen.diffusion.pixels import to_levels
-
-DECODE_BATCH = 4
-"""Images that are decoded at once, by default: the widest layers need more memory than the whole loop before."""
 
 
 def shift_and_scale(vae: AutoencoderKL, device: torch.device) -> tuple[Tensor, Tensor]:
