@@ -26,6 +26,8 @@ from segdatagen.tables import put_table, read_part, read_parts
 from segdatagen.verify import verify_ledger
 
 DATA = "data"
+INDEX = "published"
+"""The folder of indexes: `datasets` takes the files of `data/` for what most of them are, JSON among them."""
 TARGET_BYTES = 384 * 2**20
 MIN_BYTES = 256 * 2**20
 """Shards of 256 to 512 MB; only the last one may be smaller, and is written again when samples are added."""
@@ -42,7 +44,7 @@ class Shard(BaseModel):
 
 
 class Index(BaseModel):
-    """`data/_index-<n>.json`, hidden from readers by its first letter: the shards that count.
+    """`published/index-<n>.json`: the shards of `data/` that count. The newest is the truth.
 
     `ids` is the digest of the ids in them, ascending: whether `data/` is what the ledger says can be seen without it.
     """
@@ -114,7 +116,7 @@ def _publish(run: Run, ledger: Ledger, lease: Lease, progress: Callable[[int, in
         lease.check()
     if newest is None or newest.shards != tuple(shards) or not newest.holds(wanted):
         lease.check()
-        newest = _put_index(data, newest.number + 1 if newest else 0, shards, wanted)
+        newest = _put_index(run.folder.child(INDEX), newest.number + 1 if newest else 0, shards, wanted)
     lease.check()
     data.delete({entry.name for entry in data.entries(".parquet")} - {shard.name for shard in shards})
     return newest
@@ -122,11 +124,12 @@ def _publish(run: Run, ledger: Ledger, lease: Lease, progress: Callable[[int, in
 
 def read_index(run: Folder) -> Index | None:
     """The newest index of a run; None before the first publish."""
-    names = [entry.name for entry in run.child(DATA).entries(".json") if entry.name.startswith("_index-")]
+    folder = run.child(INDEX)
+    names = [entry.name for entry in folder.entries(".json")]
     if not names:
         return None
-    newest = max(names, key=lambda name: int(name.removeprefix("_index-").removesuffix(".json")))
-    return read_stored(run.child(DATA), newest, Index)
+    newest = max(names, key=lambda name: int(name.removeprefix("index-").removesuffix(".json")))
+    return read_stored(folder, newest, Index)
 
 
 def slices_of(ledger: Ledger, ids: np.ndarray) -> list[Slice]:
@@ -187,10 +190,10 @@ def _put_shard(run: Folder, data: Folder, slices: Sequence[Slice]) -> Shard:
     return Shard(name=name, num_rows=table.num_rows, size=size)
 
 
-def _put_index(data: Folder, number: int, shards: Sequence[Shard], sample_ids: np.ndarray) -> Index:
+def _put_index(folder: Folder, number: int, shards: Sequence[Shard], sample_ids: np.ndarray) -> Index:
     rows, ids = sum(shard.num_rows for shard in shards), _digest(sample_ids, 16)
     index = Index(number=number, written=now(), num_rows=rows, ids=ids, shards=tuple(shards))
-    data.put(f"_index-{number}.json", json.dumps(index.model_dump(mode="json"), indent=1).encode())
+    folder.put(f"index-{number}.json", json.dumps(index.model_dump(mode="json"), indent=1).encode())
     return index
 
 

@@ -12,7 +12,7 @@ from committed import commit, make_run, plan
 
 import segdatagen.publish
 from segdatagen.errors import SegdatagenError
-from segdatagen.publish import DATA, pack, publish, read_index, slices_of
+from segdatagen.publish import DATA, INDEX, pack, publish, read_index, slices_of
 from segdatagen.run_folder import Run, open_run
 from segdatagen.samples import read_ledger
 from segdatagen.verify import verify_ledger
@@ -47,9 +47,13 @@ def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
     plan(run, range(1, 4))
     commit(run, [1, 2, 3])
     index = publish_quietly(run)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "data").iterdir()}
+    before = changed_at(tmp_path / "run")
     assert publish_quietly(run) == index
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "data").iterdir()} == before
+    assert changed_at(tmp_path / "run") == before
+
+
+def changed_at(run: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for name in (DATA, INDEX) for path in (run / name).iterdir()}
 
 
 def test_new_samples_rewrite_only_undersized_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,13 +80,13 @@ class Stopped(BaseException):
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Stop before the `step`-th change of `data/`: a file that is put, or one that is deleted."""
+    """Stop before the `step`-th change of what is published: a file that is put, or one that is deleted."""
     replace, remove = os.replace, os.remove
     changes = 0
 
     def count(path: str) -> None:
         nonlocal changes
-        if Path(path).parent.name == DATA:
+        if Path(path).parent.name in (DATA, INDEX):
             changes += 1
             if changes == step:
                 raise Stopped
@@ -214,6 +218,9 @@ def test_newest_index_is_the_truth(tmp_path: Path) -> None:
         index = publish_quietly(run)
     assert index.number > 9, "two digits sort before one"
     assert read_index(run.folder) == index
+    assert [path.name for path in (tmp_path / "run" / DATA).iterdir()] == [shard.name for shard in index.shards], (
+        "some readers take a folder for what most of its files are"
+    )
 
 
 def test_packing_keeps_every_row_and_fills_shards(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "run/run.json": lambda folder: open_run(str(folder / "run")),
     "run/attempts/0001.json": lambda folder: read_attempts(Folder(str(folder / "run"))),
     "run/plan/round=00/summary.json": lambda folder: read_rounds(Folder(str(folder / "run"))),
-    "run/data/_index-0.json": lambda folder: read_index(Folder(str(folder / "run"))),
+    "run/published/index-0.json": lambda folder: read_index(Folder(str(folder / "run"))),
     "store/source.json": lambda folder: open_store(str(folder / "store")),
     "weights/config.json": lambda folder: read_weights(folder / "weights", MaskDDPMWeights),
 }
@@ -92,7 +92,7 @@ def test_each_field_that_is_missing_or_of_another_type_is_named_with_its_value(s
     assert "(surprise: unknown key; allowed are " in said(stored, name)
 
 
-@pytest.mark.parametrize("name", ["run/run.json", "run/data/_index-0.json", "store/source.json"])
+@pytest.mark.parametrize("name", ["run/run.json", "run/published/index-0.json", "store/source.json"])
 def test_of_another_format_nothing_else_is_said(stored: Path, name: str) -> None:
     (stored / name).write_text(json.dumps({"format_version": "99", "fields": "of another time"}))
     assert said(stored, name).endswith("(format_version: must be '1', not '99': use the version that wrote it)")
