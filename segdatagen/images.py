@@ -22,6 +22,10 @@ Mask = np.ndarray
 ImageFormat = Literal["jpeg95", "png"]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25
+"""Where the header of a PNG has the bits of a sample, and what the samples are: 0 is grey."""
+ORIENTATION = 0x0112
+"""Of the tags of EXIF: how a picture is to be turned and mirrored for display. 1: as it is."""
 UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 """What Pillow raises for files that are damaged, truncated, of no known kind, or claim to be of absurd size."""
 
@@ -40,13 +44,25 @@ def encode_image(image: Image, image_format: ImageFormat = "jpeg95") -> bytes:
 
 
 def decode_image(data: bytes) -> Image:
-    """Decode a JPEG or PNG photograph to RGB. Raises DecodeError on anything that is not a whole image.
+    """Decode a JPEG or PNG photograph to RGB. Raises DecodeError on anything that is not a whole image of 8 bits.
 
     Pillow, because OpenCV fills the missing rest of a truncated file with grey and reports success.
     """
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert("RGB"))
+            mode = picture.mode
+            if mode[0] not in "IF":  # Pillow would cut their values off at 255
+                return np.asarray(picture.convert("RGB"))
+    except UNREADABLE as error:
+        raise _unreadable(error) from error
+    raise DecodeError(f"a photograph has 8 bits per channel, this file has mode {mode}: scale it to 8 bits")
+
+
+def orientation(data: bytes) -> int:
+    """How a picture is to be turned for display, by its EXIF: 1 (as it is) to 8. Raises DecodeError."""
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            return int(picture.getexif().get(ORIENTATION, 1))
     except UNREADABLE as error:
         raise _unreadable(error) from error
 
@@ -54,13 +70,18 @@ def decode_image(data: bytes) -> Image:
 def decode_annotation(data: bytes) -> np.ndarray:
     """Decode a mask file as a data set ships it: H x W ids (grey, 16 bit, palette index) or H x W x 3 colours.
 
-    Raises DecodeError on anything that is not a whole image of one of these kinds.
+    Raises DecodeError on anything that is not a whole image of one of these kinds, and on a JPEG: it blends ids.
     """
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
-            mode, pixels = picture.mode, np.asarray(picture)
+            mode, pixels, is_lossy = picture.mode, np.array(picture), picture.format in ("JPEG", "MPO")
     except UNREADABLE as error:
         raise _unreadable(error) from error
+    if is_lossy:
+        raise DecodeError("a mask is lossless, this file is a JPEG: take the PNG that it was made from")
+    if mode == "L" and data.startswith(PNG_SIGNATURE) and data[PNG_COLOUR_TYPE] == 0:
+        pixels //= 255 // ((1 << data[PNG_DEPTH]) - 1)  # Pillow stretches 2 and 4 bits over 0..255
+        return pixels
     if mode in ("L", "P"):
         return pixels
     if mode in ("1", "I", "I;16", "I;16B"):
@@ -72,6 +93,23 @@ def decode_annotation(data: bytes) -> np.ndarray:
     if mode in ("RGB", "RGBA"):
         return np.ascontiguousarray(pixels[..., :3])
     raise DecodeError(f"a mask is grey, palette or RGB, this file has mode {mode}")
+
+
+def palette_colours(data: bytes) -> np.ndarray | None:
+    """The colours uint8 H x W x 3 that a mask file with a palette shows; None: it has no palette, or an ambiguous one.
+
+    It is ambiguous where two ids have one colour. Raises DecodeError on anything that is not a whole image.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            if picture.mode != "P":
+                return None
+            ids, colours = np.asarray(picture), np.asarray(picture.convert("RGB"))
+    except UNREADABLE as error:
+        raise _unreadable(error) from error
+    _, first = np.unique(ids, return_index=True)
+    shown = colours.reshape(-1, 3)[first]
+    return colours if len(np.unique(shown, axis=0)) == len(shown) else None
 
 
 def decode_rgba(data: bytes) -> np.ndarray:

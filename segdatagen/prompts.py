@@ -26,7 +26,15 @@ CLIP_TOKENS = 77
 LOOSE_ENDS = " ,;:."
 """Characters that a caption does not keep at its end: others follow, or its next words are gone."""
 _A_TEXT = "text on one line without spaces at its ends"
-_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children"}
+_PLURALS = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "knife": "knives",
+    "mouse": "mice",
+    "shelf": "shelves",
+}
 """Plurals that are not made with -s."""
 _VARIATION_NAME = re.compile("[a-z][a-z0-9_]*")
 _A_NAME = "lower-case letters, digits and underscores, the first a letter"

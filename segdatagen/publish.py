@@ -177,10 +177,7 @@ def _put_shard(run: Folder, data: Folder, slices: Sequence[Slice]) -> Shard:
     )
     without = table.filter(pc.is_null(table["image"]))["sample_id"]
     if len(without):
-        raise SegdatagenError(
-            f"{run.uri}: a decision accepts sample {without[0]}, which was rejected before it had an image: "
-            "take it out of decisions/"
-        )
+        raise without_image(run, without[0].as_py())
     # What was rejected when it was made and accepted since then has the status of today.
     for name, value in (("status", "ok"), ("reason", None)):
         column = pa.array([value] * table.num_rows, pa.string())
@@ -188,6 +185,14 @@ def _put_shard(run: Folder, data: Folder, slices: Sequence[Slice]) -> Shard:
     name = f"{_digest(table['sample_id'].to_numpy(), 8)}.parquet"
     size = put_table(data, name, table, ROW_GROUP_ROWS)
     return Shard(name=name, num_rows=table.num_rows, size=size)
+
+
+def without_image(run: Folder, sample_id: int) -> SegdatagenError:
+    """What is said where a decision accepts a sample that has no image."""
+    return SegdatagenError(
+        f"{run.uri}: a decision accepts sample {sample_id}, which was rejected before it had an image: "
+        "take it out of decisions/"
+    )
 
 
 def _put_index(folder: Folder, number: int, shards: Sequence[Shard], sample_ids: np.ndarray) -> Index:

@@ -136,6 +136,27 @@ def test_folders_before_a_name_may_be_others_unless_two_files_have_it(tmp_path: 
     assert [item.caption for item in items] == ["A bus", None, "A field"]
 
 
+@pytest.mark.parametrize("partition", [None, "names.txt"])
+@pytest.mark.parametrize("kind", ["coco", "lines"])
+def test_a_name_without_folders_means_no_item_where_two_have_it(
+    tmp_path: Path, kind: str, partition: str | None
+) -> None:
+    for name in ("cam0/0001", "cam1/0001"):
+        write_mask(tmp_path / f"masks/{name}.png", np.zeros((8, 8), np.uint8))
+    images = [{"id": 1, "file_name": "cam0/0001.jpg"}, {"id": 2, "file_name": "old/0001.jpg"}]
+    annotations = [{"image_id": 2, "caption": "A bus"}, {"image_id": 1, "caption": "A dog"}]
+    path = write(tmp_path / "captions.tsv", b"cam0/0001.jpg\tA dog\n")
+    if kind == "coco":
+        path = write_coco(tmp_path / "captions.json", {"images": images, "annotations": annotations})
+    listed = None
+    if partition is not None:
+        listed = str(write(tmp_path / partition, b"cam1/0001\n"))
+    options = Options(labels="camvid", captions=str(path), partition=listed)
+    items = open_reader("masks", str(tmp_path / "masks"), "train", options).list_items().items
+    found = {item.source_id: item.caption for item in items}
+    assert found == ({"cam1/0001": None} if partition else {"cam0/0001": "A dog", "cam1/0001": None})
+
+
 def test_captions_go_before_those_of_the_data_set(tmp_path: Path) -> None:
     path = write(tmp_path / "captions.tsv", b"train-000001\tA street of my own\n")
     reader = open_reader("scenes", "3@32x32", "train", Options(captions=str(path)))

@@ -1,5 +1,6 @@
 """Every reader on real files: what it finds and what it reads. What it refuses is in `test_bad_items`."""
 
+import io
 import json
 import pickle
 import re
@@ -287,6 +288,61 @@ def test_masks_alone_of_other_colours_are_refused(
     write(tmp_path / "a.png", encode_image(painted, "png"))
     found = problem_of(open_reader("masks", str(tmp_path), "train", Options(labels="camvid")))
     assert (found.problem, found.detail) == (problem, detail)
+
+
+def with_palette(colours: np.ndarray, numbers: np.ndarray) -> bytes:
+    """A PNG whose palette has colour `n` of these, uint8 `[N, 3]`, under number `n`."""
+    picture = PIL.Image.fromarray(numbers.astype(np.uint8), "P")
+    picture.putpalette(colours.astype(np.uint8).tobytes())
+    sink = io.BytesIO()
+    picture.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_colours_of_a_palette_are_colours(tmp_path: Path) -> None:
+    """A painted mask that was saved again with a palette: numbers mean nothing where they are no ids."""
+    labels = load_label_set("voc")
+    chosen = np.array([15, 7, 0])
+    numbers = RNG.integers(0, 3, SHAPE) + 30
+    palette = np.zeros((33, 3))
+    palette[30:] = [label.colour for id_ in chosen for label in labels.classes if label.id == id_]
+    write(tmp_path / "painted.png", with_palette(palette, numbers))
+    write(tmp_path / "ids.png", with_palette(palette, chosen[numbers - 30]))
+    found = read_all(open_reader("masks", str(tmp_path), "train", Options(labels="voc")))
+    assert all(np.array_equal(source.mask, chosen[numbers - 30]) for source in found.values())
+    assert set(found) == {"painted", "ids"}
+
+
+def test_a_palette_of_other_classes_than_its_numbers_is_refused(tmp_path: Path) -> None:
+    labels = load_label_set("voc")
+    colours = np.array([label.colour for label in labels.classes])
+    write(tmp_path / "a.png", with_palette(colours[[15, 7, 0]], RNG.integers(0, 3, SHAPE)))
+    found = problem_of(open_reader("masks", str(tmp_path), "train", Options(labels="voc")))
+    assert (found.problem, found.detail) == ("palette of other classes", "save it as grey ids, or in RGB")
+
+
+def test_a_palette_does_for_colours(colourmap_folder: tuple[Path, np.ndarray]) -> None:
+    root, mask = colourmap_folder
+    colours = np.array(list(COLOURMAP.values()))
+    write(root / "masks/a.png", with_palette(colours[::-1], 3 - mask))
+    (source,) = read_all(open_reader("colormap", str(root), "train", Options())).values()
+    assert np.array_equal(source.mask, mask)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_photograph_that_exif_turns_is_refused(tmp_path: Path, orientation: int) -> None:
+    """Whether its mask was drawn on the pixels as they lie or as they are shown, the files do not say."""
+    write(tmp_path / "masks/a.png", encode_mask(np.zeros(SHAPE, np.uint8)))
+    (tmp_path / "images").mkdir()
+    tags = PIL.Image.Exif()
+    for tag in (orientation, 1):
+        tags[0x0112] = tag
+        PIL.Image.fromarray(photograph()).save(tmp_path / "images/a.jpg", exif=tags)
+        reader = open_reader("id_masks", str(tmp_path), "train", Options(labels="camvid"))
+        if tag == 1:
+            assert set(read_all(reader)) == {"a"}
+        else:
+            assert problem_of(reader).problem == "image turned by EXIF"
 
 
 def test_scenes_are_what_the_generator_makes() -> None:

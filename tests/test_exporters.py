@@ -15,12 +15,13 @@ from conftest import Refused, visible
 from segdatagen.cli import main
 from segdatagen.datasets import Options, open_reader
 from segdatagen.datasets.scenes import make_scene
+from segdatagen.decisions import put_decisions
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.exporters import EXPORTERS, Exported, export, mask_ddpm_folder, selection
 from segdatagen.exporters.mask_ddpm_folder import grid
 from segdatagen.images import decode_image, decode_mask, encode_image, encode_mask
 from segdatagen.labels import load_label_set
-from segdatagen.records import SAMPLE_SCHEMA, bytes_hash
+from segdatagen.records import DECISION_SCHEMA, SAMPLE_SCHEMA, bytes_hash
 from segdatagen.run_folder import Run, write_run
 from segdatagen.samples import put_samples
 
@@ -267,13 +268,30 @@ def test_export_of_another_run_is_refused(run: Run, tmp_path: Path) -> None:
         ([(1, "/a", 0)], "cannot be the name of a file"),
         ([(1, ".a", 0)], "cannot be the name of a file"),
         ([(1, "a", 0), (2, "masks/a", 0)], "two sources would both become masks/a.png"),
-        ([(1, "a", 0), (2, "a", 0)], "source a has samples of several methods"),
     ],
 )
 def test_samples_that_the_layout_cannot_hold_are_refused(tmp_path: Path, samples: list[Sample], sentence: str) -> None:
     run = make_run(tmp_path / "run")
     put_samples(run.folder, rows_of(samples))
     assert sentence in refusal(run, tmp_path / "out")
+
+
+def test_samples_of_several_methods_are_refused_whatever_their_variants(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    put_samples(run.folder, rows_of([(1, "a", 0), (2, "a", 2)]))
+    other = rows_of([(3, "a", 1)]).to_pylist()[0] | {"method": "imgsyn"}
+    put_samples(run.folder, pa.Table.from_pylist([other], schema=SAMPLE_SCHEMA))
+    assert "source a has samples of several methods: this layout holds those of one" in refusal(run, tmp_path / "out")
+
+
+def test_an_accepted_sample_without_an_image_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    lacking = rows_of([(1, "a", 0)]).to_pylist()[0] | {"image": None, "image_hash": None, "status": "rejected"}
+    put_samples(run.folder, pa.Table.from_pylist([lacking | {"reason": "blurred"}], schema=SAMPLE_SCHEMA))
+    decided = pa.table({"sample_id": [1], "status": ["ok"], "reason": [None]}, schema=DECISION_SCHEMA)
+    put_decisions(run.folder, "mine", decided, {})
+    with pytest.raises(SegdatagenError, match="a decision accepts sample 1, which was rejected before it had an image"):
+        exported(run, tmp_path / "out")
 
 
 def test_several_masks_of_a_source_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import struct
 import zlib
 
 import cv2
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdatagen.images import (
+    PNG_SIGNATURE,
     DecodeError,
     class_pixels,
     decode_annotation,
@@ -231,3 +233,35 @@ def test_class_pixels_equal_a_count_by_hand(values: list[int]) -> None:
     ids, pixels = class_pixels(np.array([values], np.uint16))
     assert ids.tolist() == sorted(set(values))
     assert pixels.tolist() == [values.count(id_) for id_ in sorted(set(values))]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_grey_annotation_of_few_bits_keeps_its_ids(bits: int) -> None:
+    """Pillow stretches the grey of 2 and 4 bits over 0 to 255."""
+    ids = RNG.integers(0, 2**bits, (15, 18), dtype=np.uint8)
+    assert np.array_equal(decode_annotation(grey_png(ids, bits)), ids)
+
+
+def grey_png(samples: np.ndarray, bits: int) -> bytes:
+    """A grey PNG with so many bits a pixel, chunk by chunk as its specification says."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = samples.shape
+    rows = np.packbits(np.unpackbits(samples[..., None], axis=2)[:, :, 8 - bits :].reshape(height, -1), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    return PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def test_an_annotation_is_never_a_jpeg() -> None:
+    with pytest.raises(DecodeError, match="a mask is lossless, this file is a JPEG"):
+        decode_annotation(encode_image(PHOTOGRAPH))
+
+
+@pytest.mark.parametrize(("values", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_a_photograph_of_more_than_eight_bits_is_refused(values: type, mode: str) -> None:
+    picture = PIL.Image.fromarray(np.arange(0, 4096, 16).reshape(16, 16).astype(values))
+    with pytest.raises(DecodeError, match=f"8 bits per channel, this file has mode {mode}"):
+        decode_image(file_of(picture, "TIFF"))

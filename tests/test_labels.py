@@ -265,6 +265,10 @@ def colours_that_differ(labels: LabelSet, rows: list[dict[str, Any]]) -> list[st
     return [label.name for label, row in pairs if list(label.colour) != row["color"]]
 
 
+PEOPLE = {"man", "woman", "boy", "girl", "child"}
+"""What captions call persons, and the published synonyms do not."""
+
+
 def test_ade20k_is_as_published_from_1_to_150_with_0_ignored() -> None:
     labels, rows = load_label_set("ade20k"), published("ade20k")
     assert labels.ids.tolist() == list(range(1, 151)) == [row["id"] for row in rows]
@@ -273,7 +277,8 @@ def test_ade20k_is_as_published_from_1_to_150_with_0_ignored() -> None:
     assert colours_that_differ(labels, rows) == ["skyscraper"]
     for label, row in zip(labels.classes, rows, strict=True):
         # The facts have names and synonyms cut into words.
-        words, found = " ".join([label.name, *label.aliases]).split(), [row["name"], *row["aliases"]]
+        names = [name for name in (label.name, *label.aliases) if name not in PEOPLE]
+        words, found = " ".join(names).split(), [row["name"], *row["aliases"]]
         assert set(words) <= set(found)
         assert words[0] == found[0]
 

@@ -122,6 +122,7 @@ def test_what_is_listed_and_not_there_is_no_secret(tmp_path: Path) -> None:
         ("2007_000001\n2007_000001.jpg\n", "2007_000001 and 2007_000001.jpg are the same item"),
         ("2007_000001 -1\n", "-1 is no file of 2007_000001: name one item per line"),  # a list of ImageSets/Main
         ("2007_000001.jpg 2007_000002.png\n", "2007_000002.png is no file of 2007_000001"),
+        ("2007_000001 2007_0000012\n", "2007_0000012 is no file of 2007_000001"),  # ids that begin alike
         ("\n# nothing\n", "names nothing"),
         ("1\n", "1 means several items (a/1, b/1)"),
     ],

@@ -236,6 +236,16 @@ def other_columns(folder: Path) -> None:
     put_parquet(folder / "b.parquet", PLAIN)
 
 
+def other_types(folder: Path) -> None:
+    put_parquet(folder / "a.parquet")
+    put_parquet(folder / "b.parquet", TABLE.set_column(1, "mask", pa.array(["none"] * NUM_ROWS)))
+
+
+def without_the_id(folder: Path) -> None:
+    put_parquet(folder / "a.parquet")
+    put_parquet(folder / "b.parquet", TABLE.drop_columns(["frame"]))
+
+
 def good(folder: Path) -> None:
     put_parquet(folder / "town.parquet")
 
@@ -246,6 +256,8 @@ def good(folder: Path) -> None:
         (damaged, None, "town.parquet: not a whole file of rows"),
         (without_ids, "id=frame", "town.parquet: row 0 has nothing in its column frame"),
         (other_columns, None, "b.parquet: no column mask, image, caption, unlike a.parquet"),
+        (other_types, None, "b.parquet: column mask is string; the mask column holds encoded pictures"),
+        (without_the_id, "id=frame", "b.parquet: no column frame, unlike a.parquet"),
         (
             good,
             "mask=label",
@@ -287,6 +299,12 @@ def test_folders_that_hold_no_such_data_set_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "both/dataset_dict.json", b"{")
     with pytest.raises(UsageError, match="not JSON"):
         opened("hf_dataset", tmp_path / "both", "val")
+    for name in ("fine/train-00000-of-00001", "coarse/train-00000-of-00001", "coarse/test-dev-00000-of-00001"):
+        put_parquet(tmp_path / f"several/{name}.parquet")
+    with pytest.raises(UsageError, match=r"train lies in several folders \(coarse/, fine/\)"):
+        opened("hf_dataset", tmp_path / "several")
+    with pytest.raises(UsageError, match=r"or test-\*\.parquet here"):
+        opened("hf_dataset", tmp_path / "several/coarse", "test")
     put_parquet(tmp_path / "parts/test-00000.parquet")
     with pytest.raises(UsageError, match=r"or train-\*\.parquet here: test-00000\.parquet"):
         opened("hf_dataset", tmp_path / "parts")
@@ -298,6 +316,16 @@ def test_a_file_cut_off_in_a_record_batch_is_refused(tmp_path: Path) -> None:
     write(path, path.read_bytes()[:-3000])
     with pytest.raises(UsageError, match="not a whole file of rows"):
         opened("hf_dataset", folder).list_items()
+
+
+def test_a_row_group_that_would_be_read_again_and_again_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put_parquet(tmp_path / "town.parquet", group=NUM_ROWS)
+    monkeypatch.setattr("segdatagen.datasets.tables.MAX_GROUP_BYTES", 50_000)
+    with pytest.raises(UsageError, match=r"town\.parquet: row group 0 has 0\.0 GiB.*row_group_size=1000"):
+        opened("parquet", path).list_items()
+    check_all(opened("parquet", put_parquet(path, group=5)))
 
 
 def test_an_empty_table_is_refused(tmp_path: Path) -> None:

@@ -208,6 +208,21 @@ def test_classes_that_a_text_names(text: str, names: list[str]) -> None:
     assert [LABELS.names[LABELS.channel_table()[id_]] for id_ in ClassFinder(LABELS).find(text)] == names
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("ade20k", "A picture of a dog you can pet", []),
+        ("ade20k", "two women stand at the shelves, about to press a button", ["person", "shelf"]),
+        ("coco_panoptic", "three men on skis", ["person", "skis"]),
+        ("coco_panoptic", "knives beside two computer mice", ["knife", "mouse"]),
+        ("voc", "a boy and his dog", ["dog", "person"]),
+    ],
+)
+def test_words_of_captions_mean_what_they_mean_there(name: str, text: str, names: list[str]) -> None:
+    labels = load_label_set(name)
+    assert [labels.names[labels.channel_table()[id_]] for id_ in ClassFinder(labels).find(text)] == names
+
+
 def test_the_longest_name_counts_and_background_is_never_named() -> None:
     shorter = LABELS.classes[10].model_copy(update={"id": 30, "name": "light", "aliases": (), "prompt": "light"})
     labels = LABELS.model_copy(update={"classes": (*LABELS.classes, shorter), "background_ids": (SKY,)})

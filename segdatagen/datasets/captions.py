@@ -95,9 +95,13 @@ class CaptionedReader:
                 raise UsageError(f"{caption.place}: whose caption is this? Expected {_naming(self.uri)}")
             captions.setdefault(caption.name, caption.text)
             of_files.setdefault(PurePosixPath(caption.name).name, set()).add(caption.name)
-        # Folders before a name may be others than ours, as long as only one of all names ends so.
+        # Folders before a name may be others than ours, as long as only one of all names and only one item ends so.
         known = {file: captions[names.pop()] for file, names in of_files.items() if len(names) == 1} | captions
-        items = tuple(replace(item, caption=_caption_of(item, known)) for item in listing.items)
+        shared = Counter(name for item in listing.items for name in names_of(item))
+        own = {name: text for name, text in known.items() if shared[name] == 1}
+        items = tuple(
+            replace(item, caption=captions.get(item.source_id) or _caption_of(item, own)) for item in listing.items
+        )
         if items and not any(item.caption for item in items):
             raise UsageError(
                 f"{self.uri}: no caption for any source: it names {first_names(list(captions), 3)}, while sources are "
@@ -152,7 +156,7 @@ def _coco(folder: Folder, name: str) -> Iterator[Caption]:
                 listed += 1
                 yield _entry(value, f"{uri}, entry {listed}")
             if key == "images":
-                names[_field(value, "id", uri)] = PurePosixPath(str(_field(value, "file_name", uri))).stem
+                names[_field(value, "id", uri)] = _stem(str(_field(value, "file_name", uri)))
     if listed:
         return
     if not names:
@@ -207,9 +211,7 @@ def _clean(text: object) -> str:
 
 
 def _caption_of(item: Item, captions: Mapping[str, str]) -> str | None:
-    """The caption under the item's id, or under any other of its names."""
-    if item.source_id in captions:
-        return captions[item.source_id]
+    """The caption under any of the item's names."""
     return next((captions[name] for name in sorted(names_of(item)) if name in captions), None)
 
 

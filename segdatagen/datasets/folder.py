@@ -15,7 +15,7 @@ from segdatagen.colours import ColourDecoder, unknown_colours
 from segdatagen.config_files import load_json
 from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, first_names, narrow, unknown_ids
 from segdatagen.errors import UsageError
-from segdatagen.images import DecodeError, decode_annotation, decode_image
+from segdatagen.images import DecodeError, decode_annotation, decode_image, orientation, palette_colours
 from segdatagen.labels import LabelSet, from_colormap
 from segdatagen.storage import Entry, Folder
 
@@ -27,10 +27,10 @@ WITHOUT_IMAGES = "say with --images FOLDER where they lie below the root, or tak
 class MaskFolder:
     """Masks in `mask_folder`, images of the same stems in `image_folder` (None: masks alone).
 
-    `colours` says whether masks hold colours (RGB) or class ids; None: each either ids or exactly the colours. With
-    `snap_distance`, a painted colour is taken as the nearest class colour up to that Euclidean distance in RGB, as
-    antialiased edges need; without it every colour must be exactly that of a class. Where the label set ignores ids,
-    the ignore colour of `colours` counts as one more.
+    `colours` says whether masks hold colours or class ids; None: each either ids or exactly the colours. Colours are
+    RGB, or those of a palette whose numbers mean nothing. With `snap_distance`, a painted colour is taken as the
+    nearest class colour up to that Euclidean distance in RGB, as antialiased edges need; without it every colour must
+    be exactly that of a class. Where the label set ignores ids, the ignore colour of `colours` counts as one more.
     A stem is what stands before one of the endings; `flat` leaves folders out of it. `hints` say what an unknown id
     often means, `advice` what to do where there is no mask at all; `WITHOUT_IMAGES` says it of images.
     """
@@ -65,13 +65,31 @@ class MaskFolder:
     def read(self, item: Item) -> RawSource:
         """Read a mask and its image, and check both. Raises BadItem."""
         folder = Folder(self.root)
-        annotation = read_annotation(folder, item.mask_name)
+        data = read_mask_file(folder, item.mask_name)
+        annotation = annotation_of(data, item.mask_name)
+        if self.colours is not False and annotation.ndim == 2:
+            annotation = self._shown(annotation, data, item)
         if self.colours or (self.colours is None and annotation.ndim == 3):
             mask = self._from_colours(annotation, item)
         else:
             mask = checked_ids(annotation, self.label_set, item.mask_name, self.hints)
         image = read_image(folder, item.image_name, item.mask_name, mask.shape) if item.image_name else None
         return RawSource(mask=mask, image=image)
+
+    def _shown(self, ids: np.ndarray, data: bytes, item: Item) -> np.ndarray:
+        """The colours of a palette where they are those of classes and its ids are none, else the ids.
+
+        Raises BadItem where both would do and mean different classes.
+        """
+        colours = palette_colours(data)
+        if colours is None:
+            return ids
+        mask, distance = ColourDecoder(self.label_set, bool(self.label_set.ignore_ids)).decode_exact(colours)
+        if distance.any():
+            return colours if self.colours else ids
+        if not self.colours and not unknown_ids(narrow(ids), self.label_set) and (mask != ids).any():
+            raise BadItem("palette of other classes", item.mask_name, "save it as grey ids, or in RGB")
+        return colours
 
     def _from_colours(self, annotation: np.ndarray, item: Item) -> np.ndarray:
         if annotation.ndim != 3:
@@ -92,9 +110,22 @@ class MaskFolder:
 
 def read_annotation(folder: Folder, name: str) -> np.ndarray:
     """Ids H x W or colours H x W x 3 of a mask file. Raises BadItem."""
+    return annotation_of(read_mask_file(folder, name), name)
+
+
+def read_mask_file(folder: Folder, name: str) -> bytes:
+    """A mask file as it lies. Raises BadItem."""
     try:
-        return decode_annotation(folder.read(name))
-    except (DecodeError, OSError) as error:
+        return folder.read(name)
+    except OSError as error:
+        raise BadItem("unreadable mask", name, str(error)) from error
+
+
+def annotation_of(data: bytes, name: str) -> np.ndarray:
+    """Ids H x W or colours H x W x 3 of the bytes of a mask file. Raises BadItem."""
+    try:
+        return decode_annotation(data)
+    except DecodeError as error:
         raise BadItem("unreadable mask", name, str(error)) from error
 
 
@@ -123,11 +154,14 @@ def read_image(folder: Folder, image_name: str, mask_name: str, shape: tuple[int
 
 
 def check_image(data: bytes, shape: tuple[int, ...], image_name: str, mask_name: str) -> None:
-    """Raise BadItem unless the bytes are a whole image of the mask's height and width."""
+    """Raise BadItem unless the bytes are a whole image of the mask's height and width, shown as its pixels lie."""
     try:
-        image = decode_image(data)
+        image, turned = decode_image(data), orientation(data)
     except DecodeError as error:
         raise BadItem("unreadable image", image_name, str(error)) from error
+    if turned != 1:
+        detail = f"orientation {turned}: turn the pixels where masks are, else remove the tag"
+        raise BadItem("image turned by EXIF", image_name, detail)
     if image.shape[:2] != shape:
         sizes = f"mask {shape[1]} x {shape[0]}, image {image.shape[1]} x {image.shape[0]}"
         raise BadItem("size mismatch", mask_name, sizes)

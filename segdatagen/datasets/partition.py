@@ -63,7 +63,8 @@ class NameList:
             raise UsageError(f"{self.place}: {line} means several items ({first_names(ids, 3)}): name one per line")
         if found and line not in names_of(found[0]):
             for word in line.split()[1:]:
-                if not PurePosixPath(word).name.startswith(PurePosixPath(ids[0]).name):
+                rest = PurePosixPath(word).name.removeprefix(PurePosixPath(ids[0]).name)
+                if rest == PurePosixPath(word).name or rest[:1].isalnum():
                     raise UsageError(f"{self.place}: {line}: {word} is no file of {ids[0]}: name one item per line")
         return found[0] if found else None
 

@@ -20,6 +20,8 @@ Problem = Literal[
     "unknown id",
     "unknown colour",
     "size mismatch",
+    "image turned by EXIF",
+    "palette of other classes",
     "colours where ids are expected",
     "ids where colours are expected",
     "image without mask",

@@ -6,21 +6,23 @@ after another, so that a row group need not be in memory whole. Knows nothing of
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from segdatagen.datasets.folder import check_image, checked_ids
+from segdatagen.datasets.folder import annotation_of, check_image, checked_ids
 from segdatagen.datasets.options import NO_IMAGES, Options
 from segdatagen.datasets.reader import BadItem, Item, Listing, Problem, RawSource, Reader, first_names
-from segdatagen.datasets.row_files import list_groups, rows_of
+from segdatagen.datasets.row_files import Group, list_groups, rows_of
 from segdatagen.errors import UsageError
-from segdatagen.images import DecodeError, decode_annotation
 from segdatagen.labels import LabelSet
 from segdatagen.storage import Folder
+
+MAX_GROUP_BYTES = 4 * 2**30
+"""Of a row group: what a task reads to get at the last rows of it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Columns:
     def of_source(self) -> list[str]:
         """Columns that a source is read from."""
         return [name for name in (self.mask, self.image, self.caption) if name]
+
+    @property
+    def by_role(self) -> dict[str, str]:
+        """Those that there are."""
+        roles = {"mask": self.mask, "image": self.image, "caption": self.caption, "id": self.id}
+        return {role: name for role, name in roles.items() if name}
 
 
 @dataclass
@@ -66,9 +74,14 @@ class TableReader:
         folder = Folder(self.root)
         for name in self.files:
             groups, schema = list_groups(folder, name)
-            missing = [column for column in self.columns.of_source if column not in schema.names]
+            columns = self.columns.by_role
+            missing = [column for column in columns.values() if column not in schema.names]
             if missing:
                 raise UsageError(f"{folder.uri_of(name)}: no column {', '.join(missing)}, unlike {self.files[0]}")
+            for role, column in columns.items():
+                _check_type(role, schema.field(column), folder.uri_of(name))
+            if name.endswith(".parquet"):
+                _require_short_groups(groups, folder.uri_of(name))
             stem = str(PurePosixPath(name).with_suffix(""))
             before = 0
             for group in groups:
@@ -89,10 +102,7 @@ class TableReader:
             row = self._row(item)
         except (pa.ArrowException, OSError) as error:
             raise BadItem("unreadable mask", name, str(error).split("\n")[0]) from error
-        try:
-            annotation = decode_annotation(_encoded(row[self.columns.mask], "unreadable mask", name))
-        except DecodeError as error:
-            raise BadItem("unreadable mask", name, str(error)) from error
+        annotation = annotation_of(_encoded(row[self.columns.mask], "unreadable mask", name), name)
         mask = checked_ids(annotation, self.label_set, name)
         image = None
         if self.columns.image:
@@ -151,9 +161,16 @@ def open_hf_dataset(root: str, split: str, options: Options) -> Reader:
         if state.get("_split") not in (None, split):
             raise UsageError(f"{root}: this is split {state['_split']!r}, not {split!r}")
         return _open(root, [str(file["filename"]) for file in state.get("_data_files", [])], options, labels)
-    named = re.compile(rf"(.*/)?{re.escape(split)}(-[^/]*|/[^/]*)?\.parquet")
+    named = re.compile(rf"(.*/)?{re.escape(split)}(-\d[^/]*|/[^/]*)?\.parquet")
     there = [entry.name for entry in folder.entries(".parquet")]
-    files = [name for name in there if named.fullmatch(name)]
+    matches = {name: match for name in there if (match := named.fullmatch(name))}
+    files = list(matches)
+    configurations = list(dict.fromkeys(match[1] or "./" for match in matches.values()))
+    if len(configurations) > 1:
+        raise UsageError(
+            f"{root}: split {split} lies in several folders ({first_names(configurations, 5)}), which are data sets of "
+            "their own: give one of them"
+        )
     if not files:
         found = f": {first_names(there, 5)}" if there else " (missing or empty folder)"
         raise UsageError(f"{root}: no state.json, dataset_dict.json or {split}-*.parquet here{found}")
@@ -207,6 +224,16 @@ def _check_type(role: str, column: pa.Field, place: str) -> None:
         expected = "encoded pictures, as bytes or as a struct with bytes"
     if not good:
         raise UsageError(f"{place}: column {column.name} is {kind}; the {role} column holds {expected}")
+
+
+def _require_short_groups(groups: Sequence[Group], place: str) -> None:
+    """Raise UsageError for a row group of which much would be read again for each of the parts that it is cut into."""
+    longest = max(groups, key=lambda group: group.num_bytes, default=None)
+    if longest is not None and longest.num_bytes > MAX_GROUP_BYTES:
+        raise UsageError(
+            f"{place}: row group {longest.place} has {longest.num_bytes / 2**30:.1f} GiB, and is read from its "
+            "beginning again and again: write the file with shorter ones (pandas and pyarrow: row_group_size=1000)"
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -175,7 +175,7 @@ def _sources_of(index: pa.Table) -> list[Source]:
     stems, first = np.unique(index["source_id"].to_numpy(), return_index=True)
     order = np.argsort(first)
     starts = first[order]
-    variants, masks = index["variant"].to_numpy(), index["mask_hash"].to_numpy()
+    methods, variants, masks = (index[name].to_numpy() for name in ("method", "variant", "mask_hash"))
     sources = []
     for stem, start, stop in zip(stems[order], starts, [*starts[1:], index.num_rows], strict=True):
         if any(not part or part.startswith(".") for part in stem.split("/")):
@@ -185,7 +185,7 @@ def _sources_of(index: pa.Table) -> list[Source]:
                 f"the samples of source {stem} have several masks, as of masksyn or after ignore_noisy: "
                 "this layout holds one for all of them"
             )
-        if len(set(variants[start:stop])) < stop - start:
+        if len(set(methods[start:stop])) > 1:
             raise UsageError(f"source {stem} has samples of several methods: this layout holds those of one")
         is_panoptic = index["segments"][int(start)].is_valid
         sources.append(Source(str(stem), int(start), tuple(variants[start:stop].tolist()), is_panoptic))

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segdatagen.errors import SegdatagenError, UsageError
-from segdatagen.publish import slices_of
+from segdatagen.publish import slices_of, without_image
 from segdatagen.records import bytes_hash
 from segdatagen.run_folder import Run
 from segdatagen.samples import read_ledger
@@ -76,7 +77,7 @@ class Selection:
 def select_good(run: Run) -> Selection:
     """All samples of a run that are `ok`, each id once: what `publish` would publish.
 
-    Raises SegdatagenError where a part is unreadable, and UsageError where there is no good sample.
+    Raises SegdatagenError where a part is unreadable or a sample has no image, UsageError where no sample is good.
     """
     ledger = read_ledger(run.folder)
     good = ledger.ids_with("ok")
@@ -95,5 +96,8 @@ def select_good(run: Run) -> Selection:
     ]
     order = [("source_id", "ascending"), ("method", "ascending"), ("variant", "ascending")]
     index = pa.concat_tables(rows).combine_chunks().sort_by(order)
+    without = index.filter(pc.is_null(index["image_hash"]))["sample_id"]
+    if len(without):
+        raise without_image(run.folder, without[0].as_py())
     left_out = {status: count for status, count in ledger.counts.items() if status != "ok"}
     return Selection(run, index, tuple(piece.part for piece in slices), left_out)
