@@ -15,6 +15,9 @@ from segdatagen.balance_auto import auto_n_balance
 from segdatagen.config_files import load_json
 from segdatagen.errors import UsageError
 
+MAX_RATIO = 1e9
+"""Generated images for each real one: what quotas come of is still a number of images."""
+
 
 class StatisticsError(UsageError):
     """The file of statistics is not as it should be; whoever read it knows its name."""
@@ -56,8 +59,8 @@ def balance_report(
     """
     if min_pixels < 1:
         raise UsageError(f"min_pixels is {min_pixels}; give 1 or more.")
-    if not (0 <= ratio < float("inf")):
-        raise UsageError(f"ratio is {ratio}; give a number from 0 on.")
+    if not 0 <= ratio <= MAX_RATIO:
+        raise UsageError(f"ratio is {ratio}; give a number from 0 to {MAX_RATIO:,.0f}.")
     quotas = [quota if quota == "auto" else _checked_quota(quota) for quota in n_balance]
     presence = presence_of_stats(stats, min_pixels)
     orders = class_orders(presence, seed)

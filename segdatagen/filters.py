@@ -23,6 +23,8 @@ MAX_HASH_BITS = 64
 CLIP_SCORE = "clip"
 """Name of CLIP's score among those of classes and candidates."""
 
+MOST_DEVIATION = 127.5
+"""Of levels from 0 to 255: a half is black, the other white."""
 Limits = dict[str, float]
 """Values of limits by `<filter>.<field>`, as in LIMITS."""
 
@@ -34,9 +36,9 @@ class _Filter(BaseModel):
 class Blank(_Filter):
     """Images without content: drawn again with other seeds, then rejected. The deviation is that of the levels."""
 
-    min_deviation: float = Field(default=4.0, gt=0, allow_inf_nan=False, description="limit, of 255 levels")
+    min_deviation: float = Field(default=4.0, gt=0, le=MOST_DEVIATION, description="limit, of 255 levels")
     redraws: int = Field(default=2, ge=0, le=100, strict=True, description="how often an image is drawn again, at most")
-    redraw_below: float = Field(default=4.0, gt=0, allow_inf_nan=False, description="deviation that is drawn again")
+    redraw_below: float = Field(default=4.0, gt=0, le=MOST_DEVIATION, description="deviation that is drawn again")
 
 
 class Adherence(_Filter):

@@ -35,12 +35,13 @@ def forecast(job: Job, summary: RoundSummary) -> Estimate:
 def _work(execution: Execution, summary: RoundSummary, times: float) -> Work:
     """A round of so many times the rows, of the same methods.
 
-    A lease is renewed and an attempt recorded as long as it takes: without measured seconds neither is counted.
+    What `staged` puts under work/ is not counted. A lease is renewed and an attempt recorded as long as it takes:
+    without measured seconds neither is counted.
     """
     rows, num_bytes = round(summary.num_rows * times), round(summary.estimated_bytes * times)
     seconds = None if summary.estimated_seconds is None else summary.estimated_seconds * times
-    # A block that holds samples of several methods is stored as a part for each.
-    parts = math.ceil(rows / rows_per_block(execution, rows)) * sum(of > 0 for of in summary.rows_per_method.values())
+    block = rows_per_block(execution, rows)  # of one method, but for the last rows of each (`in_blocks`)
+    parts = sum(math.ceil(of * times / block) for of in summary.rows_per_method.values())
     puts = parts + math.ceil(rows / ROWS_PER_PART) + puts_of_shards(num_bytes) + FILES_OF_ROUND + FILES_OF_RUN
     if seconds is not None:
         wall = seconds / execution.actors

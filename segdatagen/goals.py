@@ -21,7 +21,9 @@ MAX_PIXELS = 10**13
 Count = Annotated[int, Field(ge=0, le=MAX_QUOTA, strict=True)]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_QUOTA, strict=True)]
 PixelCount = Annotated[int, Field(ge=1, le=MAX_PIXELS, strict=True)]
-Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_RATIO = 1e15
+"""Of which rows can still be counted, to be refused."""
+Ratio = Annotated[float, Field(gt=0, le=MAX_RATIO)]
 
 
 class _Goal(BaseModel):

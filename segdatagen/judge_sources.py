@@ -73,6 +73,7 @@ def judge_sources(
     return JudgedSources(
         sources=uri,
         segmenter=weights,
+        fingerprint=judges_of(Filters(adherence=adherence))["adherence"],
         masks=own.masks(),
         other_masks=other.masks(),
         classes=own.classes(store.label_set.names),

@@ -29,13 +29,15 @@ class IouSummary(BaseModel):
 class JudgedSources(BaseModel):
     """What is found of the masks of images, of those of other images (which is chance), and of each class shown.
 
-    `sources` and `segmenter` are where the images and the weights were.
+    `sources` and `segmenter` are where the images and the weights were, `fingerprint` is that of the weights, which the
+    scores of the run have to come from to be compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format_version: FormatVersion = FORMAT_VERSION
     sources: str
     segmenter: str
+    fingerprint: str = ""
     masks: IouSummary
     other_masks: IouSummary
     classes: dict[str, IouSummary]

@@ -60,10 +60,10 @@ class State:
     usable: Mapping[str, BoolArray] = field(default_factory=dict)
 
     @classmethod
-    def at_start(cls, presence: Presence) -> State:
+    def at_start(cls, presence: Presence, usable: Mapping[str, BoolArray] | None = None) -> State:
         """Nothing accepted, every source available."""
         zeros = np.zeros(presence.num_classes, dtype=np.int64)
-        return cls(presence, {}, {}, zeros, zeros, np.ones(presence.num_sources, dtype=np.bool_), zeros)
+        return cls(presence, {}, {}, zeros, zeros, np.ones(presence.num_sources, dtype=np.bool_), zeros, usable or {})
 
     def accepted_of(self, method: str) -> IntArray:
         """Accepted samples of `method` per source, int64 [num_sources]."""
@@ -250,10 +250,13 @@ def shortfalls_of(goal: AnyGoal, state: State, seed: int, *, wanted: IntArray | 
     return tuple(Shortfall(names[c], int(counts[c]), int(wanted[c]), unit) for c in np.flatnonzero(counts < wanted))
 
 
-def check_goals(goals: Sequence[AnyGoal], presence: Presence, seed: int) -> None:
+def check_goals(
+    goals: Sequence[AnyGoal], presence: Presence, seed: int, usable: Mapping[str, BoolArray] | None = None
+) -> None:
     """Raise UsageError where `missing_rows` would, or where memory could not hold its rows: before anything is written.
 
-    The plan itself is only made where a bound from the goals alone does not rule too many rows out.
+    The plan itself is only made where a bound from the goals alone does not rule too many rows out. `usable` is that of
+    `State`.
     """
     for goal in goals:
         match goal:
@@ -261,12 +264,14 @@ def check_goals(goals: Sequence[AnyGoal], presence: Presence, seed: int) -> None
                 wanted_per_class(goal, presence, seed)
             case Balance(n_balance="auto") | Cover(n_balance="auto") | BalancePixels(n_pixels="auto"):
                 reachable_classes(presence)
-                _require_plannable(round(goal.ratio * presence.num_sources))
-    if sum(at_most_rows(goal, presence) for goal in goals) > MAX_PLANNED_ROWS:
-        _require_plannable(missing_rows(goals, State.at_start(presence), seed).num_rows)
+                require_plannable(round(goal.ratio * presence.num_sources))
+    # The bounds are those of methods that can start from every source.
+    if usable or sum(at_most_rows(goal, presence) for goal in goals) > MAX_PLANNED_ROWS:
+        require_plannable(missing_rows(goals, State.at_start(presence, usable), seed).num_rows)
 
 
-def _require_plannable(num_rows: int) -> None:
+def require_plannable(num_rows: int) -> None:
+    """Raise UsageError where memory could not hold so many rows."""
     if num_rows > MAX_PLANNED_ROWS:
         raise UsageError(
             f"the plan asks for {num_rows:,} samples, more than one run can plan ({MAX_PLANNED_ROWS:,}): "

@@ -30,6 +30,7 @@ from segdatagen.missing import (
     State,
     expand,
     missing_rows,
+    require_plannable,
     shortfalls_of,
 )
 from segdatagen.progress import CostModel
@@ -191,8 +192,12 @@ def usable_sources(methods: Methods, labels: LabelSet, counts: np.ndarray) -> di
 
 
 def plan_round(request: PlanRequest, store: SourceStore, state: State, cost: CostModel) -> PlannedRound:
-    """The rows that the goals still miss. No rows: the goals are met, or cannot be."""
+    """The rows that the goals still miss. No rows: the goals are met, or cannot be.
+
+    Raises UsageError where memory could not hold them: where sources only ever fail, others are copied more often.
+    """
     planned = missing_rows(request.goals, state, request.seed)
+    require_plannable(planned.num_rows)
     variants = state.planned_per_source if request.first_variants is None else request.first_variants
     rows = _rows_table(expand(planned, variants), planned, request, store)
     plans = zip(request.goals, planned.goals, strict=True)

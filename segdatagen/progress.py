@@ -115,7 +115,7 @@ def measured_cost(run: Folder, ledger: Ledger, geometry: Geometry) -> CostModel:
         of_method.setdefault(method_of(part.name), []).append(part.name)
     recent = [name for names in of_method.values() for name in names[-RECENT_PARTS:]]
     tables, _ = read_parts(run, recent, ["method", "seconds", "status"])
-    made = [table.filter(pc.field("status") == "ok") for table in tables.values()]
+    made = [table.filter(pc.field("status") != "failed") for table in tables.values()]
     means = pa.concat_tables(made).group_by("method").aggregate([("seconds", "mean")]).to_pylist() if made else []
     seconds = {row["method"]: row["seconds_mean"] for row in means}
     return CostModel(seconds, sum(part.size for part in ledger.parts) / ledger.num_rows)

@@ -82,7 +82,7 @@ def prepare(job: Job) -> Session:
     counts = transformed_counts(store, job.geometry)
     presence = presence_of(store, counts, job.settings.min_pixels)
     usable = usable_sources(job.methods, store.label_set, counts)
-    check_goals(job.plan, presence, job.seed)
+    check_goals(job.plan, presence, job.seed, usable)
     return Session(job, store, recipes, presence, limits_in_force(folder, job.filters)[0], usable)
 
 

@@ -6,7 +6,7 @@ This module does not know what is done with the scores, nor how a segmenter is t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 FEW = 3
 """Classes that an error names."""
-Stages = tuple[int, int, int, int]
+Count = Annotated[int, Field(ge=1)]
+Stages = tuple[Count, Count, Count, Count]
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, as every published SegFormer expects its RGB images in [0, 1]."""

@@ -34,10 +34,13 @@ def make_published(
     size: int = SIZE,
     labels: LabelSet | None = None,
     recipe: dict[str, object] | None = None,
+    sources: Path | None = None,
 ) -> Path:
-    """A run of these samples, part by part, published."""
+    """A run of these samples, part by part, published. `sources` is the store that its job names."""
     labels = labels or load_label_set("scenes")
-    run = write_run(str(folder), {"name": "published"}, {METHOD: recipe or {"seed": 0}}, labels)
+    run = write_run(
+        str(folder), {"name": "published", "sources": str(sources)}, {METHOD: recipe or {"seed": 0}}, labels
+    )
     parts = list(parts)
     plan(run, [sample_id for part in parts for sample_id in part])
     for part in parts:

@@ -119,7 +119,7 @@ def test_wrong_quotas_are_refused(quota: Any) -> None:
 def test_wrong_min_pixels_and_ratio_are_refused() -> None:
     with pytest.raises(UsageError, match="min_pixels is 0"):
         balance_report(stats(a={"cat": 1}), [1], min_pixels=0)
-    for ratio in (-1.0, float("nan"), float("inf")):
+    for ratio in (-1.0, float("nan"), float("inf"), 1e17):
         with pytest.raises(UsageError, match="ratio is"):
             balance_report(stats(a={"cat": 1}), ["auto"], ratio=ratio)
 

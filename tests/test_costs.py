@@ -84,6 +84,13 @@ def test_requests_of_a_large_round_are_its_parts_its_shards_and_a_few_files(make
     assert found.put_requests - unmeasured.put_requests == renewals + records
 
 
+def test_parts_are_of_one_method_each(make_job: JobFactory) -> None:
+    job = load_job(str(make_job(execution={"actors": 4, "rows_per_block": 10})))
+    of_one = make_summary(100_005, None)
+    of_two = of_one.model_copy(update={"rows_per_method": {"mask_ddpm": 60_001, "imgsyn": 40_004}})
+    assert forecast(job, of_two).put_requests == forecast(job, of_one).put_requests + 1
+
+
 @pytest.mark.parametrize(
     ("amount", "text"),
     [(0.0, "0.00"), (8.5e-05, "less than 0.01"), (0.0123, "0.01"), (93.456, "93.46"), (12_345.6, "12,346")],

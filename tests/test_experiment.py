@@ -62,12 +62,13 @@ def fields(folder: Path, stores: dict[str, Path], out: Path) -> dict[str, Any]:
 def stores(tmp_path_factory: pytest.TempPathFactory, scenes_store: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("experiment")
     sources = open_store(str(scenes_store)).info.fingerprint
+    few = make_scenes_store(folder / "few", 3)
     return {
-        "few": make_scenes_store(folder / "few", 3),
+        "few": few,
         "more": scenes_store,
         "test": make_scenes_store(folder / "test", 4, split="test"),
-        "run": make_published(folder / "run", [[11, 12, 13]], recipe={"sources": sources}),
-        "other_run": make_published(folder / "other_run", [[14, 15]], recipe={"sources": "others"}),
+        "run": make_published(folder / "run", [[11, 12, 13]], recipe={"sources": sources}, sources=scenes_store),
+        "other_run": make_published(folder / "other_run", [[14, 15]], recipe={"sources": "others"}, sources=few),
     }
 
 
@@ -267,6 +268,8 @@ def test_wrong_data_of_an_experiment(
     relabelled = shutil.copytree(stores["test"], tmp_path / "relabelled") / "labels.yaml"
     relabelled.write_text(relabelled.read_text().replace("version: '1'", "version: '2'"))
     make_published(tmp_path / "cheat", [[1]], recipe={"sources": test})
+    larger = make_scenes_store(tmp_path / "larger", 6, split="test")
+    make_published(tmp_path / "leak", [[1]], recipe={"sources": "larger"}, sources=larger)
     make_published(tmp_path / "labels", [[1]], labels=load_label_set("camvid"))
     shown = set(np.unique(read_arrays(str(empty), Geometry(size=(SIZE, SIZE)))[1]).tolist())
     absent = next(label.name for n, label in enumerate(load_label_set("scenes").classes) if n not in shown)
@@ -282,6 +285,10 @@ def test_wrong_data_of_an_experiment(
         ("`experiment` with a run that is not there", {"real": real(some={"runs": ["nothing"]})}),
         ("`experiment` with a run of other labels", {"real": real(some={"runs": [str(tmp_path / "labels")]})}),
         ("`experiment` with a run of the test images", {"real": real(some={"runs": [str(tmp_path / "cheat")]})}),
+        (
+            "`experiment` with a run whose sources hold test images",
+            {"real": real(some={"runs": [str(tmp_path / "leak")]})},
+        ),
         ("`experiment` with a mixture called `alone`", {"real": real(alone={"runs": [run]})}),
         ("`experiment` with a name that is none", {"real": {"a/b": {"sources": few}}}),
         ("`experiment` with a rare class that no test image shows", {"test": str(empty), "rare": [absent]}),

@@ -100,6 +100,7 @@ def test_limits_are_read_from_words() -> None:
         ("adherence.segmenter=x", "sets no limit"),
         ("blank.redraws=3", "sets no limit"),
         ("blank.min_deviation=0", "blank.min_deviation: must be more than 0.0"),
+        ("blank.min_deviation=128", "blank.min_deviation: must be at most 127.5"),
         ("clip_rank.keep=0", "clip_rank.keep: must be more than 0.0"),
         ("clip_rank.keep=1.01", "clip_rank.keep: must be at most 1.0"),
     ],

@@ -2,13 +2,14 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from committed import commit, make_run, plan, sample_rows
+from committed import METHOD, commit, make_run, plan, sample_rows
 from conftest import JobFactory
 from test_decisions import nobody_waits
 
@@ -18,10 +19,13 @@ from segdatagen.cli.run_screen import print_round
 from segdatagen.exclude import exclude
 from segdatagen.geometry import Geometry
 from segdatagen.job import load_job
+from segdatagen.methods import Chain
 from segdatagen.planner import RoundSummary, picture_of, read_plan, read_rounds
 from segdatagen.progress import RECENT_PARTS, PerClass, accepted_per_class, measured_cost, state_of
 from segdatagen.samples import put_samples, read_ledger
 from segdatagen.sources import open_store, transformed_counts
+from segdatagen.stages.limits import LimitsStage
+from segdatagen.stages.stage import Batch
 from segdatagen.storage import Folder
 
 GOALS = [
@@ -200,3 +204,24 @@ def test_seconds_are_those_of_the_methods_that_a_round_has(tmp_path: Path) -> No
     assert cost.seconds_of({"imgsyn": 3, "mask_ddpm": 10}) == 29.0
     assert cost.seconds_of({"mask_ddpm": 10, "guided": 0}) == 5.0
     assert cost.seconds_of({"mask_ddpm": 10, "guided": 1}) is None, "nothing is known of it yet"
+
+
+class Slowly:
+    """A stage that takes its time and gives scores from 0 on."""
+
+    name, reads, writes, verdict = "slowly", ("seed",), ("score_adherence",), "failed"
+
+    def __call__(self, batch: Batch) -> Batch:
+        time.sleep(0.2)
+        return {"score_adherence": np.arange(len(batch["seed"])) / 10}
+
+
+def test_what_is_rejected_takes_as_long(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan(run, range(1, 9))
+    chain = Chain([Slowly(), LimitsStage({"adherence.min": 0.35})])
+    rows = chain.run(read_plan(run.folder, read_rounds(run.folder)), attempt=1)
+    assert rows["status"].to_pylist().count("rejected") == 4
+    put_samples(run.folder, rows)
+    cost = measured_cost(run.folder, read_ledger(run.folder), Geometry(size=(16, 16)))
+    assert cost.seconds_of({METHOD: 8}) == pytest.approx(sum(chain.seconds.values()), rel=0.2)

@@ -31,6 +31,7 @@ from segdatagen.labels import LabelClass, LabelSet, load_label_set
 from segdatagen.records import CLASS_SCORES
 from segdatagen.report.charts import ClassBalance, columns_of, count_chart, share_chart
 from segdatagen.report.outcomes import Outcomes, Reason, choose, group_reasons
+from segdatagen.report.overview import balance_of
 from segdatagen.report.pictures import MaskPainter, layers
 from segdatagen.samples import STATUSES
 from segdatagen.status import status_of
@@ -257,6 +258,17 @@ def test_reasons_are_those_that_were_decided_last(tmp_path: Path) -> None:
     }
     groups = [None if code < 0 else data["reasons"][code][0] for code in columns["reason"]]
     assert [group is None for group in groups] == [why is None for why in columns["why"]]
+
+
+def test_what_a_goal_cannot_reach_is_what_the_last_round_could_not(tmp_path: Path) -> None:
+    """A class of a goal that was dropped, or whose source was made at last, is no matter any more."""
+    run = make_reported_run(tmp_path / "run", made_samples())
+    status = status_of(run)
+    first = status.rounds[-1].model_copy(update={"unreachable": ("bicycle",)})
+    for rounds, names in (((first,), ("bicycle",)), ((first, status.rounds[-1]), ())):
+        found = balance_of(status.model_copy(update={"rounds": rounds}), run.label_set)
+        assert found is not None
+        assert found.unreachable == names
 
 
 def test_a_page_without_samples(tmp_path: Path) -> None:

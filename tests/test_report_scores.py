@@ -15,7 +15,7 @@ from segdatagen.judged import PERCENTILES, IouSummary, JudgedSources, keep_judge
 from segdatagen.labels import load_label_set
 from segdatagen.report.outcomes import Outcomes, read_outcomes
 from segdatagen.report.scores import Summary, by_class, by_method
-from segdatagen.run_folder import Run
+from segdatagen.run_folder import Run, open_run, write_run
 from segdatagen.samples import read_ledger
 from segdatagen.tables import put_table, read_part
 
@@ -130,10 +130,19 @@ def test_the_page_sets_real_images_beside_adherence(tmp_path: Path) -> None:
         IouSummary(images=9, iou=0, mean=mean, percentiles=(0,) * len(PERCENTILES)) for mean in (0.875, 0.125, 0.625)
     )
     names = run.label_set.names
-    keep_judged(
-        run.folder,
-        JudgedSources(sources="held/out", segmenter="its", masks=whole, other_masks=chance, classes={names[3]: road}),
+    found = JudgedSources(
+        sources="held/out",
+        segmenter="its",
+        fingerprint="of its weights",
+        masks=whole,
+        other_masks=chance,
+        classes={names[3]: road},
     )
+    keep_judged(run.folder, found)
+    page = Path(report(run).index).read_text()
+    assert "mean of real images" not in page, "another segmenter, or none, has scored the samples"
+    write_run(run.folder.uri, run.info.job, run.info.recipes, run.label_set, {"adherence": found.fingerprint})
+    run = open_run(run.folder.uri)
     page = Path(report(run).index).read_text()
     assert "segdatagen judge" not in page
     assert "9 of <code>held/out</code>" in page

@@ -59,6 +59,15 @@ def test_the_start_is_said_at_once_and_once(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().err == ""
 
 
+def test_a_part_without_rows_says_nothing_of_the_rate(every_sentence: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """The rows of a part that was kept between two stages and is damaged are made again."""
+    shown = RunScreen()
+    shown.working({"ok": 0, "rejected": 0, "failed": 0}, 8)
+    empty, first = shown_after(capfd, shown, part(0), part(4))
+    assert "starting actors" in empty
+    assert re.fullmatch(r"run: 4 of 8 \d+\.\d\d images/s, .+ left, 0 rejected, 0 failed", first)
+
+
 def test_the_first_part_has_a_rate(every_sentence: None, capfd: pytest.CaptureFixture[str]) -> None:
     shown = RunScreen()
     shown.working({"ok": 0, "rejected": 0, "failed": 0}, 8)

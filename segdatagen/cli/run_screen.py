@@ -68,7 +68,7 @@ class RunScreen:
         for status in STATUSES:
             self._counts[status] += getattr(part, status)
         done = sum(self._counts.values())
-        if self._first_part is None and part.stage is None:
+        if self._first_part is None and part.stage is None and part.num_rows:
             self._first_part = time.monotonic(), done
         if self._meter is not None:
             self._meter.update(done, self._after)

@@ -18,11 +18,12 @@ from segdatagen.geometry import Geometry
 from segdatagen.labels import LabelSet
 from segdatagen.records import FORMAT_VERSION, FormatVersion
 from segdatagen.run_folder import open_run
-from segdatagen.sources import open_store, read_arrays
+from segdatagen.sources import has_any, open_store, read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.data import TrainingArrays
 from segdatagen.training.mixture import read_mixture
 from segdatagen.training.segmenter import SegmenterTraining
+from segdatagen.weights import fingerprint_of
 
 FACTS_NAME = "experiment.json"
 
@@ -73,12 +74,17 @@ def check(options: ExperimentOptions) -> Checked:
     reals = {real: _arrays(wanted.sources, geometry) for real, wanted in options.real.items()}
     settings = {f"training.{name}": value for name, value in options.shared().items()}
     data, synthetic = {"test": test.fingerprint()}, {}
+    if first.options.init_weights is not None:
+        data["training.init_weights"] = fingerprint_of(first.options.init_weights)
     for real, wanted in options.real.items():
         _require_apart(reals[real], test, wanted.sources, options.test)
         data[f"real.{real}"] = reals[real].fingerprint()
         for name, one in wanted.synthetic.items():
             mixture = read_mixture(one, geometry, test.label_set)
             of_these = _masks_are_of(one.runs, wanted.sources, options.test)
+            if not of_these:
+                for uri in _stores_of_images(one.runs):
+                    _require_apart(_arrays(uri, geometry), test, uri, options.test)
             synthetic[real, name] = SyntheticData(len(mixture.images), of_these)
             data[f"real.{real}.{name}"] = mixture.fingerprint()
             settings[f"real.{real}.{name}.p_aug"] = one.p_aug
@@ -121,6 +127,12 @@ def _masks_are_of(runs: tuple[str, ...], sources: str, test: str) -> bool:
             raise UsageError(f"synthetic: {uri} was made from the test store {test}: give runs of other sources")
         started_from |= found
     return started_from == {mine}
+
+
+def _stores_of_images(runs: tuple[str, ...]) -> list[str]:
+    """The stores that runs started from, each once, but those of masks or captions alone."""
+    stores = dict.fromkeys(str(open_run(uri).info.job["sources"]) for uri in runs)
+    return [uri for uri in stores if has_any(open_store(uri), "image")]
 
 
 def _rare_channel(name: str, label_set: LabelSet, pixels: np.ndarray, test: str) -> int:

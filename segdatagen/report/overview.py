@@ -92,7 +92,7 @@ def balance_of(status: RunStatus, label_set: LabelSet) -> Balance | None:
         cir=(cir(before), cir(after)),
         counts=tuple(count_chart(column, largest) for column in columns),
         shares=tuple(share_chart(column, *sums, shares) for column in columns),
-        unreachable=tuple(dict.fromkeys(name for one in status.rounds for name in one.unreachable)),
+        unreachable=last.unreachable,
     )
 
 

@@ -3,6 +3,7 @@
 What is not to be had is said in a sentence and costs nothing else. It does not know samples or pages.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from segdatagen.tables import UnreadablePart
 
 ROWS_PER_READ = 16
 """Sources held in memory by a thread: a photograph may have some megabytes."""
+
+THREADS = os.cpu_count() or 1
 
 Place = tuple[int, int]
 """A data file and the place in it."""
@@ -59,12 +62,14 @@ def put_sources(
     reads = [found[i : i + ROWS_PER_READ] for found in groups.values() for i in range(0, len(found), ROWS_PER_READ)]
     places: dict[str, Place] = {}
     problems: list[str] = []
-    with ThreadPoolExecutor() as pool:
-        for read, (items, problem) in zip(reads, pool.map(lambda r: _read(store, r, painter), reads), strict=True):
-            for source_id, item in items:
-                places[source_id] = chunks.add(item, len(item["image"] or "") + len(item["mask"] or ""))
-            problems += [problem] if problem else []
-            step(len(read))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(reads), 2 * THREADS):  # so many are in memory at a time
+            few = reads[start : start + 2 * THREADS]
+            for read, (items, problem) in zip(few, pool.map(lambda r: _read(store, r, painter), few), strict=True):
+                for source_id, item in items:
+                    places[source_id] = chunks.add(item, len(item["image"] or "") + len(item["mask"] or ""))
+                problems += [problem] if problem else []
+                step(len(read))
     chunks.close()
     return places, list(dict.fromkeys(problems))
 

@@ -68,7 +68,10 @@ def write_report(
         step = _Steps(progress, len(chosen) + len(sources))
         contact = ContactReader(run, ledger, outcomes, origins, painter).read(chosen, out, step)
         pictures = _put_sources(run, sources, painter, out, step)
-        page = Page(run, status, outcomes, contact, pictures, min_pixels, painter, read_judged(run.folder))
+        judged = read_judged(run.folder)
+        if judged is not None and judged.fingerprint != run.info.judges.get("adherence"):
+            judged = None  # its figures are those of a segmenter that scored none of these samples
+        page = Page(run, status, outcomes, contact, pictures, min_pixels, painter, judged)
         names = {
             "style": out.put("report", "css", _asset("report.css").encode()),
             "script": out.put("report", "js", _script().encode()),
