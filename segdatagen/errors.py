@@ -15,7 +15,7 @@ class SegdatagenError(Exception):
 
 
 class UsageError(SegdatagenError):
-    """Wrong use or wrong input, found before anything was written or any actor started."""
+    """Wrong use or wrong input, found before anything was written or any actor started, or by an actor at its start."""
 
     exit_status = 2
 

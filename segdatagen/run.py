@@ -148,7 +148,7 @@ def run_job(
     """Run a job to its end, or on from the point where it stopped last time.
 
     `factories` replace the chains of methods (tests put faulty stages into them). Raises UsageError before anything is
-    written, SegdatagenError when the run stops; what was committed stays.
+    written, or where no actor can be built, SegdatagenError when the run stops; what was committed stays.
     """
     session = prepare(job)
     folder = Folder(session.job.uri)

@@ -44,7 +44,9 @@ RECORDED_PACKAGES = (
 
 
 class RunInfo(BaseModel):
-    """`run.json`: the job as it was written, the recipe of every method, and the label set.
+    """`run.json`: the job as it was understood, the recipe of every method, and the label set.
+
+    The job has absolute paths, defaults and the class names of the label set.
 
     `judges` is what scores: the segmenter of a filter by its name, of others what they say by field. Scores of two
     judges cannot be compared.

@@ -10,6 +10,9 @@ from matrices import presence_of_matrix
 from segdatagen.balance import Presence, Progress, balance, class_orders, cycle_length
 from segdatagen.balance_auto import QuotaTable, auto_n_balance
 from segdatagen.balance_reference import tie_hash
+from segdatagen.errors import UsageError
+from segdatagen.goals import BalancePixels
+from segdatagen.missing import check_goals
 
 
 def random_sources(rng: np.random.Generator, most_sources: int = 50, largest: int = 400) -> Presence:
@@ -150,3 +153,16 @@ def test_pixels_that_fit_no_pairs_are_refused(pixels: np.ndarray) -> None:
 def test_sources_whose_pixels_were_never_counted_have_no_balance_of_pixels() -> None:
     with pytest.raises(ValueError, match="never counted"):
         _ = Presence.from_lists(["a"], ["cat"], [[0]]).in_pixels
+
+
+def test_a_goal_that_few_sources_can_serve_is_checked_with_these() -> None:
+    """40 sources show a class, two of them a few pixels of it, and the method can start from these two alone."""
+    usable = np.arange(40) < 2
+    pixels = np.where(usable, 5, 100_000)
+    presence = replace(
+        Presence.from_pairs([f"s{n:02d}" for n in range(40)], ["sky"], np.arange(40), np.zeros(40, int)), pixels=pixels
+    )
+    goals = [BalancePixels(method="inpaint", n_pixels=200_000_000)]
+    check_goals(goals, presence, 0)
+    with pytest.raises(UsageError, match="the plan asks for 39,239,998 samples, more than one run can plan"):
+        check_goals(goals, presence, 0, {"inpaint": usable})

@@ -26,10 +26,17 @@ from segdatagen.datasets import FORMATS
 from segdatagen.diffusion.latent_options import PRESETS
 from segdatagen.experiment.options import ExperimentOptions
 from segdatagen.filters import LIMITS, Filters
-from segdatagen.job import STRATEGIES, Job, load_job
+from segdatagen.job import STRATEGIES, Job, PlanSettings, load_job
 from segdatagen.labels import LabelSet
 from segdatagen.layouts import LayoutOptions
-from segdatagen.method_options import COMBINATIONS, GuidedOptions, InpaintOptions, MaskSynOptions, Methods
+from segdatagen.method_options import (
+    COMBINATIONS,
+    GuidedOptions,
+    InpaintOptions,
+    MaskDDPMOptions,
+    MaskSynOptions,
+    Methods,
+)
 from segdatagen.records import DECISION_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.mixture import SyntheticOptions
@@ -222,6 +229,35 @@ def test_the_page_about_latent_diffusion_has_every_option_with_its_default() -> 
     wanted = dict([*options_of(MaskSynOptions), *options_of(InpaintOptions), *options_of(GuidedOptions)])
     rows = table_rows(section(read("docs/latent.md"), "Every option"))
     assert {row[0].strip("`"): row[1] for row in rows} == wanted
+
+
+def table(text: str, title: str, number: int = 0) -> list[list[str]]:
+    """The rows of the table with this number in a section."""
+    blocks = re.split(r"(?:^|\n)\n(?=\|)", section(text, title))[1:]
+    return table_rows(blocks[number].split("\n\n")[0])
+
+
+def test_the_page_about_job_files_has_every_entry_with_its_default() -> None:
+    """What stands elsewhere is left out: the latent methods, and how the best of several is found."""
+    text = read("docs/job.md")
+
+    def written(rows: list[list[str]], place: str = "") -> dict[str, str]:
+        return {place + row[0].strip("`"): row[1] for row in rows}
+
+    wanted = {name: shown for name, shown in options_of(Job) if not name.startswith(("methods.", "settings"))}
+    filters = {name: shown for name, shown in wanted.items() if name.startswith("filters.")}
+    assert written(table(text, "Of a job")) == {n: shown for n, shown in wanted.items() if n not in filters}
+    assert written(table(text, "Filters"), "filters.") == filters
+    assert written(table(text, "The plan", 1)) == dict(options_of(PlanSettings))
+    method = {name: shown for name, shown in options_of(MaskDDPMOptions) if not name.startswith("best_of.")}
+    assert written(table(text, "The mask-guided DDPM")) == method
+    goals = [
+        (strategy, name, shown)
+        for strategy, kind in STRATEGIES.items()
+        for name, shown in options_of(kind)
+        if name not in ("method", "strategy")
+    ]
+    assert [(row[0].strip("`"), row[1].strip("`"), row[2]) for row in table(text, "The plan")] == goals
 
 
 @pytest.mark.parametrize("kind", KINDS)

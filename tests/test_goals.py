@@ -26,7 +26,7 @@ from segdatagen.goals import (
     at_most_rows,
     wanted_per_class,
 )
-from segdatagen.missing import PlannedCopies, State, check_goals, expand, missing_rows, shortfalls_of
+from segdatagen.missing import PlannedCopies, State, expand, missing_rows, shortfalls_of
 
 
 def random_presence(rng: np.random.Generator) -> Presence:
@@ -295,19 +295,6 @@ def test_no_goal_plans_more_rows_than_its_bound(case: int) -> None:
     presence = random_presence(rng)
     for goal in random_goals(rng, presence):
         assert missing_rows([goal], State.at_start(presence), seed=case).num_rows <= at_most_rows(goal, presence)
-
-
-def test_a_goal_that_few_sources_can_serve_is_checked_with_these() -> None:
-    """40 sources show a class, two of them a few pixels of it, and the method can start from these two alone."""
-    usable = np.arange(40) < 2
-    pixels = np.where(usable, 5, 100_000)
-    presence = replace(
-        Presence.from_pairs([f"s{n:02d}" for n in range(40)], ["sky"], np.arange(40), np.zeros(40, int)), pixels=pixels
-    )
-    goals = [BalancePixels(method="inpaint", n_pixels=200_000_000)]
-    check_goals(goals, presence, 0)
-    with pytest.raises(UsageError, match="the plan asks for 39,239,998 samples, more than one run can plan"):
-        check_goals(goals, presence, 0, {"inpaint": usable})
 
 
 def test_no_goals_plan_nothing() -> None:

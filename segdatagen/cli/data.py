@@ -1,4 +1,4 @@
-"""Commands about real data: ingest, labels, balance.
+"""Commands about real data: ingest, sources, balance, labels.
 
 They parse words and print results; what they print is computed by the library.
 """
@@ -23,6 +23,7 @@ FORMAT_NAMES = (
     "cityscapes_train_ids, coco_panoptic, colormap, hf_dataset, id_masks, masks, parquet, scenes, voc, voc_aug"
 )
 """Those of `datasets.FORMATS`, which is not imported for a help text; a test compares."""
+OF_STATS = '{"classes": [NAME, ...], "images": {ID: {"pixels": {NAME: NUMBER}}}}'
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -160,7 +161,10 @@ def _put_picture(path: Path, draw: "Callable[[], np.ndarray]") -> None:
 
 
 def balance(
-    stats: Annotated[str, typer.Argument(metavar="STATS.json", help="Pixels per class and image.")],
+    stats: Annotated[
+        str,
+        typer.Argument(metavar="STATS.json", help=OF_STATS),
+    ],
     n_balance: Annotated[list[str], typer.Option(help="Images per class to reach, or auto. May be given often.")],
     ratio: Annotated[float, typer.Option(help="With auto: generated images per real image.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Decides between sources that are equally good.")] = 0,

@@ -99,7 +99,7 @@ def _restarts(count: int) -> str:
 
 
 def prefetch(
-    file: Annotated[str, typer.Argument(metavar="FILE.yaml", help="The job file whose weights are wanted.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.yaml", help="A job, or with --train a training.")],
     train: Annotated[
         str | None, typer.Option(metavar="KIND", help="FILE is that of a training of this kind, not a job.")
     ] = None,
@@ -108,7 +108,7 @@ def prefetch(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch the weights of a job or a training that lie on other hosts (hf://, s3://). Nothing else asks a network.
+    """Fetch the weights of a job or a training that lie on other hosts (hf://, s3://). Nothing else fetches weights.
 
     Example: segdatagen prefetch jobs/town/job.yaml --address auto
     """
