@@ -89,6 +89,7 @@ def weights_of(result: TrainingResult) -> dict[str, Tensor]:
 
 def assert_same_weights(found: TrainingResult, expected: TrainingResult) -> None:
     tensors, others = weights_of(found), weights_of(expected)
+    assert tensors.keys() == others.keys()
     assert [name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])] == []
 
 

@@ -224,4 +224,4 @@ def test_what_is_rejected_takes_as_long(tmp_path: Path) -> None:
     assert rows["status"].to_pylist().count("rejected") == 4
     put_samples(run.folder, rows)
     cost = measured_cost(run.folder, read_ledger(run.folder), Geometry(size=(16, 16)))
-    assert cost.seconds_of({METHOD: 8}) == pytest.approx(sum(chain.seconds.values()), rel=0.2)
+    assert cost.seconds_of({METHOD: 8}) == pytest.approx(sum(chain.seconds.values()), rel=0.5), "and not twice of it"

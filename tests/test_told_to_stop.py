@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: one line that says what is kept, everything given back, and the same command goes on."""
 
+import contextlib
 import os
 import re
 import signal
@@ -29,9 +30,17 @@ def test_any_command_that_is_told_to_stop_ends_in_one_line(tmp_path: Path, numbe
     fifo = tmp_path / "ids"
     os.mkfifo(fifo)
     child = start([*COMMAND, "exclude", tmp_path / "run", "--file", fifo], child_environment())
-    with fifo.open("w"):  # opens once the command does, which then waits for a line
-        child.send_signal(number)
-        assert end_of(child) == (status, f"segdatagen: {STOPPED}\n")
+    opened: list[int] = []
+
+    def waits_for_a_line() -> bool:
+        with contextlib.suppress(OSError):  # nobody reads yet
+            opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    wait_until(waits_for_a_line, child, "a reader")
+    child.send_signal(number)
+    assert end_of(child) == (status, f"segdatagen: {STOPPED}\n")
+    os.close(*opened)
 
 
 def test_a_second_signal_leaves_the_cleanup_of_the_first_alone(monkeypatch: pytest.MonkeyPatch) -> None:
