@@ -11,7 +11,17 @@ import pytest
 import torch
 import yaml
 from conftest import child_environment, make_scenes_store
-from tiny_training import STEPS, Configure, assert_same_weights, configurer, log_of, silent, train_here, weights_of
+from tiny_training import (
+    STEPS,
+    Configure,
+    assert_same_weights,
+    configurer,
+    log_of,
+    newest_of,
+    silent,
+    train_here,
+    weights_of,
+)
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import decode_image
@@ -44,6 +54,14 @@ def test_training_leaves_weights_log_and_pictures(configure: Configure, tmp_path
     assert decode_image((out / "loss.png").read_bytes()).ndim == 3
     picture = decode_image((out / "samples" / f"step-{STEPS:08d}.png").read_bytes())
     assert picture.shape == (2 * (128 + 4) + 4, 5 * (128 + 4) + 4, 3)
+
+
+def test_weights_are_saved_in_the_type_asked_for(configure: Configure, tmp_path: Path) -> None:
+    found = weights_of(train_here(configure("out", steps=2, store_dtype="float16")))
+    average = newest_of(tmp_path / "out" / "checkpoints").tensors
+    assert all(torch.equal(tensor, average[f"average.{name}"].half()) for name, tensor in found.items())
+    assert {tensor.dtype for tensor in found.values()} == {torch.float16}
+    load_mask_ddpm(str(tmp_path / "out" / "weights"), 12)
 
 
 def test_loss_falls_on_a_picture_that_it_has_seen_often(configure: Configure, tmp_path: Path) -> None:

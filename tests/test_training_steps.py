@@ -10,14 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import CPU, STEPS, Configure, configurer, fields, kind_of, newest_of, train_here, weights_of
-from torch import nn
+from literal_mask_ddpm import betas, predict_noise
+from safetensors.torch import load_file
+from tiny_training import CPU, STEPS, Configure, configurer, fields, kind_of, log_of, newest_of, train_here, weights_of
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from segdatagen.errors import UsageError
-from segdatagen.training.data import Order, Share, batch_of_step, sources_of_step
+from segdatagen.training.data import Batch, Order, Share, batch_of_step, sources_of_step
 from segdatagen.training.loop import build_network, learning_rate_at, update_average
-from segdatagen.training.mask_ddpm import MaskDDPMTrainingOptions
-from segdatagen.training.run import KINDS, kind_type
+from segdatagen.training.mask_ddpm import MaskDDPMTraining, MaskDDPMTrainingOptions
+from segdatagen.training.run import KINDS, kind_type, read_options
 
 
 @pytest.fixture
@@ -59,6 +62,33 @@ def test_average_is_a_copy_until_it_starts(configure: Configure, tmp_path: Path)
     for name, same in (("copied", True), ("averaged", False)):
         newest = newest_of(tmp_path / name / "checkpoints")
         assert torch.equal(newest.tensors["average.outc.weight"], newest.tensors["model.outc.weight"]) is same
+
+
+def test_what_is_saved_is_the_average_of_the_steps(configure: Configure, tmp_path: Path) -> None:
+    """A copy of the weights for three steps, then `0.8 * average + 0.2 * weights` at each step."""
+    changes = {"steps": 7, "ema_start": 3, "ema_decay": 0.8, "checkpoint_every": 1, "keep_checkpoints": 7}
+    result = train_here(configure("out", **changes, learning_rate_schedule="constant"))
+    kept = [load_file(path) for path in sorted((tmp_path / "out" / "checkpoints").iterdir())]
+    assert len(kept) == 7
+    saved = weights_of(result)
+    for name, tensor in saved.items():
+        average = kept[2][f"model.{name}"]
+        for checkpoint in kept[3:]:
+            average = 0.8 * average + 0.2 * checkpoint[f"model.{name}"]
+            torch.testing.assert_close(checkpoint[f"average.{name}"], average, atol=1e-6, rtol=1e-6, msg=name)
+        assert torch.equal(tensor, kept[-1][f"average.{name}"])
+    assert not torch.equal(saved["outc.weight"], kept[-1]["model.outc.weight"])
+
+
+def test_the_optimizer_steps_at_the_rate_of_the_log(configure: Configure, tmp_path: Path) -> None:
+    config = configure("out")
+    rates: list[float] = []
+    with register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])):
+        train_here(config)
+    options = read_options("mask_ddpm", str(config))
+    assert len(set(rates)) == STEPS - 1, "warm-up and cosine meet at the learning rate"
+    assert rates == [learning_rate_at(options, step) for step in range(STEPS)]
+    assert [float(row["learning_rate"]) for row in log_of(tmp_path / "out")] == pytest.approx(rates, rel=1e-4)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero(scenes_store: Path, tmp_path: Path) -> None:
@@ -108,6 +138,31 @@ def test_loss_is_one_where_nothing_is_predicted(scenes_store: Path, tmp_path: Pa
         batches = [batch_of_step(kind.arrays, Order(0, 4, False), step, Share(), CPU) for step in range(5)]
         losses = [float(kind.loss(network, batch)) for batch in batches]
     assert np.mean(losses) == pytest.approx(1, abs=0.02)
+
+
+def test_loss_is_that_of_hand(scenes_store: Path, tmp_path: Path) -> None:
+    """Of four steps, with and without masks: what was drawn is drawn again, and the network is that of the paper."""
+    kind = kind_of(fields(scenes_store, tmp_path) | {"drop_probability": 0.5})
+    network = build_network(kind, CPU)
+    tensors, order, dropped = network.state_dict(), Order(0, 2, True), 0
+    alpha_hat = np.cumprod([1 - beta for beta in betas()])
+    for step in range(4):
+        with torch.inference_mode():
+            loss = kind.loss(network, batch_of_step(kind.arrays, order, step, Share(), CPU))
+        batch = batch_of_step(kind.arrays, order, step, Share(), CPU)
+        without = float(torch.rand((), generator=batch.chance)) < 0.5
+        dropped += without
+        squares = []
+        for image, channels, chance in zip(batch.images, batch.channels, batch.row_chance, strict=True):
+            t = int(torch.randint(1, 1000, (), generator=chance))
+            noise = torch.randn(3, 32, 32, generator=chance)
+            clean = image.permute(2, 0, 1) / 127.5 - 1
+            noisy = alpha_hat[t] ** 0.5 * clean + (1 - alpha_hat[t]) ** 0.5 * noise
+            mask = (channels[None] == torch.arange(12)[:, None, None]).float()
+            predicted = predict_noise(tensors, noisy[None].float(), t, None if without else mask[None])
+            squares.append((predicted[0] - noise) ** 2)
+        torch.testing.assert_close(loss, torch.stack(squares).mean(), rtol=1e-4, atol=1e-6)
+    assert 0 < dropped < 4
 
 
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 3))
@@ -169,3 +224,19 @@ def test_gradients_are_shortened(configure: Configure, monkeypatch: pytest.Monke
     train_here(configure("held", steps=4, max_grad_norm=0.01))
     assert min(free) > 0.02
     assert lengths == pytest.approx([0.01] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_are_done_in_the_precision_asked_for(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    loss, seen = MaskDDPMTraining.loss, []
+
+    def watched(self: MaskDDPMTraining, network: nn.Module, batch: Batch) -> Tensor:
+        last = network.get_submodule("outc")
+        with last.register_forward_hook(lambda *called: seen.append(called[2].dtype)):
+            return loss(self, network, batch)
+
+    monkeypatch.setattr(MaskDDPMTraining, "loss", watched)
+    train_here(configure("out", precision=precision, steps=3))
+    assert seen == [torch.float32 if precision == "fp32" else torch.bfloat16] * 3

@@ -1,5 +1,6 @@
 """The kinds `captioner` and `clip`: what they learn, the same weights after a kill, and parts that stay frozen."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from segdatagen.images import decode_image
 from segdatagen.regions import regions_of
 from segdatagen.sources import read_arrays
 from segdatagen.training.captioner import NOT_LEARNED
+from segdatagen.training.clip import ClipTraining
 from segdatagen.training.data import Order, Share, batch_of_step
 from segdatagen.training.loop import build_network
 from segdatagen.training_record import read_record
@@ -200,6 +202,40 @@ def _loss_alone(model: Any, asked: Any, row: int, said: torch.Tensor) -> torch.T
     with torch.inference_mode():
         found = model(pixel_values=asked["pixel_values"][row : row + 1], input_ids=tokens, labels=labels)
     return found.loss * len(said)
+
+
+def test_presence_is_asked_of_the_classes_that_the_caption_names(squares: Path) -> None:
+    """By a layer that says the same of every image: each class is there with the probability of its bias alone."""
+    plain, asked = kind_of("captioner", squares), kind_of("captioner", squares, presence_loss=0.5)
+    network, labels = build_network(plain, CPU), asked.arrays.label_set
+    shares = torch.tensor([0.9, 0.2, 0.3, 0.6])
+    with torch.no_grad():
+        network.presence.weight.zero_()
+        network.presence.bias.copy_(torch.logit(shares))
+        batches = [batch_of_step(asked.arrays, Order(0, 4, False), 0, Share(), CPU) for _ in range(2)]
+        difference = float(asked.loss(network, batches[0]) - plain.loss(network, batches[1]))
+    captions = [asked.arrays.captions[source] for source in batches[0].sources]
+    named = torch.tensor([[f"a {label.prompt}" in caption for label in labels.classes] for caption in captions])
+    assert named.sum(dim=1).tolist() == [1] * 4
+    assert difference == pytest.approx(-0.5 * float(torch.where(named, shares, 1 - shares).log().mean()), abs=1e-5)
+
+
+def test_rarer_classes_are_drawn_more_often(squares: Path) -> None:
+    """Red lies along the edge of all images, green in a third: where both are, green is drawn three times as often."""
+    plain = kind_of("clip", squares, flip=False)
+    red, green = (plain.arrays.label_set.names.index(f"{colour}_square") for colour in ("red", "green"))
+    channels = plain.arrays.channels.copy()
+    channels[:, 26:] = red
+    kind = ClipTraining(plain.options, dataclasses.replace(plain.arrays, channels=channels))
+    image, mask = kind.arrays.images[1], channels[1]
+    assert set(np.unique(mask)) == {0, red, green}
+    drawn = [kind._channels[kind._draw(1, image, mask, _chance(number))[1]] for number in range(400)]
+    assert set(drawn) == {red, green}
+    assert drawn.count(green) / 400 == pytest.approx(3 / 4, abs=0.09), "within four standard deviations"
+
+
+def _chance(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
 
 
 def test_clip_is_trained_on_crops_as_they_are_scored(squares: Path) -> None:
