@@ -5,6 +5,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,19 @@ def test_trailing_steps_start_at_the_noisiest_and_never_repeat(case: tuple[int, 
     assert found[0] == total - 1
     assert found[-1] >= 0
     assert all(later < earlier for earlier, later in itertools.pairwise(found))
+
+
+def test_trailing_steps_are_those_of_diffusers() -> None:
+    """And exact: diffusers rounds a half to either side, and has a step of -1 too many for some numbers of steps."""
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    for steps in range(1, 201):
+        found = trailing_timesteps(1000, steps)
+        places = [Fraction(1000 * (steps - i), steps) for i in range(steps)]
+        assert found == [round(place) - 1 for place in places]
+        scheduler.set_timesteps(steps)
+        theirs = scheduler.timesteps.tolist()
+        assert theirs[steps:] in ([], [-1])
+        assert all(place.denominator == 2 for place, a, b in zip(places, found, theirs, strict=False) if a != b)
 
 
 def sample_ddim_by_diffusers(predict: Noise, x: Tensor, steps: int, thresholding: str | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -116,6 +117,17 @@ def test_drawings_are_those_of_the_published_network(name: str, size: tuple[int,
     apart = np.abs(drawn[:, :, 0] - expected)
     assert apart.max() <= 1  # a level that lies on a whole number falls to either side
     assert apart.mean() < 0.01
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_another_resolution_is_the_drawing_of_another_picture(name: str, annotators: Path) -> None:
+    picture = picture_of(32, 48)
+    shown = cv2.resize(picture, (96, 64), interpolation=cv2.INTER_LANCZOS4)
+    drawn = Prior(options(name, annotators, resolution=64), LABELS).of_image(picture)
+    expected = cv2.resize(published(name, shown).astype(np.uint8), (48, 32), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(drawn[:, :, 0].astype(int) - expected).max() <= 1
+    native = Prior(options(name, annotators), LABELS).of_image(picture)
+    assert np.abs(drawn.astype(int) - native).max() > 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -305,6 +317,7 @@ def test_depth_is_that_of_the_network_nearest_white(kind: str, multiple: int, tm
     assert drawn.max() == 255
     scaled = Prior(options("depth", folder, resolution=48), LABELS)
     assert scaled.of_image(picture).shape == picture.shape
+    assert not np.array_equal(scaled.of_image(picture), drawn)
 
 
 def test_wrong_depth_models_are_refused(tmp_path: Path, annotators: Path) -> None:

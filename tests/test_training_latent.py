@@ -1,5 +1,6 @@
 """What trainings of latent diffusion share: noise against closed forms, tokenizers, and caches against the VAE."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from tiny_latent import make_vae
-from tiny_latent_training import CPU, base_fields, base_kind
+from tiny_latent_training import CPU, base_fields, base_kind, fields
 
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.sources import read_arrays
@@ -19,6 +20,7 @@ from segdatagen.storage import Folder
 from segdatagen.training.base import BaseTrainingOptions
 from segdatagen.training.clip_tokenizer import train_tokenizer
 from segdatagen.training.data import Order, Share, TrainingArrays, batch_of_step
+from segdatagen.training.latent_training import Noisy
 from segdatagen.training.latents import fill, here, latent_cache
 from segdatagen.training.loop import build_network
 from segdatagen.training.noise import SDXL_SCHEDULE, Noise, require_trainable
@@ -100,6 +102,41 @@ def test_cache_holds_what_the_vae_makes_of_both_orientations(
     for row, (source, side) in enumerate(((4, 1), (0, 0), (4, 0))):
         noise = torch.randn(kept.shape[3:], generator=torch.Generator().manual_seed(row))
         torch.testing.assert_close(drawn[row], kept[source, side, 0] + (kept[source, side, 1] / 2).exp() * noise)
+
+
+@pytest.mark.parametrize("timesteps", ["uniform", "cubic"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"beta_start": 0.001, "beta_end": 0.03, "beta_schedule": "linear"},
+        {"num_train_timesteps": 40, "trained_betas": np.geomspace(1e-4, 0.3, 40).tolist()},
+    ],
+)
+def test_the_loss_is_of_the_timesteps_and_betas_that_it_is_told(
+    latent_store: Path, latent_base: Path, tmp_path: Path, schedule: dict[str, Any], timesteps: str
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(latent_base, base)
+    config = base / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | schedule))
+    changes = {"cache": str(tmp_path / "cache"), "min_snr_gamma": 5.0, "timesteps": timesteps}
+    kind = base_kind(fields(latent_store, tmp_path, init_weights=str(base), batch_size=6, **changes))
+    fill(kind.caches(), "cpu", here)
+    network = build_network(kind, CPU)
+    batch, again = (batch_of_step(kind.arrays, Order(0, 6, True), 1, Share(), CPU) for _ in range(2))
+    loss = kind.loss(network, batch)
+    scheduler = DDPMScheduler(**schedule)
+    cache = latent_cache(kind.options, str(base / "vae"), "images")
+    clean = cache.draw(again.sources, again.flipped, again.row_chance) * kind.parts.vae.config.scaling_factor
+    noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in again.row_chance])
+    uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in again.row_chance])
+    share = uniform if timesteps == "uniform" else 1 - uniform**3
+    at = (share * scheduler.config.num_train_timesteps).long()
+    latents = scheduler.add_noise(clean, noise, at)
+    noisy = Noisy(latents, noise, at, kind.embedded(network, kind.prompts.of(again), CPU))
+    errors = ((kind.predict(network, noisy, again) - noise) ** 2).mean(dim=(1, 2, 3))
+    snr = compute_snr(scheduler, at)
+    torch.testing.assert_close(loss, (snr.clamp(max=5) / snr * errors).mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_cache_is_whole_or_not_at_all_and_another_vae_has_another(
