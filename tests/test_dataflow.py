@@ -13,8 +13,8 @@ from kept_events import Events
 from ray import cloudpickle
 from test_faults import run
 
-from segdatagen.dataflow import cannot_start, in_blocks
-from segdatagen.job import Job, load_job
+from segdatagen.dataflow import cannot_start, in_blocks, rows_per_block
+from segdatagen.job import Execution, Job, load_job
 from segdatagen.method_context import method_contexts
 from segdatagen.methods import METHODS, Chain
 from segdatagen.placement import ChainFactory
@@ -69,6 +69,22 @@ def test_blocks_are_of_one_method_and_methods_go_on_side_by_side(methods: list[s
     assert all(len({row["method"] for row in block}) == 1 for block in blocks)
     begins = [block[0]["sample_id"] for block in blocks]
     assert begins == sorted(begins), "no method waits for the end of another"
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "actors", "microbatch", "expected"),
+    [
+        *((1_000_000, 1, 8, 16), (1_000, 1, 8, 16), (1_000, 1, 64, 128)),  # two forward passes, however many rows
+        *((64, 1, 8, 16), (63, 1, 8, 8), (3, 1, 8, 8), (0, 1, 8, 8)),  # four blocks for the actor, never half a pass
+        *((1_024, 16, 8, 16), (1_023, 16, 8, 8), (50, 16, 8, 8), (50, 2, 1, 2), (7, 2, 1, 1)),
+    ],
+)
+def test_a_block_is_two_microbatches_or_one_where_actors_would_wait(
+    num_rows: int, actors: int, microbatch: int, expected: int
+) -> None:
+    assert rows_per_block(Execution(actors=actors, microbatch=microbatch), num_rows) == expected
+    asked = Execution(actors=actors, microbatch=microbatch, rows_per_block=5)
+    assert rows_per_block(asked, num_rows) == 5
 
 
 def with_slow_stage(job: Job) -> dict[str, ChainFactory]:

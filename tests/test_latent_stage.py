@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from small_memory import hold
 from tiny_latent import VAE_FACTOR, make_adapter, make_controlnet, make_pipeline, save_pipeline
 
 from segdatagen.datasets.scenes import make_scene, scene_seed
+from segdatagen.diffusion.conditions import encode_adapter
+from segdatagen.diffusion.denoise import denoise
 from segdatagen.diffusion.latent_options import ControlOptions, LatentSamplerOptions, Numerics
+from segdatagen.diffusion.render import describe, to_pixels
+from segdatagen.diffusion.vae import decode
 from segdatagen.images import decode_image, encode_image, encode_mask
 from segdatagen.labels import load_label_set
 from segdatagen.method_options import InpaintOptions
@@ -243,6 +248,44 @@ def test_a_batch_that_did_not_fit_is_not_tried_again(base: Path) -> None:
 def test_a_control_without_steps_is_refused(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ControlOptions(weights="x", **fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        *(("t2i_adapter", option) for option in ({"scale": 2.0}, {"end": 0.5}, {"guided": True})),
+        *(("controlnet", option) for option in ({"scale": 2.0}, {"start": 0.5}, {"end": 0.5}, {"guided": True})),
+    ],
+)
+def test_every_option_of_a_control_reaches_it(
+    base: Path, controls: tuple[ControlOptions, ControlOptions], kind: str, option: dict[str, Any]
+) -> None:
+    """The image is that of a condition which was told the option by name, and not that without the option."""
+    (weights,) = (control.weights for control in controls if control.kind == kind)
+    usual: dict[str, Any] = {"scale": 5.0, "start": 0.0, "end": 1.0, "guided": False}
+    told = usual | option
+    plain, stage = (
+        make_stage(base, controls=(ControlOptions(kind=kind, weights=weights, **fields),), microbatch=1)
+        for fields in (usual, told)
+    )
+    batch = rows([0], [1])
+    pictures = to_pixels(np.stack([decode_image(prior) for prior in batch["prior"]]))
+    seen: dict[str, Any]
+    if kind == "controlnet":
+        seen = {"controls": [stage._controls[0].encode(pictures, **told)]}
+    else:
+        adapted = encode_adapter(
+            stage._controls[0], pictures, weight=told["scale"], until=told["end"], guided=told["guided"]
+        )
+        seen = {"adapters": [adapted]}
+    models, options = stage._models, stage._options
+    conditions = describe(models, batch["prompt"].tolist(), batch["negative_prompt"].tolist(), (HEIGHT, WIDTH))
+    generators = [torch.Generator().manual_seed(derive_seed(1, "mask2img"))]
+    latents = denoise(models.network, replace(conditions, **seen), torch.tensor([0]), generators, options.sampler)
+    expected, _ = decode(models.vae, latents)
+    found = pixels(stage(batch))
+    np.testing.assert_array_equal(found, expected)
+    assert (found != pixels(plain(batch))).mean() > 0.05
 
 
 def test_two_methods_share_the_networks_of_a_process(base: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import object_server
 import pytest
 import s3fs
 
-from segdatagen.lease import LEASE_NAME, Lease, read_holder
+from segdatagen.lease import LEASE_NAME, Lease, LeaseError, read_holder
 from segdatagen.storage import Folder, StorageError
 
 SHORT = 1.0
@@ -72,6 +72,16 @@ def test_a_lease_is_renewed_though_its_body_once_broke_off(store: object_server.
         assert holder is not None
         assert holder.renewals > before.renewals
         lease.check()
+
+
+def test_a_lease_is_lost_where_its_store_is_silent_for_too_long(store: object_server.Store, folder: Folder) -> None:
+    """Others may take it by then, and its holder would not see them."""
+    with Lease(folder, print, SHORT / 2) as lease:
+        store.fail("GET", LEASE_NAME, object_server.CUT)
+        time.sleep(SHORT)
+        with pytest.raises(LeaseError, match="taken over by nobody, but storage has not answered"):
+            lease.check()
+    assert f"run/{LEASE_NAME}" in store.objects, "what may be another's is not removed"
 
 
 def test_a_body_that_always_breaks_off_is_an_error_of_the_store(store: object_server.Store, folder: Folder) -> None:

@@ -20,7 +20,7 @@ from segdatagen.exclude import exclude
 from segdatagen.geometry import Geometry
 from segdatagen.job import load_job
 from segdatagen.methods import Chain
-from segdatagen.planner import RoundSummary, picture_of, read_plan, read_rounds
+from segdatagen.planner import RoundSummary, picture_of, presence_of, read_plan, read_rounds
 from segdatagen.progress import RECENT_PARTS, PerClass, accepted_per_class, measured_cost, state_of
 from segdatagen.samples import put_samples, read_ledger
 from segdatagen.sources import open_store, transformed_counts
@@ -166,9 +166,24 @@ def test_accepted_pixels_are_those_of_good_samples(tmp_path: Path) -> None:
     expected = [sum(id_ % 3 == class_id for id_ in (0, 1, 2, 3, 7, 8)) for class_id in ids]
     assert found.images.tolist() == expected
     assert found.pixels.tolist() == [256 * count for count in expected]
+    exactly = accepted_per_class(run.folder, ledger, run.label_set, min_pixels=256)
+    assert (exactly.images.tolist(), exactly.pixels.tolist()) == (found.images.tolist(), found.pixels.tolist())
     none = accepted_per_class(run.folder, ledger, run.label_set, min_pixels=257)
     assert not none.images.any()
     assert not none.pixels.any()
+
+
+def test_a_class_of_exactly_min_pixels_is_one_of_its_source(scenes_store: Path) -> None:
+    store = open_store(str(scenes_store))
+    counts = transformed_counts(store, Geometry(size=(SIZE[0], SIZE[1])))
+    source = 2
+    for channel in np.flatnonzero(counts[source]):
+        pixels = int(counts[source, channel])
+        shown = presence_of(store, counts, pixels)
+        place = int(shown.indptr[source]) + shown.classes_of(np.array([source])).tolist().index(channel)
+        assert shown.pixels is not None
+        assert shown.pixels[place] == pixels
+        assert channel not in presence_of(store, counts, pixels + 1).classes_of(np.array([source]))
 
 
 @pytest.mark.parametrize("others", ["ok", "rejected", "excluded", "failed"])
