@@ -4,6 +4,7 @@ It does not know what files hold.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import tempfile
@@ -25,6 +26,7 @@ def scratch_file() -> Iterator[Path]:
 def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
     """Put what `write` writes at a path, whole and on the disk, in place of what is there. Raises OSError."""
     parent, name = os.path.split(path)
+    made = list(itertools.takewhile(lambda folder: not folder.exists(), (Path(parent), *Path(parent).parents)))
     os.makedirs(parent, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=parent)
     with contextlib.ExitStack() as unless_replaced:
@@ -36,7 +38,8 @@ def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(descriptor)
         os.replace(temporary, path)
         unless_replaced.pop_all()
-    sync_to_disk(parent)
+    for folder in (Path(parent), *(folder.parent for folder in made)):
+        sync_to_disk(folder)
 
 
 def sync_to_disk(path: str | Path) -> None:

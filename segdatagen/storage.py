@@ -321,7 +321,12 @@ class _Asked:
 
     def read_body(self, body: Any) -> bytes:
         """All bytes of an answer, which may break off."""
-        return cast(bytes, self._ask(sync, self._filesystem.loop, body.read))
+
+        async def whole() -> bytes:
+            async with body:  # the connection of one that broke off would never be given back
+                return cast(bytes, await body.read())
+
+        return cast(bytes, self._ask(sync, self._filesystem.loop, whole))
 
     def _ask(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         from aiohttp import ClientError  # 0.1 s, which a folder on a disk need not wait for

@@ -26,9 +26,9 @@ def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_the_call_en
         seen.append(("replace", target))
         replace(source, target, **more)
 
-    path = tmp_path / "folder" / "file"
+    path = tmp_path / "new" / "folder" / "file"
     if before is not None:
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         path.write_bytes(before)
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)
@@ -36,5 +36,6 @@ def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_the_call_en
     (what, temporary), *then = seen
     assert (what, Path(temporary).parent) == ("fsync", path.parent)
     assert temporary != str(path)
-    assert then == [("replace", str(path)), ("fsync", str(path.parent))]
+    named_in = [path.parent] if before is not None else [path.parent, tmp_path / "new", tmp_path]
+    assert then == [("replace", str(path)), *(("fsync", str(folder)) for folder in named_in)]
     assert path.read_bytes() == b"now"

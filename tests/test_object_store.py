@@ -60,6 +60,18 @@ def test_who_waits_for_a_lease_that_is_given_back_takes_it(folder: Folder) -> No
     assert read_holder(folder) is None
 
 
+def test_answers_that_break_off_keep_no_connection(store: object_server.Store, folder: Folder) -> None:
+    """A client has ten, or fifty: the next question would wait for ever."""
+    folder.put("small", b"whole")
+    store.fail("GET", "small", object_server.CUT, times=100)
+    for _ in range(100):
+        with pytest.raises(StorageError):
+            folder.read_versioned("small")
+    found = folder.read_versioned("small")
+    assert found is not None
+    assert found[0] == b"whole"
+
+
 def test_a_lease_is_renewed_though_its_body_once_broke_off(store: object_server.Store, folder: Folder) -> None:
     with Lease(folder, print, SHORT) as lease:
         store.fail("GET", LEASE_NAME, object_server.CUT, times=1)
