@@ -59,12 +59,13 @@ def decode_image(data: bytes) -> Image:
 
 
 def orientation(data: bytes) -> int:
-    """How a picture is to be turned for display, by its EXIF: 1 (as it is) to 8. Raises DecodeError."""
+    """How a picture is to be turned for display, by its EXIF: 1 (as it is) to 8. What is no number from 1 to 8 is 1."""
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
-            return int(picture.getexif().get(ORIENTATION, 1))
-    except UNREADABLE as error:
-        raise _unreadable(error) from error
+            found = picture.getexif().get(ORIENTATION, 1)
+    except UNREADABLE:  # tags may be damaged where pixels are whole
+        return 1
+    return int(found) if found in range(1, 9) else 1
 
 
 def decode_annotation(data: bytes) -> np.ndarray:

@@ -21,6 +21,7 @@ from segdatagen.images import (
     decode_mask,
     encode_image,
     encode_mask,
+    orientation,
     pixel_hash,
 )
 
@@ -253,6 +254,18 @@ def grey_png(samples: np.ndarray, bits: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     lines = b"".join(b"\0" + row.tobytes() for row in rows)
     return PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("tag", "turned"), [(6, 6), (1, 1), (0, 1), (9, 1)])
+def test_the_orientation_is_that_of_exif(tag: int, turned: int) -> None:
+    sink, exif = io.BytesIO(), PIL.Image.Exif()
+    exif[0x0112] = tag
+    PIL.Image.fromarray(PHOTOGRAPH).save(sink, "JPEG", exif=exif)
+    data = bytearray(sink.getvalue())
+    assert orientation(bytes(data)) == turned
+    start = data.index(b"Exif")
+    data[start + 6 : start + 30] = bytes(24)
+    assert orientation(bytes(data)) == 1, "what is damaged says nothing"
 
 
 def test_an_annotation_is_never_a_jpeg() -> None:

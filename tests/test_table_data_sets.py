@@ -168,6 +168,13 @@ def test_a_large_row_group_is_not_read_whole(tmp_path: Path) -> None:
     assert peak < 20e6 < path.stat().st_size
 
 
+def test_a_file_may_lack_captions(tmp_path: Path) -> None:
+    put_parquet(tmp_path / "a.parquet", TABLE.slice(0, 13))
+    put_parquet(tmp_path / "b.parquet", TABLE.slice(13).set_column(3, "caption", pa.nulls(NUM_ROWS - 13)))
+    found = read_all(opened("parquet", tmp_path))
+    assert [source.caption is None for source in found.values()] == [False] * 13 + [True] * (NUM_ROWS - 13)
+
+
 def bad_row(change: Callable[[dict[str, Any]], None]) -> pa.Table:
     rows = [row(number) for number in range(3)]
     change(rows[1])

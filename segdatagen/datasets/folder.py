@@ -156,11 +156,11 @@ def read_image(folder: Folder, image_name: str, mask_name: str, shape: tuple[int
 def check_image(data: bytes, shape: tuple[int, ...], image_name: str, mask_name: str) -> None:
     """Raise BadItem unless the bytes are a whole image of the mask's height and width, shown as its pixels lie."""
     try:
-        image, turned = decode_image(data), orientation(data)
+        image = decode_image(data)
     except DecodeError as error:
         raise BadItem("unreadable image", image_name, str(error)) from error
-    if turned != 1:
-        detail = f"orientation {turned}: turn the pixels where masks are, else remove the tag"
+    if (turned := orientation(data)) != 1:
+        detail = f"orientation {turned}: turn the pixels if the mask was drawn on what is shown, else remove the tag"
         raise BadItem("image turned by EXIF", image_name, detail)
     if image.shape[:2] != shape:
         sizes = f"mask {shape[1]} x {shape[0]}, image {image.shape[1]} x {image.shape[0]}"

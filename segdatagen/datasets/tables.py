@@ -215,7 +215,7 @@ def _check_type(role: str, column: pa.Field, place: str) -> None:
     """Raise UsageError for a column that cannot hold what it is said to hold."""
     kind = column.type
     if role == "caption":
-        good, expected = _is_text(kind), "text"
+        good, expected = _is_text(kind) or pa.types.is_null(kind), "text"  # of a file without any it is null
     elif role == "id":
         good, expected = _is_text(kind) or pa.types.is_integer(kind), "text or whole numbers"
     else:
