@@ -65,7 +65,7 @@ MOMENTS = [
     ("run", "_SUCCESS$", "before"),
 ]
 """What a run writes once, in its order; `plan` writes the first three as `run` does, and needs no Ray."""
-SHARD, INDEX = "data/[0-9a-f]+.parquet", "data/_index"
+SHARD, INDEX = "data/[0-9a-f]+.parquet", "published/index"
 PUBLISH_MOMENTS = [(SHARD, "before"), (SHARD, "after"), (INDEX, "before"), (INDEX, "after")]
 
 

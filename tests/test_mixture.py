@@ -258,7 +258,7 @@ def test_other_samples_are_another_training(configure: Configure, run: Path, tmp
 
 def test_wrong_synthetic_data(refused_here: Refused, configure: Configure, run: Path, tmp_path: Path) -> None:
     unpublished = make_published(tmp_path / "unpublished", [[1]])
-    for file in (unpublished / "data").iterdir():
+    for file in (unpublished / "published").iterdir():
         file.unlink()
     make_published(tmp_path / "other", [[1]], labels=load_label_set("camvid"))
     make_published(tmp_path / "small", [[1]], size=16)
