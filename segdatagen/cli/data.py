@@ -161,10 +161,7 @@ def _put_picture(path: Path, draw: "Callable[[], np.ndarray]") -> None:
 
 
 def balance(
-    stats: Annotated[
-        str,
-        typer.Argument(metavar="STATS.json", help=OF_STATS),
-    ],
+    stats: Annotated[str, typer.Argument(metavar="STATS.json", help=OF_STATS)],
     n_balance: Annotated[list[str], typer.Option(help="Images per class to reach, or auto. May be given often.")],
     ratio: Annotated[float, typer.Option(help="With auto: generated images per real image.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Decides between sources that are equally good.")] = 0,

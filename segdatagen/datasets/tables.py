@@ -207,7 +207,6 @@ def choose_columns(schema: pa.Schema, text: str | None, place: str) -> Columns:
                 f"{place}: no column {name} (there are {first_names(schema.names, 12)}): name it with "
                 f"--columns {role}=NAME{or_none}"
             )
-        _check_type(role, schema.field(name), place)
     return Columns(chosen["mask"], chosen.get("image"), chosen.get("id"), chosen.get("caption"))
 
 

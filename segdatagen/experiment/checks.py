@@ -76,6 +76,7 @@ def check(options: ExperimentOptions) -> Checked:
     data, synthetic = {"test": test.fingerprint()}, {}
     if first.options.init_weights is not None:
         data["training.init_weights"] = fingerprint_of(first.options.init_weights)
+    compared: set[str] = set()
     for real, wanted in options.real.items():
         _require_apart(reals[real], test, wanted.sources, options.test)
         data[f"real.{real}"] = reals[real].fingerprint()
@@ -83,8 +84,9 @@ def check(options: ExperimentOptions) -> Checked:
             mixture = read_mixture(one, geometry, test.label_set)
             of_these = _masks_are_of(one.runs, wanted.sources, options.test)
             if not of_these:
-                for uri in _stores_of_images(one.runs):
+                for uri in sorted(_stores_of_images(one.runs) - compared):
                     _require_apart(_arrays(uri, geometry), test, uri, options.test)
+                    compared.add(uri)
             synthetic[real, name] = SyntheticData(len(mixture.images), of_these)
             data[f"real.{real}.{name}"] = mixture.fingerprint()
             settings[f"real.{real}.{name}.p_aug"] = one.p_aug
@@ -129,10 +131,10 @@ def _masks_are_of(runs: tuple[str, ...], sources: str, test: str) -> bool:
     return started_from == {mine}
 
 
-def _stores_of_images(runs: tuple[str, ...]) -> list[str]:
-    """The stores that runs started from, each once, but those of masks or captions alone."""
-    stores = dict.fromkeys(str(open_run(uri).info.job["sources"]) for uri in runs)
-    return [uri for uri in stores if has_any(open_store(uri), "image")]
+def _stores_of_images(runs: tuple[str, ...]) -> set[str]:
+    """The stores that runs started from, but those of masks or captions alone."""
+    stores = {str(open_run(uri).info.job["sources"]) for uri in runs}
+    return {uri for uri in stores if has_any(open_store(uri), "image")}
 
 
 def _rare_channel(name: str, label_set: LabelSet, pixels: np.ndarray, test: str) -> int:

@@ -4,9 +4,7 @@ Reads each part once, in the order in which its samples are shown. It does not k
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +16,7 @@ from segdatagen.records import SCORE_PREFIX
 from segdatagen.report.files import Chunks, ReportFolder
 from segdatagen.report.outcomes import Outcomes
 from segdatagen.report.pictures import THUMBNAIL_SIDE, Layers, MaskPainter, layers
+from segdatagen.report.reads import few_at_a_time
 from segdatagen.report.source_pictures import SourceRow
 from segdatagen.run_folder import Run
 from segdatagen.samples import Ledger
@@ -25,7 +24,6 @@ from segdatagen.tables import UnreadablePart, read_part
 
 THUMBNAILS_PER_CHUNK = 64
 """A screen or two of the contact sheet. The page computes the data file of a thumbnail from this."""
-THREADS = os.cpu_count() or 1
 PLAN_COLUMNS = ["sample_id", "method", "source_id", "source_file", "source_row", "variant", "target_class"]
 PLAIN_COLUMNS = ("round", "variant", "attempt", "height", "width", "caption", "prompt")
 
@@ -116,10 +114,7 @@ class ContactReader:
         ranks = np.array([self._rank(id_) for id_ in self.outcomes.sample_ids[chosen].tolist()], np.int64)
         parts = self.outcomes.part[chosen]
         numbers = sorted(np.unique(parts).tolist(), key=lambda number: int(ranks[parts == number].min()))
-        with ThreadPoolExecutor(THREADS) as pool:
-            for start in range(0, len(numbers), 2 * THREADS):  # so many parts are in memory at a time
-                few = numbers[start : start + 2 * THREADS]
-                yield from pool.map(lambda number: self._part(number, chosen[parts == number]), few)
+        return few_at_a_time(lambda number: self._part(number, chosen[parts == number]), numbers)
 
     def _part(self, number: int, indices: np.ndarray) -> tuple[list[_Shown], str | None]:
         try:

@@ -3,23 +3,20 @@
 What is not to be had is said in a sentence and costs nothing else. It does not know samples or pages.
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from segdatagen.errors import SegdatagenError
 from segdatagen.report.files import Chunks
 from segdatagen.report.pictures import SOURCE_SIDE, MaskPainter, layers
+from segdatagen.report.reads import few_at_a_time
 from segdatagen.run_folder import Run
 from segdatagen.sources import SourceStore, open_store
 from segdatagen.tables import UnreadablePart
 
 ROWS_PER_READ = 16
 """Sources held in memory by a thread: a photograph may have some megabytes."""
-
-THREADS = os.cpu_count() or 1
 
 Place = tuple[int, int]
 """A data file and the place in it."""
@@ -62,14 +59,12 @@ def put_sources(
     reads = [found[i : i + ROWS_PER_READ] for found in groups.values() for i in range(0, len(found), ROWS_PER_READ)]
     places: dict[str, Place] = {}
     problems: list[str] = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(reads), 2 * THREADS):  # so many are in memory at a time
-            few = reads[start : start + 2 * THREADS]
-            for read, (items, problem) in zip(few, pool.map(lambda r: _read(store, r, painter), few), strict=True):
-                for source_id, item in items:
-                    places[source_id] = chunks.add(item, len(item["image"] or "") + len(item["mask"] or ""))
-                problems += [problem] if problem else []
-                step(len(read))
+    found_by_read = few_at_a_time(lambda read: _read(store, read, painter), reads)
+    for read, (items, problem) in zip(reads, found_by_read, strict=True):
+        for source_id, item in items:
+            places[source_id] = chunks.add(item, len(item["image"] or "") + len(item["mask"] or ""))
+        problems += [problem] if problem else []
+        step(len(read))
     chunks.close()
     return places, list(dict.fromkeys(problems))
 
