@@ -27,21 +27,30 @@ PARTS = 64  # parts into which a range of quotas is split: a pass over the sourc
 CHUNK = 4096  # ranges per pass: 4096 x 150 classes x 8 bytes = 5 MB
 
 
-def auto_n_balance(presence: Presence, ratio: float = 1.0, seed: int = 0, *, orders: ClassOrders | None = None) -> int:
+def auto_n_balance(
+    presence: Presence,
+    ratio: float = 1.0,
+    seed: int = 0,
+    *,
+    orders: ClassOrders | None = None,
+    usable: BoolArray | None = None,
+) -> int:
     """The smallest n >= 1 whose number of generated images f(n) comes nearest to `ratio * |D_origin|`. Exact.
 
     f is not monotone: one more copy for each of two early classes may spare a later class two. So bisection will not
     do. Instead ranges of n are split into parts, `QuotaTable.bounds` says between which numbers f lies on a part, and
     a part that lies farther from the goal than another one certainly comes is dropped, until f is known on all.
-    n counts what `presence` counts: images, or pixels. Raises UsageError when no class has a source.
+    n counts what `presence` counts: images, or pixels. Only sources that are `usable`, bool [num_sources], are copied;
+    all by default. Raises UsageError when no class has a source.
     """
     goal = round(ratio * presence.num_sources, 6)  # 0.1 * 30 is a little over 3, which would decide ties
     orders = orders or class_orders(presence, seed)
+    usable = np.ones(presence.num_sources, dtype=np.bool_) if usable is None else usable
     best = (np.inf, 0)  # how far f(n) is from the goal, and n
-    first, last = np.array([1]), np.array([_largest_quota(presence, goal)])
+    first, last = np.array([1]), np.array([_largest_quota(presence, goal, usable)])
     while len(first):
         first, last = _split(first, last)
-        least, most = _bounds(QuotaTable.build(presence, orders, int(last.max())), first, last)
+        least, most = _bounds(QuotaTable.build(presence, orders, int(last.max()), usable), first, last)
         known = least == most
         best = min([best, *zip(np.abs(least - goal)[known].tolist(), first[known].tolist(), strict=True)])
         at_best = np.maximum(np.maximum(least - goal, goal - most), 0)
@@ -52,22 +61,24 @@ def auto_n_balance(presence: Presence, ratio: float = 1.0, seed: int = 0, *, ord
     return best[1]
 
 
-def _largest_quota(presence: Presence, goal: float) -> int:
+def _largest_quota(presence: Presence, goal: float, usable: BoolArray) -> int:
     """Past this quota some class alone gets more than twice the goal, and f(1) = 0 misses the goal by itself.
 
     An image adds to a class no more than the heaviest of its sources does.
     """
-    reachable = reachable_classes(presence)
+    reachable = reachable_classes(presence, usable)
     if presence.weights is None:
         return max(1, int(presence.counts[reachable].min() + 2 * goal))
     heaviest = np.zeros(presence.num_classes, dtype=np.int64)
-    np.maximum.at(heaviest, presence.indices, presence.weights)
+    of_usable = np.repeat(usable, presence.sizes)
+    np.maximum.at(heaviest, presence.indices[of_usable], presence.weights[of_usable])
     return max(1, int((presence.counts + 2 * goal * heaviest)[reachable].min()))
 
 
-def reachable_classes(presence: Presence) -> BoolArray:
-    """Classes that count and have a source, bool [num_classes]. Raises UsageError where there is none."""
-    reachable: BoolArray = presence.counted & (presence.counts > 0)
+def reachable_classes(presence: Presence, usable: BoolArray | None = None) -> BoolArray:
+    """Classes that count and have a (`usable`) source, bool [num_classes]. Raises UsageError where there is none."""
+    holders = presence.indices if usable is None else presence.indices[np.repeat(usable, presence.sizes)]
+    reachable: BoolArray = presence.counted & (np.bincount(holders, minlength=presence.num_classes) > 0)
     if not reachable.any():
         raise UsageError("auto needs a class with at least one source, and there is none: lower min_pixels.")
     return reachable
@@ -95,8 +106,8 @@ class QuotaTable:
     """The classes that some quota leaves short, and what their sources share; other classes need no copies.
 
     `real` int64 [D]: images (or pixels) per class; `indptr` and `indices`: the D classes of each source, as in
-    `Presence`; `weights`: its weights, if it has any; `orders`: the cycle of each class; `weighed`: what its first 1,
-    2, ... sources weigh together.
+    `Presence`; `weights`: its weights, if it has any; `orders`: the cycle of each class, of usable sources; `weighed`:
+    what its first 1, 2, ... sources weigh together.
     """
 
     real: IntArray
@@ -107,9 +118,9 @@ class QuotaTable:
     weighed: tuple[IntArray, ...]
 
     @classmethod
-    def build(cls, presence: Presence, orders: ClassOrders, largest_quota: int) -> QuotaTable:
-        """Keep the counted classes that have a source, but fewer than `largest_quota`."""
-        kept = np.flatnonzero(presence.counted & (presence.counts > 0) & (presence.counts < largest_quota))
+    def build(cls, presence: Presence, orders: ClassOrders, largest_quota: int, usable: BoolArray) -> QuotaTable:
+        """Keep the counted classes that have a `usable` source, but count less than `largest_quota`."""
+        kept = np.flatnonzero(reachable_classes(presence, usable) & (presence.counts < largest_quota))
         new_channel = np.full(presence.num_classes, -1, dtype=np.int32)
         new_channel[kept] = np.arange(len(kept))
         indices = new_channel[presence.indices]
@@ -119,8 +130,10 @@ class QuotaTable:
             indptr=ends[presence.indptr],
             indices=indices[indices >= 0],
             weights=None if presence.weights is None else presence.weights[indices >= 0],
-            orders=tuple(orders.of(int(channel)) for channel in kept),
-            weighed=tuple(np.cumsum(orders.weights_of(int(channel), presence)) for channel in kept),
+            orders=tuple(orders.of(channel)[usable[orders.of(channel)]] for channel in kept.tolist()),
+            weighed=tuple(
+                np.cumsum(orders.weights_of(channel, presence)[usable[orders.of(channel)]]) for channel in kept.tolist()
+            ),
         )
 
     def bounds(self, first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:

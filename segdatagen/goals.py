@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from segdatagen.balance import MAX_QUOTA, ClassOrders, IntArray, Presence
+from segdatagen.balance import MAX_QUOTA, BoolArray, ClassOrders, IntArray, Presence
 from segdatagen.balance_auto import auto_n_balance
 from segdatagen.errors import UsageError
 
@@ -130,23 +130,29 @@ def _check_ratio(field: str, value: int | str | None, ratio: float) -> None:
 
 
 def wanted_per_class(
-    goal: Balance | BalancePixels | Quotas | Cover, presence: Presence, seed: int, *, orders: ClassOrders | None = None
+    goal: Balance | BalancePixels | Quotas | Cover,
+    presence: Presence,
+    seed: int,
+    *,
+    orders: ClassOrders | None = None,
+    usable: BoolArray | None = None,
 ) -> IntArray:
     """Images (`BalancePixels`: pixels) per class that the goal asks for, int64 [num_classes], 0 for none.
 
-    It depends on the real sources and the seed alone, so that it is the same in every round. Raises UsageError for a
-    quota of an unknown or excluded class, and for `auto` where no class has a source.
+    It depends on the real sources, on those that the goal's method can start from (`usable`) and on the seed alone, so
+    that it is the same in every round. Raises UsageError for a quota of an unknown or excluded class, and for `auto`
+    where no class has a source.
     """
     if isinstance(goal, BalancePixels):
         n_pixels = goal.n_pixels
         if n_pixels == "auto":
-            n_pixels = auto_n_balance(presence.in_pixels, goal.ratio, seed, orders=orders)
+            n_pixels = auto_n_balance(presence.in_pixels, goal.ratio, seed, orders=orders, usable=usable)
         return np.where(presence.counted, n_pixels, 0)
     if isinstance(goal, Quotas) or goal.n_balance is None:
         return _wanted_of_quotas(goal.quotas or {}, presence)
     n_balance = goal.n_balance
     if n_balance == "auto":
-        n_balance = auto_n_balance(presence, goal.ratio, seed, orders=orders)
+        n_balance = auto_n_balance(presence, goal.ratio, seed, orders=orders, usable=usable)
     return np.where(presence.counted, n_balance, 0)
 
 

@@ -169,6 +169,10 @@ class _Round:
             self.orders = class_orders(self.state.presence, self.seed)
         return self.orders
 
+    def wanted(self, goal: Balance | BalancePixels | Quotas | Cover) -> IntArray:
+        state, orders = self.state, self.cycle_orders()
+        return wanted_per_class(goal, state.presence, self.seed, orders=orders, usable=state.usable.get(goal.method))
+
     def progress(self, method: str, counts: IntArray) -> Progress:
         return Progress(counts, self.state.available_to(method), self.planned_for_class)
 
@@ -242,7 +246,7 @@ def shortfalls_of(goal: AnyGoal, state: State, seed: int, *, wanted: IntArray | 
             has, num = int(accepted.sum()), goal.num_samples
         return (Shortfall(goal.method, has, num, "samples"),) if has < num else ()
     if wanted is None:
-        wanted = wanted_per_class(goal, state.presence, seed)
+        wanted = wanted_per_class(goal, state.presence, seed, usable=state.usable.get(goal.method))
     in_pixels = isinstance(goal, BalancePixels)
     counts = state.class_pixels if in_pixels else state.class_counts
     names = state.presence.class_names
@@ -263,7 +267,7 @@ def check_goals(
             case Quotas() | Cover(n_balance=None):
                 wanted_per_class(goal, presence, seed)
             case Balance(n_balance="auto") | Cover(n_balance="auto") | BalancePixels(n_pixels="auto"):
-                reachable_classes(presence)
+                reachable_classes(presence, None if usable is None else usable.get(goal.method))
                 require_plannable(round(goal.ratio * presence.num_sources))
     # The bounds are those of methods that can start from every source.
     if usable or sum(at_most_rows(goal, presence) for goal in goals) > MAX_PLANNED_ROWS:
@@ -329,7 +333,7 @@ def _plan_counts(goal: Uniform | RandomSamples, so_far: _Round) -> tuple[Copies,
 def _plan_balance(goal: Balance | BalancePixels | Quotas, so_far: _Round) -> tuple[Copies, GoalPlan]:
     """What Algorithm 1 adds, counted in images or in pixels."""
     presence, orders = so_far.state.presence, so_far.cycle_orders()
-    wanted = wanted_per_class(goal, presence, so_far.seed, orders=orders)
+    wanted = so_far.wanted(goal)
     in_pixels = isinstance(goal, BalancePixels)
     progress = so_far.progress(goal.method, so_far.class_pixels() if in_pixels else so_far.class_counts)
     counted = presence.in_pixels if in_pixels else presence
@@ -340,7 +344,7 @@ def _plan_balance(goal: Balance | BalancePixels | Quotas, so_far: _Round) -> tup
 def _plan_cover(goal: Cover, so_far: _Round) -> tuple[Copies, GoalPlan]:
     """What a cover adds, and how it compares."""
     state, orders = so_far.state, so_far.cycle_orders()
-    wanted = wanted_per_class(goal, state.presence, so_far.seed, orders=orders)
+    wanted = so_far.wanted(goal)
     turns = Turns(state.planned_of(goal.method) + so_far.of_source(goal.method), goal.max_copies or 0)
     plan = cover(state.presence, wanted, orders, so_far.progress(goal.method, so_far.class_counts), turns)
     unreachable = _names(state.presence, plan.copies)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from segdatagen.balance_auto import QuotaTable, auto_n_balance
 from segdatagen.balance_reference import tie_hash
 from segdatagen.errors import UsageError
 from segdatagen.goals import BalancePixels
-from segdatagen.missing import check_goals
+from segdatagen.missing import State, check_goals, missing_rows, shortfalls_of
 
 
 def random_sources(rng: np.random.Generator, most_sources: int = 50, largest: int = 400) -> Presence:
@@ -120,11 +121,27 @@ def test_auto_equals_brute_force(case: int) -> None:
     assert found == 1 + int(np.argmin(errors))
 
 
+@pytest.mark.parametrize("case", range(60))
+@pytest.mark.parametrize("in_pixels", [False, True])
+def test_auto_counts_on_the_usable_sources_alone(case: int, in_pixels: bool) -> None:
+    rng = np.random.default_rng(case)
+    presence = random_sources(rng, most_sources=14, largest=25)
+    presence = presence.in_pixels if in_pixels else presence
+    usable = rng.random(presence.num_sources) < 0.5
+    usable[0] = True
+    goal = 1.5 * presence.num_sources
+    found = auto_n_balance(presence, 1.5, case, usable=usable)
+    last = max(found + 1, int(presence.counts.max() + 2 * 25 * goal))
+    progress = replace(Progress.at_start(presence), available=usable)
+    totals = [balance(presence, n, case, progress=progress).num_generated for n in range(1, last + 1)]
+    assert found == 1 + int(np.argmin(np.abs(np.array(totals) - goal)))
+
+
 def test_bounds_of_a_range_hold_the_total_of_each_of_its_quotas_and_are_exact_for_one() -> None:
     rng = np.random.default_rng(1)
     for case in range(30):
         presence = random_sources(rng, largest=9).in_pixels
-        table = QuotaTable.build(presence, class_orders(presence, case), largest_quota=400)
+        table = QuotaTable.build(presence, class_orders(presence, case), 400, np.ones(presence.num_sources, bool))
         totals = np.array([balance(presence, quota, case).num_generated for quota in range(1, 401)])
         first = rng.integers(1, 401, 50)
         last = np.minimum(first + rng.integers(0, 90, 50), 400)
@@ -166,3 +183,26 @@ def test_a_goal_that_few_sources_can_serve_is_checked_with_these() -> None:
     check_goals(goals, presence, 0)
     with pytest.raises(UsageError, match="the plan asks for 39,239,998 samples, more than one run can plan"):
         check_goals(goals, presence, 0, {"inpaint": usable})
+
+
+@pytest.mark.parametrize("strategy", [{"n_pixels": "auto", "ratio": 0.5}, {"n_pixels": "auto"}])
+def test_auto_of_a_method_that_few_sources_can_serve_plans_its_ratio(strategy: dict[str, Any]) -> None:
+    """Two of 40 sources show little of a class that all others are full of, and `inpaint` starts from these alone."""
+    usable = np.arange(40) < 2
+    presence = Presence.from_pairs([f"s{n:02d}" for n in range(40)], ["sky"], np.arange(40), np.zeros(40, int))
+    presence = replace(presence, pixels=np.where(usable, 5, 100_000))
+    goal = BalancePixels(method="inpaint", **strategy)
+    state = State.at_start(presence, {"inpaint": usable})
+    check_goals([goal], presence, 0, {"inpaint": usable})
+    planned = missing_rows([goal], state, seed=0)
+    assert planned.num_rows == goal.ratio * 40
+    made = replace(state, accepted_class_pixels=np.array([5 * planned.num_rows]))
+    assert [str(short) for short in shortfalls_of(goal, state, 0)] != []
+    assert shortfalls_of(goal, made, 0) == ()
+
+
+def test_auto_of_a_method_that_can_start_from_no_counted_class_is_refused_before_the_plan() -> None:
+    presence = replace(Presence.from_lists(["a", "b"], ["cat"], [[0], []]), pixels=np.array([5]))
+    goal = BalancePixels(method="inpaint", n_pixels="auto")
+    with pytest.raises(UsageError, match="auto needs a class with at least one source"):
+        check_goals([goal], presence, 0, {"inpaint": np.array([False, True])})
