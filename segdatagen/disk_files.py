@@ -26,8 +26,7 @@ def scratch_file() -> Iterator[Path]:
 def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
     """Put what `write` writes at a path, whole and on the disk, in place of what is there. Raises OSError."""
     parent, name = os.path.split(path)
-    made = list(itertools.takewhile(lambda folder: not folder.exists(), (Path(parent), *Path(parent).parents)))
-    os.makedirs(parent, exist_ok=True)
+    make_folder(parent)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=parent)
     with contextlib.ExitStack() as unless_replaced:
         unless_replaced.callback(os.unlink, temporary)
@@ -38,8 +37,15 @@ def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(descriptor)
         os.replace(temporary, path)
         unless_replaced.pop_all()
-    for folder in (Path(parent), *(folder.parent for folder in made)):
-        sync_to_disk(folder)
+    sync_to_disk(parent)
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder and those above it where there are none, with their names on the disk. Raises OSError."""
+    made = list(itertools.takewhile(lambda folder: not folder.exists(), (Path(path), *Path(path).parents)))
+    os.makedirs(path, exist_ok=True)
+    for folder in made:
+        sync_to_disk(folder.parent)
 
 
 def sync_to_disk(path: str | Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from segdatagen.disk_files import make_folder
+
 MOST_ATTEMPTS = 1000
 """To make a folder that others delete meanwhile. One that can never be made is given up after a few milliseconds."""
 
@@ -23,7 +25,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     for attempt in itertools.count():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             descriptor = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
         except (FileNotFoundError, FileExistsError):
             if attempt == MOST_ATTEMPTS or (path.parent.exists() and not path.parent.is_dir()):

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from segdatagen.disk_files import replace_file
+from segdatagen.lease import Lease
+from segdatagen.storage import Folder
 
 
 @pytest.mark.parametrize("before", [None, b"before"])
@@ -33,9 +35,27 @@ def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_the_call_en
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)
     replace_file(str(path), lambda file: file.write(b"now"))
-    (what, temporary), *then = seen
+    *made, (what, temporary), replaced, named = seen
+    assert made == ([] if before is not None else [("fsync", str(tmp_path / "new")), ("fsync", str(tmp_path))])
     assert (what, Path(temporary).parent) == ("fsync", path.parent)
     assert temporary != str(path)
-    named_in = [path.parent] if before is not None else [path.parent, tmp_path / "new", tmp_path]
-    assert then == [("replace", str(path)), *(("fsync", str(folder)) for folder in named_in)]
+    assert (replaced, named) == (("replace", str(path)), ("fsync", str(path.parent)))
     assert path.read_bytes() == b"now"
+
+
+def test_the_folders_of_a_run_are_on_the_disk_though_its_lease_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = set()
+    fsync = os.fsync
+
+    def noted_fsync(descriptor: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    run = Folder(str(tmp_path / "runs" / "name" / "v1"))
+    with Lease(run, lambda holder: None):
+        run.put("samples/part", b"rows")
+    above = [tmp_path, tmp_path / "runs", tmp_path / "runs" / "name", tmp_path / "runs" / "name" / "v1"]
+    assert {str(folder) for folder in above} <= synced
