@@ -214,8 +214,9 @@ class Driver:
                 return Outcome(ledger.counts, plan.num_rows, False, complete=False, ended=ended or LIMIT_OVER)
             retry = False
             planned = self.session.next_round(folder, ledger, rounds)
+            allowed = planned.is_plannable and self.session.may_plan(rounds)
             # the first round is stored even without rows, where real images meet the goals: a complete run has one
-            if (planned.summary.num_rows or not rounds) and self.session.may_plan(rounds):
+            if (planned.summary.num_rows or not rounds) and allowed:
                 self.lease.check()
                 put_round(folder, planned)
                 self.events.planned(planned.summary)
@@ -314,7 +315,12 @@ class Driver:
     def _finish(self, next_round: PlannedRound, rounds: list[RoundSummary], ledger: Ledger) -> Outcome:
         """Verify, write the manifest and `_SUCCESS`, and say what the goals still miss."""
         missing = next_round.summary
-        if missing.num_rows:
+        if not next_round.is_plannable:
+            self.events.note(
+                f"the goals still miss {missing.num_rows:,} samples, more than one run can plan: sources that failed "
+                "are not copied, and the others show too little of what is wanted"
+            )
+        elif missing.num_rows:
             samples = "1 sample" if missing.num_rows == 1 else f"{missing.num_rows} samples"
             self.events.note(f"the goals still miss {samples}: {self._way_on(missing)}")
         elif missing.unreachable:

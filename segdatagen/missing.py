@@ -274,9 +274,14 @@ def check_goals(
         require_plannable(missing_rows(goals, State.at_start(presence, usable), seed).num_rows)
 
 
+def is_plannable(num_rows: int) -> bool:
+    """Whether memory holds so many rows."""
+    return num_rows <= MAX_PLANNED_ROWS
+
+
 def require_plannable(num_rows: int) -> None:
     """Raise UsageError where memory could not hold so many rows."""
-    if num_rows > MAX_PLANNED_ROWS:
+    if not is_plannable(num_rows):
         raise UsageError(
             f"the plan asks for {num_rows:,} samples, more than one run can plan ({MAX_PLANNED_ROWS:,}): "
             "lower its numbers, or share the sources among several jobs"

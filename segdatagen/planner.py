@@ -29,8 +29,8 @@ from segdatagen.missing import (
     Shortfall,
     State,
     expand,
+    is_plannable,
     missing_rows,
-    require_plannable,
     shortfalls_of,
 )
 from segdatagen.progress import CostModel
@@ -113,12 +113,20 @@ class RoundSummary(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedRound:
-    """A round that is not stored yet, whether the goals were met without it, and what they missed."""
+    """A round that is not stored yet, whether the goals were met without it, and what they missed.
+
+    Where memory could not hold its rows it has none, only its summary counts them: such a round is never stored.
+    """
 
     rows: pa.Table
     summary: RoundSummary
     goals_met: bool
     unmet: tuple[Shortfall, ...] = ()
+
+    @property
+    def is_plannable(self) -> bool:
+        """Whether memory holds its rows. Where sources failed, others are copied more often than the check foresaw."""
+        return is_plannable(self.summary.num_rows)
 
 
 @dataclass(frozen=True)
@@ -192,14 +200,12 @@ def usable_sources(methods: Methods, labels: LabelSet, counts: np.ndarray) -> di
 
 
 def plan_round(request: PlanRequest, store: SourceStore, state: State, cost: CostModel) -> PlannedRound:
-    """The rows that the goals still miss. No rows: the goals are met, or cannot be.
-
-    Raises UsageError where memory could not hold them: where sources only ever fail, others are copied more often.
-    """
+    """The rows that the goals still miss. No rows: the goals are met, or cannot be, or memory could not hold them."""
     planned = missing_rows(request.goals, state, request.seed)
-    require_plannable(planned.num_rows)
     variants = state.planned_per_source if request.first_variants is None else request.first_variants
-    rows = _rows_table(expand(planned, variants), planned, request, store)
+    rows = PLAN_SCHEMA.empty_table()
+    if is_plannable(planned.num_rows):
+        rows = _rows_table(expand(planned, variants), planned, request, store)
     plans = zip(request.goals, planned.goals, strict=True)
     unmet = dict.fromkeys(
         short for goal, plan in plans for short in shortfalls_of(goal, state, request.seed, wanted=plan.wanted)

@@ -22,7 +22,7 @@ from segdatagen.labels import LabelSet
 from segdatagen.lease import Lease
 from segdatagen.method_context import MethodContext, method_contexts
 from segdatagen.methods import Chain, build_chain, check_weights, content_recipes, stages_of
-from segdatagen.missing import check_goals
+from segdatagen.missing import check_goals, require_plannable
 from segdatagen.placement import ChainFactory, Segment, Segments, require_pools, segments_of, whole
 from segdatagen.plan_rows import refuse_gone_methods
 from segdatagen.planner import (
@@ -281,4 +281,5 @@ def _plan_next(session: Session, folder: Folder) -> tuple[PlanOutcome, PlannedRo
     if (ledger.status_of(sample_ids) < 0).any():
         return PlanOutcome(rounds[-1], is_new=False, is_allowed=True), None
     planned = session.next_round(folder, ledger, rounds)
+    require_plannable(planned.summary.num_rows)
     return PlanOutcome(planned.summary, is_new=True, is_allowed=session.may_plan(rounds)), planned

@@ -15,6 +15,7 @@ from tiny_latent import save_models
 from tiny_segmenter import make_segmenter
 from wrong_inputs import require_row
 
+from segdatagen import missing
 from segdatagen.cli import main
 from segdatagen.driver import RunOptions, SilentEvents
 from segdatagen.job import load_job
@@ -105,3 +106,29 @@ def test_a_method_that_leaves_afterwards(
     sample = read_part(folder, part).filter(pc.field("status") == "ok")["sample_id"][0].as_py()
     row = "`regenerate` of a sample whose method was left out of the job"
     refused_here("regenerate", job.uri, sample, "--out", tmp_path / "again", row=row)
+
+
+def test_a_round_that_memory_could_not_hold_ends_the_run_with_what_there_is(
+    make_job: JobFactory,
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The source with most pixels of a rare class fails: the others would have to be copied more often than before."""
+    damage(make_scenes_store(tmp_path / "damaged", num_scenes=3), {0: b"not a mask"})
+    monkeypatch.setattr(missing, "MAX_PLANNED_ROWS", 360)
+    plan = [{"method": "mask_ddpm", "strategy": "balance_pixels", "n_pixels": 3000}]
+    path = make_job(sources=str(tmp_path / "damaged"), plan=plan, execution={"max_failed_fraction": 1.0})
+    noted = Events()
+    outcome = run_job(load_job(str(path)), RunOptions(), noted)
+    assert (outcome.counts["ok"], outcome.counts["failed"], outcome.planned) == (78, 272, 350)
+    assert outcome.complete
+    assert not outcome.goals_met
+    assert any("the goals still miss 370 samples, more than one run can plan" in note for note in noted.notes)
+    run = tmp_path / "runs" / "tiny" / "v1"
+    assert (run / SUCCESS_NAME).exists()
+    assert [folder.name for folder in (run / "plan").iterdir()] == ["round=00"]
+    capfd.readouterr()
+    assert main(["plan", str(path)]) == 2
+    assert "the plan asks for 370 samples, more than one run can plan (360)" in capfd.readouterr().err
