@@ -97,20 +97,15 @@ def decode_annotation(data: bytes) -> np.ndarray:
 
 
 def palette_colours(data: bytes) -> np.ndarray | None:
-    """The colours uint8 H x W x 3 that a mask file with a palette shows; None: it has no palette, or an ambiguous one.
+    """The colours uint8 H x W x 3 that a mask file with a palette shows, None where it has none.
 
-    It is ambiguous where two ids have one colour. Raises DecodeError on anything that is not a whole image.
+    Raises DecodeError on anything that is not a whole image.
     """
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
-            if picture.mode != "P":
-                return None
-            ids, colours = np.asarray(picture), np.asarray(picture.convert("RGB"))
+            return np.asarray(picture.convert("RGB")) if picture.mode == "P" else None
     except UNREADABLE as error:
         raise _unreadable(error) from error
-    _, first = np.unique(ids, return_index=True)
-    shown = colours.reshape(-1, 3)[first]
-    return colours if len(np.unique(shown, axis=0)) == len(shown) else None
 
 
 def decode_rgba(data: bytes) -> np.ndarray:

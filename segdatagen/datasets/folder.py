@@ -79,7 +79,8 @@ class MaskFolder:
     def _shown(self, ids: np.ndarray, data: bytes, item: Item) -> np.ndarray:
         """The colours of a palette where they are those of classes and its ids are none, else the ids.
 
-        Raises BadItem where both would do and mean different classes.
+        Of numbers that share a colour, as where a palette ends before 255, one is of the class that they show. Raises
+        BadItem where ids and colours would both do and mean different classes.
         """
         colours = palette_colours(data)
         if colours is None:
@@ -87,9 +88,12 @@ class MaskFolder:
         mask, distance = ColourDecoder(self.label_set, bool(self.label_set.ignore_ids)).decode_exact(colours)
         if distance.any():
             return colours if self.colours else ids
-        if not self.colours and not unknown_ids(narrow(ids), self.label_set) and (mask != ids).any():
+        numbers, first = np.unique(ids, return_index=True)
+        painted = mask.reshape(-1)[first]
+        agrees = np.isin(painted, painted[painted == numbers]).all()
+        if not self.colours and not agrees and not unknown_ids(narrow(ids), self.label_set):
             raise BadItem("palette of other classes", item.mask_name, "save it as grey ids, or in RGB")
-        return colours
+        return colours if len(np.unique(painted)) == len(numbers) else ids
 
     def _from_colours(self, annotation: np.ndarray, item: Item) -> np.ndarray:
         if annotation.ndim != 3:
