@@ -7,6 +7,7 @@ hold samples twice; the shards of its newest index never do. It does not know ho
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from segdatagen.verify import verify_ledger
 DATA = "data"
 INDEX = "published"
 """The folder of indexes: `datasets` takes the files of `data/` for what most of them are, JSON among them."""
+INDEX_NAME = re.compile(r"index-(\d+)\.json")
 TARGET_BYTES = 384 * 2**20
 MIN_BYTES = 256 * 2**20
 """Shards of 256 to 512 MB; only the last one may be smaller, and is written again when samples are added."""
@@ -98,7 +100,7 @@ def _publish(run: Run, ledger: Ledger, lease: Lease, progress: Callable[[int, in
     data = run.folder.child(DATA)
     newest = read_index(run.folder)
     shards_with_ids = _read_shards(data, newest.shards if newest else ())
-    gone = np.setdiff1d(_ids(shards_with_ids), ledger.sample_ids)
+    gone = np.setdiff1d(np.union1d(_ids(shards_with_ids), _ids_of_strays(data, newest)), ledger.sample_ids)
     if len(gone):
         raise SegdatagenError(
             f"{run.folder.uri}: {len(gone)} published samples are no longer in {SAMPLES}/, the first is {gone[0]}: "
@@ -125,11 +127,10 @@ def _publish(run: Run, ledger: Ledger, lease: Lease, progress: Callable[[int, in
 def read_index(run: Folder) -> Index | None:
     """The newest index of a run; None before the first publish."""
     folder = run.child(INDEX)
-    names = [entry.name for entry in folder.entries(".json")]
-    if not names:
+    matches = [match for entry in folder.entries(".json") if (match := INDEX_NAME.fullmatch(entry.name))]
+    if not matches:
         return None
-    newest = max(names, key=lambda name: int(name.removeprefix("index-").removesuffix(".json")))
-    return read_stored(folder, newest, Index)
+    return read_stored(folder, max(matches, key=lambda match: int(match[1]))[0], Index)
 
 
 def slices_of(ledger: Ledger, ids: np.ndarray) -> list[Slice]:
@@ -164,6 +165,14 @@ def _read_shards(data: Folder, shards: Sequence[Shard]) -> list[tuple[Shard, np.
     whole = [shard for shard in shards if present.get(shard.name) == shard.size]
     tables, _ = read_parts(data, [shard.name for shard in whole], ["sample_id"])
     return [(shard, tables[shard.name]["sample_id"].to_numpy()) for shard in whole if shard.name in tables]
+
+
+def _ids_of_strays(data: Folder, newest: Index | None) -> np.ndarray:
+    """Ids in shards that no index names, as a publish leaves them that was killed: int64 [N]."""
+    named = {shard.name for shard in newest.shards} if newest else set()
+    strays = [entry.name for entry in data.entries(".parquet") if entry.name not in named]
+    tables, _ = read_parts(data, strays, ["sample_id"])
+    return np.concatenate([np.empty(0, np.int64), *(table["sample_id"].to_numpy() for table in tables.values())])
 
 
 def _ids(kept: Sequence[tuple[Shard, np.ndarray]]) -> np.ndarray:

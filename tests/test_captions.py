@@ -141,20 +141,31 @@ def test_folders_before_a_name_may_be_others_unless_two_files_have_it(tmp_path: 
 def test_a_name_without_folders_means_no_item_where_two_have_it(
     tmp_path: Path, kind: str, partition: str | None
 ) -> None:
-    for name in ("cam0/0001", "cam1/0001"):
+    for name in ("cam0/0001", "cam1/0001", "cam1/0002"):
         write_mask(tmp_path / f"masks/{name}.png", np.zeros((8, 8), np.uint8))
-    images = [{"id": 1, "file_name": "cam0/0001.jpg"}, {"id": 2, "file_name": "old/0001.jpg"}]
-    annotations = [{"image_id": 2, "caption": "A bus"}, {"image_id": 1, "caption": "A dog"}]
-    path = write(tmp_path / "captions.tsv", b"cam0/0001.jpg\tA dog\n")
+    files = {1: "cam0/0001.jpg", 2: "old/0001.jpg", 3: "cam1/0002.jpg"}
+    images = [{"id": id_, "file_name": name} for id_, name in files.items()]
+    annotations = [{"image_id": id_, "caption": text} for id_, text in ((2, "A bus"), (1, "A dog"), (3, "A cow"))]
+    path = write(tmp_path / "captions.tsv", b"cam0/0001.jpg\tA dog\ncam1/0002.jpg\tA cow\n")
     if kind == "coco":
         path = write_coco(tmp_path / "captions.json", {"images": images, "annotations": annotations})
     listed = None
     if partition is not None:
-        listed = str(write(tmp_path / partition, b"cam1/0001\n"))
+        listed = str(write(tmp_path / partition, b"cam1/0001\ncam1/0002\n"))
     options = Options(labels="camvid", captions=str(path), partition=listed)
     items = open_reader("masks", str(tmp_path / "masks"), "train", options).list_items().items
     found = {item.source_id: item.caption for item in items}
-    assert found == ({"cam1/0001": None} if partition else {"cam0/0001": "A dog", "cam1/0001": None})
+    rest = {"cam1/0001": None, "cam1/0002": "A cow"}
+    assert found == (rest if partition else {"cam0/0001": "A dog"} | rest)
+
+
+def test_captions_of_none_of_a_partition_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_mask(tmp_path / f"masks/{name}.png", np.zeros((8, 8), np.uint8))
+    path, listed = write(tmp_path / "captions.tsv", b"a\tA bus\n"), write(tmp_path / "names.txt", b"b\n")
+    options = Options(labels="camvid", captions=str(path), partition=str(listed))
+    with pytest.raises(UsageError, match="no caption for any source: it names a, while sources are called b"):
+        open_reader("masks", str(tmp_path / "masks"), "train", options).list_items()
 
 
 def test_captions_go_before_those_of_the_data_set(tmp_path: Path) -> None:

@@ -310,10 +310,10 @@ def test_folders_that_hold_no_such_data_set_are_refused(tmp_path: Path) -> None:
         put_parquet(tmp_path / f"several/{name}.parquet")
     with pytest.raises(UsageError, match=r"train lies in several folders \(coarse/, fine/\)"):
         opened("hf_dataset", tmp_path / "several")
-    with pytest.raises(UsageError, match=r"or test-\*\.parquet here"):
+    with pytest.raises(UsageError, match=r"or test/\*\.parquet here"):
         opened("hf_dataset", tmp_path / "several/coarse", "test")
     put_parquet(tmp_path / "parts/test-00000.parquet")
-    with pytest.raises(UsageError, match=r"or train-\*\.parquet here: test-00000\.parquet"):
+    with pytest.raises(UsageError, match=r"or train/\*\.parquet here: test-00000\.parquet"):
         opened("hf_dataset", tmp_path / "parts")
 
 
@@ -333,6 +333,14 @@ def test_a_row_group_that_would_be_read_again_and_again_is_refused(
     with pytest.raises(UsageError, match=r"town\.parquet: row group 0 has 0\.0 GiB.*row_group_size=1000"):
         opened("parquet", path).list_items()
     check_all(opened("parquet", put_parquet(path, group=5)))
+
+
+def test_columns_that_are_not_read_make_no_row_group_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unread = pa.array([np.random.default_rng(number).bytes(100_000) for number in range(NUM_ROWS)])
+    path = put_parquet(tmp_path / "town.parquet", TABLE.append_column("embedding", unread), group=5)
+    monkeypatch.setattr("segdatagen.datasets.tables.MAX_GROUP_BYTES", 50_000)
+    check_all(opened("parquet", path))
+    assert max(item.num_bytes for item in opened("parquet", path).list_items().items) < 20_000
 
 
 def test_an_empty_table_is_refused(tmp_path: Path) -> None:

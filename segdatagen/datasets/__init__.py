@@ -104,6 +104,6 @@ def open_reader(name: str, root: str, split: str, options: Options) -> Reader:
         raise UsageError(f"--snap-colours is a distance in RGB of 0 or more, not {options.snap_colours}")
     partition = parse_partition(options.partition) if options.partition else None
     reader = FORMATS[name].open(root, split, options)
-    if options.captions:  # of the whole data set: whether a name means one item is not for a part of it to say
-        reader = CaptionedReader(reader, options.captions)
+    if options.captions:
+        return CaptionedReader(reader, options.captions, partition)
     return PartReader(reader, partition) if partition is not None else reader

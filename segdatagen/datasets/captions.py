@@ -13,6 +13,7 @@ from typing import Any
 
 from segdatagen.datasets.json_stream import READ_AHEAD, elements
 from segdatagen.datasets.options import Options
+from segdatagen.datasets.partition import Partition
 from segdatagen.datasets.reader import BadItem, Item, Listing, RawSource, Reader, first_names, names_of
 from segdatagen.errors import UsageError
 from segdatagen.labels import LabelSet
@@ -70,10 +71,14 @@ class CaptionList:
 
 @dataclass(frozen=True)
 class CaptionedReader:
-    """A reader whose items get captions from a file: of several for one item the first."""
+    """A reader whose items get captions from a file, of several for one item the first; then a part of them is chosen.
+
+    Whether a name means one item is for the whole data set to say.
+    """
 
     reader: Reader
     uri: str
+    partition: Partition | None = None
 
     @property
     def label_set(self) -> LabelSet:
@@ -81,11 +86,11 @@ class CaptionedReader:
         return self.reader.label_set
 
     def list_items(self) -> Listing:
-        """The items of the data set, those without a caption in the file as they are.
+        """The items of the partition, those without a caption in the file as they are.
 
         Raises UsageError where the file has a caption for none of them, or an empty one.
         """
-        listing = self.reader.list_items()
+        whole = self.reader.list_items()
         captions: dict[str, str] = {}
         of_files: dict[str, set[str]] = {}
         for caption in read_captions(self.uri):
@@ -97,17 +102,23 @@ class CaptionedReader:
             of_files.setdefault(PurePosixPath(caption.name).name, set()).add(caption.name)
         # Folders before a name may be others than ours, as long as only one of all names and only one item ends so.
         known = {file: captions[names.pop()] for file, names in of_files.items() if len(names) == 1} | captions
-        shared = Counter(name for item in listing.items for name in names_of(item))
+        shared = Counter(name for item in whole.items for name in names_of(item))
         own = {name: text for name, text in known.items() if shared[name] == 1}
-        items = tuple(
-            replace(item, caption=captions.get(item.source_id) or _caption_of(item, own)) for item in listing.items
+        listing = Listing(
+            tuple(
+                replace(item, caption=captions.get(item.source_id) or _caption_of(item, own)) for item in whole.items
+            ),
+            whole.orphans,
         )
+        if self.partition is not None:
+            listing = self.partition.choose(listing)
+        items = listing.items
         if items and not any(item.caption for item in items):
             raise UsageError(
                 f"{self.uri}: no caption for any source: it names {first_names(list(captions), 3)}, while sources are "
                 f"called {first_names([item.source_id for item in items], 3)}"
             )
-        return Listing(items, listing.orphans)
+        return listing
 
     def read(self, item: Item) -> RawSource:
         """As the data set's own reader reads it. Raises BadItem."""

@@ -23,21 +23,27 @@ BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that lie together, in `num_bytes`: `place` is the row group, or the first byte of the record batch."""
+    """Rows that lie together: `place` is the row group, or the first byte of the record batch.
+
+    `num_bytes` are those that are read of it: of Parquet the columns that are wanted.
+    """
 
     place: int
     num_rows: int
     num_bytes: int
 
 
-def list_groups(folder: Folder, name: str) -> tuple[list[Group], pa.Schema]:
-    """The groups of a file in order, and its columns. Raises UsageError where it is not whole."""
+def list_groups(folder: Folder, name: str, columns: Sequence[str]) -> tuple[list[Group], pa.Schema]:
+    """The groups of a file in order, of which `columns` are wanted, and all its columns.
+
+    Raises UsageError where the file is not whole.
+    """
     try:
         with folder.open(name) as file:
             if name.endswith(".parquet"):
                 footer = pq.ParquetFile(file).metadata
                 groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-                listed = [Group(n, group.num_rows, _stored_bytes(group)) for n, group in enumerate(groups)]
+                listed = [Group(n, group.num_rows, _stored_bytes(group, columns)) for n, group in enumerate(groups)]
                 return listed, footer.schema.to_arrow_schema()
             return _list_batches(_stream(file))
     except (pa.ArrowException, OSError) as error:
@@ -81,8 +87,14 @@ def _list_batches(stream: Any) -> tuple[list[Group], pa.Schema]:
         groups.append(Group(place, batch.num_rows, stream.tell() - place))
 
 
-def _stored_bytes(group: Any) -> int:
-    return sum(group.column(number).total_uncompressed_size for number in range(group.num_columns))
+def _stored_bytes(group: Any, columns: Sequence[str]) -> int:
+    chunks = map(group.column, range(group.num_columns))
+    # The bytes of a struct are a column of their own, `image.bytes`.
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns)
+    )
 
 
 def _first_line(error: BaseException) -> str:

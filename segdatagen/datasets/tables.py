@@ -73,7 +73,7 @@ class TableReader:
         items: list[Item] = []
         folder = Folder(self.root)
         for name in self.files:
-            groups, schema = list_groups(folder, name)
+            groups, schema = list_groups(folder, name, self.columns.of_source)
             columns = self.columns.by_role
             missing = [column for column in columns.values() if column not in schema.names]
             if missing:
@@ -173,7 +173,10 @@ def open_hf_dataset(root: str, split: str, options: Options) -> Reader:
         )
     if not files:
         found = f": {first_names(there, 5)}" if there else " (missing or empty folder)"
-        raise UsageError(f"{root}: no state.json, dataset_dict.json or {split}-*.parquet here{found}")
+        raise UsageError(
+            f"{root}: no state.json, dataset_dict.json, {split}.parquet, {split}-00000*.parquet or {split}/*.parquet "
+            f"here{found}"
+        )
     return _open(root, files, options, labels)
 
 
@@ -183,7 +186,7 @@ def _open(root: str, files: list[str], options: Options, labels: LabelSet) -> Re
     folder = Folder(root)
     if not folder.exists(files[0]):
         raise UsageError(f"{folder.uri_of(files[0])}: no such file")
-    _, schema = list_groups(folder, files[0])
+    _, schema = list_groups(folder, files[0], [])
     columns = choose_columns(schema, options.columns, folder.uri_of(files[0]))
     return TableReader(root, tuple(files), columns, labels)
 
