@@ -36,7 +36,9 @@ class _Filter(BaseModel):
 class Blank(_Filter):
     """Images without content: drawn again with other seeds, then rejected. The deviation is that of the levels."""
 
-    min_deviation: float = Field(default=4.0, gt=0, le=MOST_DEVIATION, description="limit, of 255 levels")
+    min_deviation: float = Field(
+        default=4.0, gt=0, le=MOST_DEVIATION, description="limit: standard deviation of the levels"
+    )
     redraws: int = Field(default=2, ge=0, le=100, strict=True, description="how often an image is drawn again, at most")
     redraw_below: float = Field(default=4.0, gt=0, le=MOST_DEVIATION, description="deviation that is drawn again")
 

@@ -14,7 +14,7 @@ Found = TypeVar("Found")
 
 
 def few_at_a_time(read: Callable[[Wanted], Found], wanted: Sequence[Wanted]) -> Iterator[Found]:
-    """What is found, in the order in which it is wanted: two a thread are read before any of them is handed out."""
+    """What is found, in the order in which it is wanted: no more than two a thread are read and not yet handed out."""
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(wanted), 2 * THREADS):
             yield from pool.map(read, wanted[start : start + 2 * THREADS])
