@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segdatagen.errors import SegdatagenError, UsageError
+from segdatagen.errors import SegdatagenError, UsageError, placed
 from segdatagen.geometry import Geometry
 from segdatagen.images import DecodeError, decode_image, decode_mask
 from segdatagen.labels import LabelSet
 from segdatagen.publish import DATA, Index, read_index
 from segdatagen.run_folder import Run, open_run
-from segdatagen.sources import arrays_of, ignore_id_of, open_store
+from segdatagen.sources import SourceStore, arrays_of, ignore_id_of, open_store
 from segdatagen.tables import read_part, read_parts
 
 
@@ -46,15 +46,22 @@ def read_sources_of(uri: str, geometry: Geometry) -> tuple[np.ndarray, np.ndarra
     """
     run, index = _open_published(uri)
     rows = _columns(run, index, ["sample_id", "source_id"]).sort_by("sample_id")
-    store_uri = run.info.job.get("sources")
-    if not store_uri:
-        raise UsageError(f"{uri}: the job of the run names no sources")
-    store = open_store(str(store_uri))
-    if not run.is_made_from(store.info.fingerprint):
-        raise UsageError(f"{uri}: {store_uri} holds other sources than those of this run now")
+    store = open_sources_of(run)
     images, channels, *_ = arrays_of(store, geometry)
     places = pc.index_in(rows["source_id"], store.index["source_id"].combine_chunks()).to_numpy()
     return images[places], channels[places], run.label_set
+
+
+def open_sources_of(run: Run) -> SourceStore:
+    """The store that a run was made from. Raises UsageError where it is out of reach, or holds other sources now."""
+    uri, store_uri = run.folder.uri, run.info.job.get("sources")
+    if not store_uri:
+        raise UsageError(f"{uri}: the job of the run names no sources")
+    with placed(f"{uri}: its sources are out of reach"):
+        store = open_store(str(store_uri))
+    if not run.is_made_from(store.info.fingerprint):
+        raise UsageError(f"{uri}: {store_uri} holds other sources than those of this run now")
+    return store
 
 
 def _open_published(uri: str) -> tuple[Run, Index]:

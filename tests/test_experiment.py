@@ -63,12 +63,13 @@ def stores(tmp_path_factory: pytest.TempPathFactory, scenes_store: Path) -> dict
     folder = tmp_path_factory.mktemp("experiment")
     sources = open_store(str(scenes_store)).info.fingerprint
     few = make_scenes_store(folder / "few", 3)
+    of_few = open_store(str(few)).info.fingerprint
     return {
         "few": few,
         "more": scenes_store,
         "test": make_scenes_store(folder / "test", 4, split="test"),
         "run": make_published(folder / "run", [[11, 12, 13]], recipe={"sources": sources}, sources=scenes_store),
-        "other_run": make_published(folder / "other_run", [[14, 15]], recipe={"sources": "others"}, sources=few),
+        "other_run": make_published(folder / "other_run", [[14, 15]], recipe={"sources": of_few}, sources=few),
     }
 
 
@@ -269,7 +270,10 @@ def test_wrong_data_of_an_experiment(
     relabelled.write_text(relabelled.read_text().replace("version: '1'", "version: '2'"))
     make_published(tmp_path / "cheat", [[1]], recipe={"sources": test})
     larger = make_scenes_store(tmp_path / "larger", 6, split="test")
-    make_published(tmp_path / "leak", [[1]], recipe={"sources": "larger"}, sources=larger)
+    of_larger = open_store(str(larger)).info.fingerprint
+    make_published(tmp_path / "leak", [[1]], recipe={"sources": of_larger}, sources=larger)
+    make_published(tmp_path / "again", [[1]], recipe={"sources": "of last week"}, sources=larger)
+    make_published(tmp_path / "orphan", [[1]], recipe={"sources": "elsewhere"}, sources=tmp_path / "gone")
     make_published(tmp_path / "labels", [[1]], labels=load_label_set("camvid"))
     shown = set(np.unique(read_arrays(str(empty), Geometry(size=(SIZE, SIZE)))[1]).tolist())
     absent = next(label.name for n, label in enumerate(load_label_set("scenes").classes) if n not in shown)
@@ -288,6 +292,14 @@ def test_wrong_data_of_an_experiment(
         (
             "`experiment` with a run whose sources hold test images",
             {"real": real(some={"runs": [str(tmp_path / "leak")]})},
+        ),
+        (
+            "`experiment` with a run whose sources are out of reach",
+            {"real": real(some={"runs": [str(tmp_path / "orphan")]})},
+        ),
+        (
+            "`experiment` with a run whose sources were ingested anew",
+            {"real": real(some={"runs": [str(tmp_path / "again")]})},
         ),
         ("`experiment` with a mixture called `alone`", {"real": real(alone={"runs": [run]})}),
         ("`experiment` with a name that is none", {"real": {"a/b": {"sources": few}}}),

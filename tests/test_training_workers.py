@@ -1,7 +1,7 @@
 """Two workers of one training, as two processes that talk by gloo: where they go on, and what they must agree on."""
 
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,14 @@ def work(rank: int, config: str, meeting: str) -> str:
 def train_by_two(meeting: Path, *configs: Path) -> list[str]:
     """What each of two workers says to the user, that of rank 0 first."""
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as workers:
-        return list(workers.map(work, (0, 1), map(str, configs), (str(meeting),) * 2, timeout=300))
+        said = [workers.submit(work, rank, str(config), str(meeting)) for rank, config in enumerate(configs)]
+        done, waiting = wait(said, timeout=300, return_when=FIRST_EXCEPTION)
+        if waiting:  # for the one that broke off
+            for process in multiprocessing.active_children():
+                process.kill()
+        for one in done:
+            one.result()
+        return [one.result() for one in said]
 
 
 def test_workers_go_on_where_the_first_one_does(configure: Configure, tmp_path: Path) -> None:

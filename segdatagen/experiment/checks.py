@@ -4,6 +4,7 @@ Reads every store and every run once, and remembers what they hold: a cell that 
 compared with the others in vain. It does not train.
 """
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,14 @@ from segdatagen.config_files import read_stored
 from segdatagen.errors import UsageError
 from segdatagen.experiment.options import ExperimentOptions
 from segdatagen.geometry import Geometry
+from segdatagen.images import DecodeError, decode_image
 from segdatagen.labels import LabelSet
+from segdatagen.reader import open_sources_of
 from segdatagen.records import FORMAT_VERSION, FormatVersion
 from segdatagen.run_folder import open_run
-from segdatagen.sources import has_any, open_store, read_arrays
+from segdatagen.sources import SourceStore, open_store, read_arrays
 from segdatagen.storage import Folder
+from segdatagen.tables import read_part
 from segdatagen.training.data import TrainingArrays
 from segdatagen.training.mixture import read_mixture
 from segdatagen.training.segmenter import SegmenterTraining
@@ -84,9 +88,10 @@ def check(options: ExperimentOptions) -> Checked:
             mixture = read_mixture(one, geometry, test.label_set)
             of_these = _masks_are_of(one.runs, wanted.sources, options.test)
             if not of_these:
-                for uri in sorted(_stores_of_images(one.runs) - compared):
-                    _require_apart(_arrays(uri, geometry), test, uri, options.test)
-                    compared.add(uri)
+                for store in map(open_sources_of, map(open_run, one.runs)):
+                    if store.folder.uri not in compared:
+                        _require_unseen(_image_hashes(store, geometry), test, store.folder.uri, options.test)
+                        compared.add(store.folder.uri)
             synthetic[real, name] = SyntheticData(len(mixture.images), of_these)
             data[f"real.{real}.{name}"] = mixture.fingerprint()
             settings[f"real.{real}.{name}.p_aug"] = one.p_aug
@@ -110,7 +115,11 @@ def _require_apart(arrays: TrainingArrays, test: TrainingArrays, uri: str, test_
     """Raise UsageError unless images can be tested on the others: the same label set, and no image in both."""
     if arrays.label_set != test.label_set:
         raise UsageError(f"test: {test_uri} has other labels than {uri}")
-    known = {_hash_of(image) for image in arrays.images}
+    _require_unseen({_hash_of(image) for image in arrays.images}, test, uri, test_uri)
+
+
+def _require_unseen(known: set[bytes], test: TrainingArrays, uri: str, test_uri: str) -> None:
+    """Raise UsageError where one of the test images is known."""
     seen = sum(_hash_of(image) in known for image in test.images)
     if seen:
         raise UsageError(
@@ -131,10 +140,15 @@ def _masks_are_of(runs: tuple[str, ...], sources: str, test: str) -> bool:
     return started_from == {mine}
 
 
-def _stores_of_images(runs: tuple[str, ...]) -> set[str]:
-    """The stores that runs started from, but those of masks or captions alone."""
-    stores = {str(open_run(uri).info.job["sources"]) for uri in runs}
-    return {uri for uri in stores if has_any(open_store(uri), "image")}
+def _image_hashes(store: SourceStore, geometry: Geometry) -> set[bytes]:
+    """Hashes of all images of a store, part by part: it may be larger than what an experiment trains on."""
+    hashes = set()
+    for part in store.info.parts:
+        for data in read_part(store.folder, part.name, ["image"])["image"].to_pylist():
+            with contextlib.suppress(DecodeError):  # nothing was made of what cannot be read
+                if data is not None:
+                    hashes.add(_hash_of(geometry.apply_image(decode_image(data))))
+    return hashes
 
 
 def _rare_channel(name: str, label_set: LabelSet, pixels: np.ndarray, test: str) -> int:
