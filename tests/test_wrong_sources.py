@@ -3,10 +3,12 @@
 As in `test_wrong_input`: a `row` is one of docs/wrong_input.md; the command is a child process once.
 """
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -212,3 +214,41 @@ def test_wrong_words(refused_here: Refused, tmp_path: Path, row: str, words: lis
 )
 def test_wrong_split(refused_here: Refused, data_set: Path, tmp_path: Path, row: str, split: str) -> None:
     refused_here("ingest", "camvid", data_set, "--split", split, "--out", tmp_path / "store", row=row)
+
+
+def test_pictures_that_would_be_read_as_something_else(refused_on_ray: Refused, data_set: Path, tmp_path: Path) -> None:
+    masks, images, words = data_set / "masks", data_set / "images", id_masks(data_set, tmp_path)
+    whole = {path: path.read_bytes() for path in (masks / "1.png", images / "1.png")}
+    PIL.Image.open(masks / "1.png").save(masks / "1.png", "JPEG")
+    refused_on_ray(*words, row="a mask that is a JPEG")
+    (masks / "1.png").write_bytes(whole[masks / "1.png"])
+    save(images / "1.png", np.full((24, 32), 40_000, np.uint16))
+    refused_on_ray(*words, row="a photograph of more than 8 bits")
+    turned = PIL.Image.Exif()
+    turned[PIL.ExifTags.Base.Orientation] = 6
+    PIL.Image.open(io.BytesIO(whole[images / "1.png"])).save(images / "1.png", exif=turned)
+    refused_on_ray(*words, row="an image that its EXIF turns")
+
+
+def test_a_palette_of_other_classes(refused_on_ray: Refused, tmp_path: Path) -> None:
+    numbers = PIL.Image.fromarray(np.resize(np.arange(3, dtype=np.uint8), (24, 32)))
+    numbers.putpalette([192, 128, 128, 128, 128, 128, 0, 0, 0])
+    (tmp_path / "data").mkdir()
+    numbers.save(tmp_path / "data" / "0.png")
+    words = ingest_words("masks", tmp_path / "data", tmp_path / "store", "--labels", "voc")
+    refused_on_ray(*words, row="a palette of other classes than its numbers")
+
+
+def test_rows_that_are_several_data_sets_or_lie_in_groups_that_are_too_long(
+    refused_on_ray: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = pa.table({"image": [b"1"], "mask": [b"2"]})
+    for name in ("coarse", "fine"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        pq.write_table(rows, tmp_path / "data" / name / "train-00000-of-00001.parquet")
+    words = ingest_words("hf_dataset", tmp_path / "data", tmp_path / "store", "--labels", "camvid")
+    refused_on_ray(*words, row="a split in several folders")
+    monkeypatch.setattr("segdatagen.datasets.tables.MAX_GROUP_BYTES", 1)
+    path = tmp_path / "data" / "coarse" / "train-00000-of-00001.parquet"
+    words = ingest_words("parquet", path, tmp_path / "store", "--labels", "camvid")
+    refused_on_ray(*words, row="a row group of more than 4 GiB")
