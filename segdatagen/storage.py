@@ -40,6 +40,10 @@ class StorageError(SegdatagenError):
     """The store refused: no space, no permission, no such bucket."""
 
 
+class NoSpaceError(StorageError):
+    """The store is full: what is tried again fails again, until somebody makes room."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One object of a listing: its name relative to the folder, its size in bytes, its ETag (empty on a disk)."""
@@ -372,5 +376,5 @@ def _size(item: os.DirEntry[str]) -> int | None:
 
 def _explain(error: OSError, uri: str) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"{uri}: no space left, free some and run the same command again")
+        return NoSpaceError(f"{uri}: no space left, free some and run the same command again")
     return StorageError(f"{uri}: cannot be written ({error.strerror or error})")

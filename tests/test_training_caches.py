@@ -1,5 +1,6 @@
 """What makes a cache another one, and a training another one: nothing goes on with what was made of other data."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from segdatagen.geometry import Geometry
 from segdatagen.images import decode_image, decode_mask, encode_image, encode_mask
 from segdatagen.priors import PriorOptions
 from segdatagen.sources import ROW_GROUP_SIZE, open_store
+from segdatagen.storage import Folder
+from segdatagen.training import record_cache
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latents import fill, here, latent_cache
 from segdatagen.training.prior_cache import prior_cache
-from segdatagen.training.record_cache import RecordCache
+from segdatagen.training.record_cache import CacheInfo, RecordCache
 
 CANNY = PriorOptions(name="canny")
 
@@ -131,3 +134,16 @@ def test_a_training_does_not_go_on_when_one_pixel_has_changed(scenes_store: Path
     change_a_pixel(store, column)
     with pytest.raises(UsageError, match=r"another training is here \(its images, masks or captions are others\)"):
         train_here(configure("out", steps=3))
+
+
+def test_a_cache_of_many_shards_holds_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_cache, "MOST_MAPS", 4)
+    cache = RecordCache(Folder(str(tmp_path)), CacheInfo(facts={}, counts=(3,) * 20, shape=(2,), dtype="float32"))
+    records = np.arange(120, dtype=np.float32).reshape(60, 2)
+    for number in range(20):
+        cache.put_shard(number, records[3 * number : 3 * number + 3])
+    order = np.random.default_rng(0).permutation(60)
+    before = len(os.listdir("/proc/self/fd"))
+    found = np.concatenate([cache.read(order[start : start + 6].tolist()) for start in range(0, 60, 6)])
+    assert np.array_equal(found, records[order])
+    assert len(os.listdir("/proc/self/fd")) - before <= 4

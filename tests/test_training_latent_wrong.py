@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Refused
 from diffusers import UNet2DConditionModel
+from tiny_latent import save_coarse
 from tiny_latent_training import NETWORK, TUNED, base_fields, fields, write
 
 from segdatagen.config_files import read_config
@@ -47,6 +48,7 @@ def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Pat
         "velocity",
         "noise_alone",
         "other_vae",
+        "coarse",
     )
     made = {name: tmp_path / name for name in names}
     for name in ("captionless", "other"):
@@ -54,6 +56,7 @@ def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Pat
     for name in ("inpainter", "attentive", "painter", "rotated", "velocity", "noise_alone"):
         shutil.copytree(latent_base, made[name])
     shutil.copytree(latent_vae, made["other_vae"])
+    save_coarse(made["coarse"])
     without_captions(made["captionless"])
     labels = made["other"] / "labels.yaml"
     labels.write_text(labels.read_text().replace("name: car,", "name: automobile,"))
@@ -68,6 +71,7 @@ def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Pat
     return {name: str(path) for name, path in made.items()} | {"base": str(latent_base), "store": str(latent_store)}
 
 
+COARSE = {"base": "coarse", "size": [40, 32]}
 LORA_AND_TEXT = {"lora": {"rank": 2}, "train_text_encoders": True}
 OF_IMAGE = {"prior": {"name": "canny", "of": "image"}}
 Changes = dict[str, Any]
@@ -105,6 +109,12 @@ Changes = dict[str, Any]
         ),
         ("`train t2i_adapter` with `w1: [1, 0]`", "t2i_adapter", {"w1": [1, 0]}),
         ("`train vae` with a validation store of other labels", "vae", {"validation": "other"}),
+        ("`train t2i_adapter` of a size that it does not divide", "t2i_adapter", COARSE | {"size": [48, 32]}),
+        (
+            "`train controlnet` of a size that a latent does not divide",
+            "controlnet",
+            COARSE,
+        ),
         ("`train vae` with an encoder that is new and frozen", "vae", {"freeze_encoder": True}),
     ],
 )

@@ -20,7 +20,7 @@ from segdatagen.benchmark.children import COMMAND, end_of, start, wait_until
 from segdatagen.cli import STOPPED
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.lease import LeaseError, read_holder
-from segdatagen.storage import Folder, StorageError
+from segdatagen.storage import Folder, NoSpaceError, StorageError
 from segdatagen.training import ray_train
 from segdatagen.training.kind import TrainingProgress
 from segdatagen.training.ray_train import MAX_RESTARTS, Attempts
@@ -153,7 +153,10 @@ def test_what_may_pass_is_tried_again_and_what_a_user_has_to_change_is_not(confi
         attempts.failed(ray.train.WorkerGroupError("a worker failed", {0: said}))
 
     options = read_options("mask_ddpm", str(configure("out")))
-    for said in (UsageError("too few"), SegdatagenError("the loss of step 3 is nan"), LeaseError("another is here")):
+    for said in (
+        *(UsageError("too few"), SegdatagenError("the loss of step 3 is nan"), LeaseError("another is here")),
+        NoSpaceError("no space left, free some"),
+    ):
         with pytest.raises(type(said), match=str(said)):
             failed(Attempts(options, silent), said)
     attempts = Attempts(options, silent)

@@ -189,9 +189,11 @@ def test_lora_begins_as_the_base_and_is_merged_into_it(latent_store: Path, laten
         place = f"average.layers.{name.removesuffix('.weight').replace('.', '/')}"
         a, b = (learned[f"{place}/lora_{letter}/default/weight"] for letter in "AB")
         torch.testing.assert_close(saved[name], unet[name] + 4 / 2 * b @ a, rtol=1e-4, atol=1e-6)
-    wrong = fields(latent_store, tmp_path / "wrong", base=str(latent_base), lora={"rank": 2, "targets": ["nothing"]})
+    wrong = fields(
+        latent_store, tmp_path / "wrong", base=str(latent_base), lora={"rank": 2, "targets": ["to_q", "to_kk"]}
+    )
     config = write(tmp_path, "wrong", wrong)
-    with pytest.raises(UsageError, match=r"lora.targets: nothing are not all layers"):
+    with pytest.raises(UsageError, match=r"lora.targets: this UNet has no layer called to_kk$"):
         train_here("text2mask", config)
 
 

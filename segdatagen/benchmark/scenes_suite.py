@@ -5,6 +5,7 @@ in real ones, so that 1 means as good as real. Methods draw through the chains o
 """
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ from segdatagen.sources import SourceStore, open_store, read_arrays
 from segdatagen.training.latent_parts import vae_of
 from segdatagen.training.latent_weights import load_vae
 from segdatagen.training.pictures import colour_masks
+from segdatagen.training.text2mask import MIN_PIXELS
 from segdatagen.training.vae import reconstruct
 from segdatagen.weights import local_weights
 
@@ -252,7 +254,8 @@ def of_guided(held: Held, _: SuiteWeights) -> dict[str, float]:
 def of_masks(held: Held, _: SuiteWeights) -> dict[str, float]:
     """Text2Mask before anything is refused; MaskSyn from caption to image, with what is refused drawn again.
 
-    By chance: classes of the prompt that are in the real mask of another scene. Most scenes show most classes.
+    By chance: classes of the prompt that are in the real mask of another scene. Most scenes show most classes. A class
+    is present from one pixel on, and shown from MIN_PIXELS on, of which a blurred edge of two others has fewer.
     """
     options = held.methods["masksyn"]
     finder, labels = ClassFinder(held.label_set), held.label_set
@@ -260,7 +263,10 @@ def of_masks(held: Held, _: SuiteWeights) -> dict[str, float]:
     rows = held.drawn("masksyn", options | {"layout": open_limits, "caption": {"kind": "data_set"}})
     asked = [set(finder.find(row["prompt"])) for row in rows]
     present = [set(row["class_ids"]) for row in rows]
-    others = [set(labels.ids[np.unique(mask[mask >= 0])].tolist()) for mask in np.roll(held.channels, 1, axis=0)]
+    shown = [shown_ids(row["class_ids"], row["class_pixels"]) for row in rows]
+    counts = [np.bincount(mask[mask >= 0], minlength=labels.num_classes) for mask in np.roll(held.channels, 1, axis=0)]
+    others = [shown_ids(labels.ids, pixels, least=1) for pixels in counts]
+    others_shown = [shown_ids(labels.ids, pixels) for pixels in counts]
     drawn = held.drawn("masksyn", options | {"layout": options["layout"] | {"min_distance": 0}})
     kept = [row for row in drawn if row["status"] == "ok"]
     found = 0.0
@@ -272,9 +278,16 @@ def of_masks(held: Held, _: SuiteWeights) -> dict[str, float]:
         "text2mask_within_palette": 1 - float(np.mean([row["score_off_palette"] for row in rows])),
         "text2mask_classes_present": share_present(asked, present),
         "text2mask_classes_present_by_chance": share_present(asked, others),
+        "text2mask_classes_shown": share_present(asked, shown),
+        "text2mask_classes_shown_by_chance": share_present(asked, others_shown),
         "masksyn_accepted": len(kept) / len(drawn),
         "masksyn_adherence": found / held.judge.real_mean_iou(len(held.images)),
     }
+
+
+def shown_ids(ids: Iterable[int], pixels: Iterable[int], least: int = MIN_PIXELS) -> set[int]:
+    """Ids of classes with at least so many pixels."""
+    return {int(id_) for id_, count in zip(ids, pixels, strict=True) if count >= least}
 
 
 def share_present(asked: list[set[int]], present: list[set[int]]) -> float:

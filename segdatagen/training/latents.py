@@ -18,6 +18,7 @@ from torch import Tensor
 
 from segdatagen.diffusion.conditions import TextCondition
 from segdatagen.diffusion.text import TextEncoder
+from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.latent_folders import WITHOUT_TENSORS, network_config
 from segdatagen.model_configs import read_json
@@ -104,6 +105,7 @@ def latent_cache(options: LatentTrainingOptions, vae: str, of: Kept) -> LatentCa
     """The cache of a training, there or not yet. Raises UsageError where store or VAE cannot be used."""
     store, config = open_store(options.sources), network_config(vae, "AutoencoderKL")
     factor = 2 ** (len(config["block_out_channels"]) - 1)
+    require_multiples(options.size, factor, f"a latent of {vae} stands for")
     width, height = options.size
     facts = {
         "of": of,
@@ -119,6 +121,13 @@ def latent_cache(options: LatentTrainingOptions, vae: str, of: Kept) -> LatentCa
         dtype=options.cache_dtype,
     )
     return LatentCache(options.sources, options.geometry, vae, RecordCache(cache_root(options), info))
+
+
+def require_multiples(size: tuple[int, int], factor: int, what: str) -> None:
+    """Raise UsageError unless width and height are multiples of `factor`."""
+    width, height = size
+    if width % factor or height % factor:
+        raise UsageError(f"size: {what} {factor} x {factor} pixels: {width} x {height} are no multiples of it")
 
 
 def text_cache(options: LatentTrainingOptions, base: str, prompts: Sequence[str]) -> TextCache:

@@ -81,7 +81,9 @@ class Loop:
         loss = _Loss(kind, self._network)
         # A step without labels leaves the layers of the mask without gradient, on all workers alike.
         self._loss: nn.Module = (
-            DistributedDataParallel(loss, find_unused_parameters=True) if share.num_workers > 1 else loss
+            DistributedDataParallel(loss, find_unused_parameters=True, gradient_as_bucket_view=True)
+            if share.num_workers > 1
+            else loss
         )
         self._autocast = options.precision == "bf16" or (options.precision == "auto" and device.type == "cuda")
         self._pending: list[Tensor] = []

@@ -24,10 +24,14 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(unet: UNet2DConditionModel, options: LoraOptions) -> LowRank:
-    """Add the layers to a UNet whose own parameters are frozen. Raises UsageError for targets that it has not.
+    """Add the layers to a UNet whose own parameters are frozen. Raises UsageError for a target that it has not.
 
     The second matrix of each is zero, so that nothing is changed yet.
     """
+    layers = [f".{name}" for name, _ in unet.named_modules()]
+    unknown = [target for target in options.targets if not any(name.endswith(f".{target}") for name in layers)]
+    if unknown:
+        raise UsageError(f"lora.targets: this UNet has no layer called {', '.join(unknown)}")
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha or options.rank, target_modules=list(options.targets), bias="none"
     )

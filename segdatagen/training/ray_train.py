@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segdatagen.cluster import connect
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.lease import LeaseError
-from segdatagen.storage import Folder, StorageError
+from segdatagen.storage import Folder, NoSpaceError, StorageError
 from segdatagen.training.checkpoints import CHECKPOINTS_NAME, newest_step
 from segdatagen.training.data import Share
 from segdatagen.training.kind import Progress, TrainingProgress, TrainingResult
@@ -116,7 +116,9 @@ class Attempts:
             self.report(self._last)
 
     def _may_pass(self, said: SegdatagenError) -> bool:
-        """Storage may answer again, and the lease of a worker that was cut off ends with it."""
+        """Storage may answer again, unless it is full, and the lease of a worker that was cut off ends with it."""
+        if isinstance(said, NoSpaceError):
+            return False
         return isinstance(said, StorageError) or (isinstance(said, LeaseError) and self.restarts > 0)
 
     def _has_new_checkpoint(self) -> bool:

@@ -6,6 +6,7 @@ killed filling goes on with the files that came whole. It does not know what the
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from segdatagen.storage import Folder
 INFO_NAME = "cache.json"
 READERS = 16
 """Requests at once to an object store."""
+MOST_MAPS = 128
+"""Shards of a disk that are mapped at a time: each holds an open file, of which a process often has 1024."""
 
 Spread = Callable[[Sequence[int], Callable[[int], int]], Iterable[int]]
 """Calls a function for each number, somewhere, and hands on what it returns."""
@@ -100,8 +103,8 @@ class RecordCache:
         return np.concatenate([[0], np.cumsum(self.info.counts)])[:-1]
 
     @cached_property
-    def _maps(self) -> dict[int, np.ndarray]:
-        return {}
+    def _maps(self) -> OrderedDict[int, np.ndarray]:
+        return OrderedDict()
 
     @property
     def _record_bytes(self) -> int:
@@ -112,6 +115,9 @@ class RecordCache:
             path = f"{self.folder.absolute_uri}/{_name(shard)}"
             shape = (self.info.counts[shard], *self.info.shape)
             self._maps[shard] = np.memmap(path, np.dtype(self.info.dtype), "r", shape=shape)
+            if len(self._maps) > MOST_MAPS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(shard)
         return self._maps[shard]
 
     def _fetch(self, place: tuple[int, int]) -> np.ndarray:

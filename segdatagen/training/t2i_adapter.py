@@ -24,7 +24,7 @@ from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTrainin
 from segdatagen.training.data import Batch, TrainingArrays
 from segdatagen.training.latent_training import Noisy
 from segdatagen.training.latent_weights import load_network
-from segdatagen.training.latents import Cache
+from segdatagen.training.latents import Cache, require_multiples
 from segdatagen.training.prior_cache import prior_cache
 from segdatagen.weights import local_weights
 
@@ -74,8 +74,10 @@ class AdapterTraining(BesideBaseTraining):
                 f"base: {options.base} is of another architecture: adapters of SDXL's form need two or three blocks, "
                 "the first without attention"
             )
+        factor = 2 * self.shape.vae_factor
         if options.init_weights is not None:
-            check_adapter(options.init_weights, self.shape)
+            factor = check_adapter(options.init_weights, self.shape)
+        require_multiples(options.size, factor, "the T2I-Adapter takes")
         self._priors = prior_cache(options, options.prior)
 
     def caches(self) -> list[Cache]:
