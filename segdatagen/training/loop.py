@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.images import encode_image
 from segdatagen.lease import Holder, Lease
+from segdatagen.peak_memory import reset_peak
 from segdatagen.records import derive_seed
 from segdatagen.storage import Folder
 from segdatagen.training.boards import Boards
@@ -105,6 +106,8 @@ class Loop:
         step = self._resume()
         self._boards = [Boards(self._folder, step)] if self._workers.is_first else []
         stop = False
+        reset_peak()
+        self._speedometer.begin()
         while step < options.steps and not stop:
             self._speedometer.step(functools.partial(self._train_step, step))
             step += 1
@@ -119,6 +122,7 @@ class Loop:
                     self._write(step)
                 if drawn:
                     self._put_picture(step)
+                self._speedometer.begin()
         for board in self._boards:
             board.close()
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)

@@ -4,6 +4,7 @@ The peak is known of some GPUs, in bf16 without sparsity, from their data sheets
 Nothing here changes what is trained.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from segdatagen.peak_memory import peak_bytes
 
 PEAKS = {
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
@@ -22,7 +25,7 @@ PEAKS = {
     "A10": 125e12,
     "RTX 4090": 165e12,
 }
-"""Floating point operations per second by a part of the device's name; the first that fits."""
+"""Floating point operations per second by words of the device's name; the first that fits."""
 COUNTED_STEP = 3
 """Of this process: the first ones are slow, and counting slows the one that is counted."""
 
@@ -46,14 +49,23 @@ class Speed:
         return f"{self.images_per_second:.1f} images/s {place}{share}; {self.peak_bytes / 2**30:.2f} GiB"
 
 
+def peak_of(name: str) -> float | None:
+    """The peak of a device by its name, None where it is not known: an L40 is no L4."""
+    return next((peak for words, peak in PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
+
+
 class Speedometer:
     """Times the steps of this process, one of `num_workers`; `num_images` is what all workers see in one."""
 
     def __init__(self, num_images: int, device: torch.device, num_workers: int = 1) -> None:
         self._num_images, self._num_workers = num_images, num_workers
         self._name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-        self._peak = next((peak for part, peak in PEAKS.items() if part in self._name), None)
+        self._peak = peak_of(self._name)
         self._steps, self._before, self._flops, self._began = 0, 0, 0, time.monotonic()
+
+    def begin(self) -> None:
+        """Begin a lap here: what was done since the last one, as a checkpoint or a picture, is no training."""
+        self._before, self._began = self._steps, time.monotonic()
 
     def step(self, train: Callable[[], None]) -> None:
         """Do a step. One is counted, on a device whose peak is known: elsewhere nothing is between torch and it."""
