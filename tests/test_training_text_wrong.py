@@ -7,6 +7,9 @@ import pytest
 from conftest import Refused, make_scenes_store
 from tiny_squares import Configure, configurer, put_store, square_rows
 
+from segdatagen.storage import Folder
+from segdatagen.training.run import require_own
+
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,6 +56,7 @@ def test_too_few_sources(row: str, kind: str, refused_here: Refused, configure: 
         ("`network` beside `init_weights`", "captioner", {"init_weights": "blip2"}),
         ("a patch that does not divide the size", "captioner", {"network": {"patch": 5}}),
         ("a template of `train clip` without a class", "clip", {"template": "a photo"}),
+        ("`train clip` with a batch of one", "clip", {"batch_size": 1}),
         ("`train clip` on regions that are all too small", "clip", {"min_pixels": 900}),
         (
             "`init_weights` of `train clip` that are no CLIP",
@@ -95,3 +99,24 @@ def test_validation_that_cannot_judge(refused_here: Refused, configure: Configur
         "--local",
         row="a validation store of other labels",
     )
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(
+    refused_here: Refused, configure: Configure, tmp_path: Path
+) -> None:
+    path = configure("clip", "out")
+    precious = tmp_path / "out" / "weights" / "precious.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    refused_here("train", "clip", path, "--local", row="`train` into a folder that holds something else")
+    make_scenes_store(tmp_path / "val", 2)
+    refused_here("train", "clip", configure("clip", "val"), "--local", row="`train` into another source store")
+
+
+def test_a_training_that_ended_before_its_first_checkpoint_begins_anew(configure: Configure, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("loss.csv", "loss.png", "lease.json", "samples/step-00000001.png.begun", "tensorboard/events"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"")
+    require_own(Folder(str(out)))
+    require_own(Folder(str(tmp_path / "new")))

@@ -88,6 +88,8 @@ class ClipTrainingOptions(TrainingOptions):
     @model_validator(mode="after")
     def _fits(self) -> "ClipTrainingOptions":
         self.scoring("any")
+        if self.batch_size // (self.num_workers * self.accumulate) < 2:
+            raise ValueError("batch_size: rows that are computed together are told apart: 2 or more of them")
         if self.init_weights is not None and self.network != ClipSizes():
             raise ValueError("network: init_weights bring their own; leave one of the two out")
         if self.init_weights is None and (self.size[0] != self.size[1] or self.size[0] % self.network.patch):

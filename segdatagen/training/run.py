@@ -14,14 +14,21 @@ import torch
 from segdatagen.cluster import connect, spread
 from segdatagen.config_files import read_config
 from segdatagen.errors import UsageError
+from segdatagen.lease import LEASE_NAME
 from segdatagen.sources import read_arrays
 from segdatagen.storage import Folder
+from segdatagen.training.boards import FOLDER_NAME
+from segdatagen.training.checkpoints import CHECKPOINTS_NAME, newest_step
 from segdatagen.training.data import Share, TrainingArrays
 from segdatagen.training.kind import Kind, Progress, TrainingResult
 from segdatagen.training.latent_options import LatentTrainingOptions
-from segdatagen.training.loop import train_loop
+from segdatagen.training.loop import SAMPLES_NAME, train_loop
+from segdatagen.training.loss_log import CSV_NAME, CURVE_NAME
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.ray_train import Worker, train_on_ray
+
+BEFORE_CHECKPOINTS = {CHECKPOINTS_NAME, SAMPLES_NAME, FOLDER_NAME, LEASE_NAME, CSV_NAME, CURVE_NAME}
+"""What a training leaves in `out` that ended before its first checkpoint."""
 
 
 class KindType(Protocol):
@@ -68,7 +75,7 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     `segmenter`, whose network normalises over them. Otherwise Ray Train runs `num_workers` workers on the cluster at
     `address`, or on a Ray that is started for it. Bitwise equality needs `torch_threads` to be set: sums depend on it.
     Raises UsageError for wrong options, for an unusable source store, where `out` holds another training, and where
-    `use_gpu` finds none; SegdatagenError where the training fails.
+    `use_gpu` finds none; SegdatagenError where the training fails. What lies in `out` and is no training's stays.
     """
     options = read_options(kind, config_uri)
     command = f"segdatagen train {kind} {config_uri}{' --local' if local else ''}"
@@ -76,6 +83,7 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     def worker_of(wanted: TrainingOptions) -> Worker:
         return functools.partial(train_share, TrainingRequest(kind, wanted, command))
 
+    require_own(Folder(options.out))
     Folder(options.out).require_writable()
     if local:
         return worker_of(options)(Share(), local_device(options.use_gpu), progress)
@@ -83,6 +91,18 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
         if isinstance(options, LatentTrainingOptions):
             _fill_on_ray(kind_type(kind)(options, read_training_arrays(options)), options)
         return train_on_ray(worker_of, options, address, progress)
+
+
+def require_own(out: Folder) -> None:
+    """Raise UsageError where a folder holds what is no training's, or weights without their checkpoints."""
+    if newest_step(out.child(CHECKPOINTS_NAME)) is not None:
+        return
+    names = [entry.name for entry in out.entries()]
+    foreign = [name for name in names if name.split("/")[0] not in BEFORE_CHECKPOINTS and not name.startswith(".")]
+    if foreign:
+        raise UsageError(
+            f"{out.uri}: holds {foreign[0]} and no checkpoint of a training: choose an empty or a new folder"
+        )
 
 
 def read_options(kind: str, config_uri: str) -> TrainingOptions:
