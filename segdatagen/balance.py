@@ -199,6 +199,12 @@ class ClassOrders:
         """Indices of the sources that hold `channel`, fewest classes first."""
         return self.sources[self.starts[channel] : self.starts[channel + 1]]
 
+    def of_sources(self, usable: BoolArray) -> ClassOrders:
+        """The same orders without the sources that are not `usable`, bool [num_sources]."""
+        kept = usable[self.sources]
+        before = np.concatenate(([0], np.cumsum(kept)))
+        return ClassOrders(before[self.starts], self.sources[kept], self.places[kept], self.seed)
+
     def weights_of(self, channel: int, presence: Presence) -> IntArray:
         """What a copy of each of these sources adds to `channel`: int64, as long as `of(channel)`."""
         places = self.places[self.starts[channel] : self.starts[channel + 1]]

@@ -45,12 +45,12 @@ def auto_n_balance(
     """
     goal = round(ratio * presence.num_sources, 6)  # 0.1 * 30 is a little over 3, which would decide ties
     orders = orders or class_orders(presence, seed)
-    usable = np.ones(presence.num_sources, dtype=np.bool_) if usable is None else usable
+    orders = orders if usable is None else orders.of_sources(usable)
     best = (np.inf, 0)  # how far f(n) is from the goal, and n
-    first, last = np.array([1]), np.array([_largest_quota(presence, goal, usable)])
+    first, last = np.array([1]), np.array([_largest_quota(presence, goal, orders)])
     while len(first):
         first, last = _split(first, last)
-        least, most = _bounds(QuotaTable.build(presence, orders, int(last.max()), usable), first, last)
+        least, most = _bounds(QuotaTable.build(presence, orders, int(last.max())), first, last)
         known = least == most
         best = min([best, *zip(np.abs(least - goal)[known].tolist(), first[known].tolist(), strict=True)])
         at_best = np.maximum(np.maximum(least - goal, goal - most), 0)
@@ -61,24 +61,25 @@ def auto_n_balance(
     return best[1]
 
 
-def _largest_quota(presence: Presence, goal: float, usable: BoolArray) -> int:
+def _largest_quota(presence: Presence, goal: float, orders: ClassOrders) -> int:
     """Past this quota some class alone gets more than twice the goal, and f(1) = 0 misses the goal by itself.
 
     An image adds to a class no more than the heaviest of its sources does.
     """
-    reachable = reachable_classes(presence, usable)
+    reachable = reachable_classes(presence, np.diff(orders.starts))
     if presence.weights is None:
         return max(1, int(presence.counts[reachable].min() + 2 * goal))
     heaviest = np.zeros(presence.num_classes, dtype=np.int64)
-    of_usable = np.repeat(usable, presence.sizes)
-    np.maximum.at(heaviest, presence.indices[of_usable], presence.weights[of_usable])
+    np.maximum.at(heaviest, presence.indices[orders.places], presence.weights[orders.places])
     return max(1, int((presence.counts + 2 * goal * heaviest)[reachable].min()))
 
 
-def reachable_classes(presence: Presence, usable: BoolArray | None = None) -> BoolArray:
-    """Classes that count and have a (`usable`) source, bool [num_classes]. Raises UsageError where there is none."""
-    holders = presence.indices if usable is None else presence.indices[np.repeat(usable, presence.sizes)]
-    reachable: BoolArray = presence.counted & (np.bincount(holders, minlength=presence.num_classes) > 0)
+def reachable_classes(presence: Presence, num_holders: IntArray) -> BoolArray:
+    """Classes that count and have a source, bool [num_classes]. Raises UsageError where there is none.
+
+    `num_holders` int64 [num_classes]: sources of each class that may be copied.
+    """
+    reachable: BoolArray = presence.counted & (num_holders > 0)
     if not reachable.any():
         raise UsageError("auto needs a class with at least one source, and there is none: lower min_pixels.")
     return reachable
@@ -106,7 +107,7 @@ class QuotaTable:
     """The classes that some quota leaves short, and what their sources share; other classes need no copies.
 
     `real` int64 [D]: images (or pixels) per class; `indptr` and `indices`: the D classes of each source, as in
-    `Presence`; `weights`: its weights, if it has any; `orders`: the cycle of each class, of usable sources; `weighed`:
+    `Presence`; `weights`: its weights, if it has any; `orders`: the cycle of each class; `weighed`:
     what its first 1, 2, ... sources weigh together.
     """
 
@@ -118,9 +119,9 @@ class QuotaTable:
     weighed: tuple[IntArray, ...]
 
     @classmethod
-    def build(cls, presence: Presence, orders: ClassOrders, largest_quota: int, usable: BoolArray) -> QuotaTable:
-        """Keep the counted classes that have a `usable` source, but count less than `largest_quota`."""
-        kept = np.flatnonzero(reachable_classes(presence, usable) & (presence.counts < largest_quota))
+    def build(cls, presence: Presence, orders: ClassOrders, largest_quota: int) -> QuotaTable:
+        """Keep the counted classes that have a source in `orders`, but count less than `largest_quota`."""
+        kept = np.flatnonzero(presence.counted & (np.diff(orders.starts) > 0) & (presence.counts < largest_quota))
         new_channel = np.full(presence.num_classes, -1, dtype=np.int32)
         new_channel[kept] = np.arange(len(kept))
         indices = new_channel[presence.indices]
@@ -130,10 +131,8 @@ class QuotaTable:
             indptr=ends[presence.indptr],
             indices=indices[indices >= 0],
             weights=None if presence.weights is None else presence.weights[indices >= 0],
-            orders=tuple(orders.of(channel)[usable[orders.of(channel)]] for channel in kept.tolist()),
-            weighed=tuple(
-                np.cumsum(orders.weights_of(channel, presence)[usable[orders.of(channel)]]) for channel in kept.tolist()
-            ),
+            orders=tuple(orders.of(int(channel)) for channel in kept),
+            weighed=tuple(np.cumsum(orders.weights_of(int(channel), presence)) for channel in kept),
         )
 
     def bounds(self, first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:

@@ -267,7 +267,9 @@ def check_goals(
             case Quotas() | Cover(n_balance=None):
                 wanted_per_class(goal, presence, seed)
             case Balance(n_balance="auto") | Cover(n_balance="auto") | BalancePixels(n_pixels="auto"):
-                reachable_classes(presence, None if usable is None else usable.get(goal.method))
+                of_method = (usable or {}).get(goal.method)
+                counted = presence.indices if of_method is None else presence.classes_of(np.flatnonzero(of_method))
+                reachable_classes(presence, np.bincount(counted, minlength=presence.num_classes))
                 require_plannable(round(goal.ratio * presence.num_sources))
     # The bounds are those of methods that can start from every source.
     if usable or sum(at_most_rows(goal, presence) for goal in goals) > MAX_PLANNED_ROWS:

@@ -54,7 +54,7 @@ def test_bounds_of_a_range_hold_the_total_of_each_of_its_quotas_and_are_exact_fo
     rng = np.random.default_rng(3)
     for case in range(40):
         presence = random_presence(rng, most_sources=60, most_classes=12)
-        table = QuotaTable.build(presence, class_orders(presence, case), 100, np.ones(presence.num_sources, bool))
+        table = QuotaTable.build(presence, class_orders(presence, case), 100)
         totals = np.array([balance(presence, quota, case).num_generated for quota in range(1, 101)])
         first = rng.integers(1, 101, 50)
         last = np.minimum(first + rng.integers(0, 30, 50), 100)

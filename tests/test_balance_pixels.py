@@ -141,7 +141,7 @@ def test_bounds_of_a_range_hold_the_total_of_each_of_its_quotas_and_are_exact_fo
     rng = np.random.default_rng(1)
     for case in range(30):
         presence = random_sources(rng, largest=9).in_pixels
-        table = QuotaTable.build(presence, class_orders(presence, case), 400, np.ones(presence.num_sources, bool))
+        table = QuotaTable.build(presence, class_orders(presence, case), 400)
         totals = np.array([balance(presence, quota, case).num_generated for quota in range(1, 401)])
         first = rng.integers(1, 401, 50)
         last = np.minimum(first + rng.integers(0, 90, 50), 400)
