@@ -38,6 +38,12 @@ def models(folder: Path) -> LatentModels:
     return load_base(str(folder), FLOAT32, "cpu")
 
 
+def test_loading_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither bars nor warnings of the libraries: a command prints what it found."""
+    load_base(str(folder), FLOAT32, "cpu")
+    assert capfd.readouterr() == ("", "")
+
+
 def image_of(pipeline: Any) -> np.ndarray:
     """What diffusers' own pipeline draws for the first prompt, float32 `[H, W, 3]` in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)

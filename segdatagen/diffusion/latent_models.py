@@ -26,6 +26,7 @@ from segdatagen.errors import UsageError, one_line
 from segdatagen.latent_folders import COMPONENTS, WITHOUT_TENSORS, Shape, check_base
 from segdatagen.model_configs import read_json
 from segdatagen.network_tensors import NOT_LEARNT, tensor_files
+from segdatagen.transformers_tensors import quiet
 from segdatagen.weights import local_weights
 
 NETWORKS = {
@@ -112,15 +113,16 @@ def _load(kind: Any, folder: Path, numerics: Numerics, device: str) -> Any:
     more: dict[str, Any] = {"low_cpu_mem_usage": False} if kind.__module__.startswith("diffusers") else {}
     name = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
     try:
-        network, found = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            variant=tensor_files(folder, kind.__name__)[0],
-            output_loading_info=True,
-            **{name: getattr(torch, numerics.dtype)},
-            **more,
-        )
+        with quiet():
+            network, found = kind.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=tensor_files(folder, kind.__name__)[0],
+                output_loading_info=True,
+                **{name: getattr(torch, numerics.dtype)},
+                **more,
+            )
     except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise UsageError(f"{folder} cannot be loaded as {kind.__name__}: {one_line(error)}") from error
     for what, verb in (("missing_keys", "lacks"), ("unexpected_keys", "has no place for")):
