@@ -25,7 +25,7 @@ from segdatagen.images import DecodeError, class_pixels, decode_image, decode_ma
 from segdatagen.labels import LabelSet
 from segdatagen.records import FORMAT_VERSION, SOURCE_SCHEMA, FormatVersion
 from segdatagen.storage import Folder
-from segdatagen.tables import UnreadablePart, read_part, read_parts
+from segdatagen.tables import READ_THREADS, UnreadablePart, read_part, read_parts
 
 SHARD_SIZE = 256
 """Sources per part, at most."""
@@ -130,6 +130,38 @@ def has_any(store: SourceStore, column: str) -> bool:
         rows = list(range(min(part.num_rows, ROW_GROUP_SIZE)))
         return bool(store.read_rows(part.name, rows, [column])[column].null_count < len(rows))
     return False
+
+
+def first_without(store: SourceStore, column: str) -> str | None:
+    """The id of the first source without a value in this column, None where all have one. Raises UnreadablePart.
+
+    By the statistics of the parts, so that no pixels are read where nothing is missing.
+    """
+
+    def count(name: str) -> int:
+        try:
+            with store.folder.open(name) as file:
+                metadata = pq.read_metadata(file)
+        except (pa.ArrowException, OSError) as error:
+            raise UnreadablePart(f"{store.folder.uri_of(name)}: not readable ({error})") from error
+        place = metadata.schema.to_arrow_schema().get_field_index(column)
+        groups = [metadata.row_group(group).column(place) for group in range(metadata.num_row_groups)]
+        return sum(group.statistics.null_count if group.is_stats_set else group.num_values for group in groups)
+
+    names = [part.name for part in store.info.parts]
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        suspects = [name for name, nulls in zip(names, pool.map(count, names), strict=True) if nulls]
+    for name in suspects:
+        rows = read_part(store.folder, name, ["source_id", column])
+        for source_id, value in zip(rows["source_id"].to_pylist(), rows[column], strict=True):
+            if not value.is_valid:
+                return str(source_id)
+    return None
+
+
+def lacking(store: SourceStore, source_id: str, column: str) -> UsageError:
+    """What is said of a source that cannot be trained on."""
+    return UsageError(f"{store.folder.uri}: source {source_id} has no {column}: images and masks are needed")
 
 
 def is_part(folder: Folder, name: str) -> bool:
@@ -258,9 +290,7 @@ def decoded_rows(store: SourceStore, rows: pa.Table, geometry: Geometry) -> tupl
     for place, row in enumerate(rows.to_pylist()):
         for name in ("mask", "image"):
             if row[name] is None:
-                raise UsageError(
-                    f"{store.folder.uri}: source {row['source_id']} has no {name}: images and masks are needed"
-                )
+                raise lacking(store, row["source_id"], name)
         images[place] = geometry.apply_image(decode_image(row["image"]))
         channels[place] = table[geometry.apply_mask(decode_mask(row["mask"]), ignored)]
     return images, channels

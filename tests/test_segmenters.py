@@ -142,7 +142,7 @@ def test_the_loss_is_that_of_its_parts_however_much_of_them_is_ignored(configure
     network = build_network(kind, CPU).eval()
 
     def loss(share: Share) -> float:
-        return float(kind.loss(network, batch_of_step(kind.arrays, Order(0, 16, False), 0, share, CPU)).detach())
+        return float(kind.loss(network, batch_of_step(kind.data, Order(0, 16, False), 0, share, CPU)).detach())
 
     whole = loss(Share())
     assert np.mean([loss(Share(rank, 4)) for rank in range(4)]) == pytest.approx(whole, rel=1e-5)

@@ -35,7 +35,7 @@ def test_scales_of_both_priors_are_drawn_for_every_row(latent_store: Path, laten
     network, watching = build_network(kind, CPU), Watching()
     first, second = [], []
     for step in range(4):
-        batch, again = (batch_of_step(kind.arrays, Order(0, 4, True), step, Share(), CPU) for _ in range(2))
+        batch, again = (batch_of_step(kind.data, Order(0, 4, True), step, Share(), CPU) for _ in range(2))
         kind.steering(watching, kind.noisy(network, batch), batch)
         kind.noisy(network, again)
         drawn = kind._priors.at(again.sources, again.flipped)

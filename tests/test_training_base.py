@@ -67,8 +67,8 @@ def test_base_loss_is_that_of_hand(latent_store: Path, latent_vae: Path, tmp_pat
     fill(kind.caches(), "cpu", here)
     network = build_network(kind, CPU)
     order = Order(0, 4, True)
-    loss = kind.loss(network, batch_of_step(kind.arrays, order, 1, Share(), CPU))
-    batch = batch_of_step(kind.arrays, order, 1, Share(), CPU)
+    loss = kind.loss(network, batch_of_step(kind.data, order, 1, Share(), CPU))
+    batch = batch_of_step(kind.data, order, 1, Share(), CPU)
     parts = kind.parts
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     records = torch.from_numpy(
@@ -105,14 +105,14 @@ def test_base_loss_is_that_of_hand(latent_store: Path, latent_vae: Path, tmp_pat
 
 def test_prompts_are_those_that_jobs_write(latent_store: Path, latent_vae: Path, tmp_path: Path) -> None:
     kind = base_kind(base_fields(latent_store, tmp_path, latent_vae, flip=False))
-    for caption, (as_caption, simple, appended) in zip(kind.arrays.captions, kind.prompts.texts, strict=True):
+    for caption, (as_caption, simple, appended) in zip(kind.data.captions, kind.prompts.texts, strict=True):
         assert as_caption == caption
         assert simple.startswith("A photo of ")
         assert appended == f"{caption}; {simple.removeprefix('A photo of ')}"
     drawn = [
         text
         for step in range(40)
-        for text in kind.prompts.of(batch_of_step(kind.arrays, Order(0, 2, False), step, Share(), CPU))
+        for text in kind.prompts.of(batch_of_step(kind.data, Order(0, 2, False), step, Share(), CPU))
     ]
     assert set(drawn) == set(kind.prompts.distinct)
     assert 1 <= drawn.count("") <= 20  # 8 of 80 are expected

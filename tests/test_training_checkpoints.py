@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_lease import put_holder
-from tiny_training import STEPS, Configure, assert_same_weights, configurer, newest_of, train_here
+from tiny_training import STEPS, Configure, assert_same_weights, configurer, newest_of, train_here, weights_of
 
+from segdatagen.cli import main
 from segdatagen.errors import SegdatagenError
 from segdatagen.lease import LEASE_NAME, Holder, Lease, LeaseError, read_holder
 from segdatagen.storage import Folder
@@ -113,6 +114,24 @@ def test_no_space_for_a_checkpoint_is_one_line_and_the_last_one_stays(
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000008.safetensors"]
     monkeypatch.undo()
     assert train_here(configure("out")).step == STEPS
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over_and_said(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure("out")
+    whole = train_here(config)
+    before, newest = weights_of(whole), tmp_path / "out" / "checkpoints" / "step-00000024.safetensors"
+    assert whole.passed_over == ()
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert main(["train", "mask_ddpm", str(config), "--local"]) == 0
+    assert "without the checkpoint of step 24, which cannot be read" in capsys.readouterr().out
+    again = weights_of(whole)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in before.items())
+    newest.write_bytes(b"torn")
+    reports: list[TrainingProgress] = []
+    assert train("mask_ddpm", str(config), True, None, reports.append).passed_over == (24,)
+    assert {report.passed_over for report in reports} == {(24,)}
 
 
 def test_as_many_checkpoints_are_kept_as_asked_for(configure: Configure, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_the_loss_is_of_the_timesteps_and_betas_that_it_is_told(
     kind = base_kind(fields(latent_store, tmp_path, init_weights=str(base), batch_size=6, **changes))
     fill(kind.caches(), "cpu", here)
     network = build_network(kind, CPU)
-    batch, again = (batch_of_step(kind.arrays, Order(0, 6, True), 1, Share(), CPU) for _ in range(2))
+    batch, again = (batch_of_step(kind.data, Order(0, 6, True), 1, Share(), CPU) for _ in range(2))
     loss = kind.loss(network, batch)
     scheduler = DDPMScheduler(**schedule)
     cache = latent_cache(kind.options, str(base / "vae"), "images")
@@ -155,7 +155,7 @@ def test_cache_is_whole_or_not_at_all_and_another_vae_has_another(
         fill([cache], "cpu", killed)
     assert not cache.records.is_whole
     kind = base_kind(found)
-    network, batch = build_network(kind, CPU), batch_of_step(kind.arrays, Order(0, 2, True), 0, Share(), CPU)
+    network, batch = build_network(kind, CPU), batch_of_step(kind.data, Order(0, 2, True), 0, Share(), CPU)
     with pytest.raises(SegdatagenError, match="the cache is not whole"):
         kind.loss(network, batch)
     made: list[int] = []

@@ -43,7 +43,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_rows_steps_and_seeds_have_chance_of_their_own(scenes_store: Path, tmp_path: Path) -> None:
-    arrays = kind_of(fields(scenes_store, tmp_path)).arrays
+    arrays = kind_of(fields(scenes_store, tmp_path)).data
     drawn = []
     for seed, step in itertools.product(range(3), range(4)):
         batch = batch_of_step(arrays, Order(seed, BATCH, False), step, Share(), CPU)
@@ -67,7 +67,7 @@ def test_a_training_learns_from_the_rows_of_its_seed(
 ) -> None:
     """Without `flip` no row is mirrored; with it some are, images and masks alike."""
     train_here(configure("out", seed=seed, flip=flip, steps=STEPS, batch_size=BATCH))
-    arrays = kind_of(fields(scenes_store, tmp_path)).arrays
+    arrays = kind_of(fields(scenes_store, tmp_path)).data
     assert len(learned) == STEPS
     mirrored = 0
     for step, batch in enumerate(learned):

@@ -72,14 +72,14 @@ def kind_of(store: Path, base: Path, folder: Path, **more: object) -> ControlNet
 def test_it_sees_what_a_run_shows_it(panoptic_store: Path, latent_base: Path, tmp_path: Path, outlines: bool) -> None:
     kind = kind_of(panoptic_store, latent_base, tmp_path, outlines=outlines)
     expected = of_a_run(panoptic_store, kind.options, outlines)
-    plain = [encode(LABELS.ids[channels].astype(np.uint8), LABELS) for channels in kind.arrays.channels]
+    plain = [encode(LABELS.ids[channels].astype(np.uint8), LABELS) for channels in kind.data.channels]
     assert [bool((one != other).any()) for one, other in zip(expected, plain, strict=True)] == [
         *[outlines] * (len(plain) - 1),
         False,
     ]
     rows = np.arange(len(plain))
     np.testing.assert_array_equal(np.stack(list(kind.shown(rows))), np.stack(expected))
-    batch = batch_of_step(kind.arrays, Order(0, 4, True), 0, Share(), CPU)
+    batch = batch_of_step(kind.data, Order(0, 4, True), 0, Share(), CPU)
     assert 0 < batch.flipped.sum() < 4
     seen: list[Tensor] = []
 

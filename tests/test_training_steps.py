@@ -111,7 +111,7 @@ def test_labels_are_dropped_for_the_whole_batch_of_all_workers(scenes_store: Pat
         seen = []
         for rank in (0, 1):
             network.zero_grad(set_to_none=True)
-            kind.loss(network, batch_of_step(kind.arrays, Order(0, 2, True), step, Share(rank, 2), CPU)).backward()
+            kind.loss(network, batch_of_step(kind.data, Order(0, 2, True), step, Share(rank, 2), CPU)).backward()
             seen.append(mask_weight.grad is None)
         assert seen[0] == seen[1]
         dropped.append(seen[0])
@@ -119,7 +119,7 @@ def test_labels_are_dropped_for_the_whole_batch_of_all_workers(scenes_store: Pat
 
 
 def test_captions_tell_two_trainings_apart_only_where_they_are_read(scenes_store: Path, tmp_path: Path) -> None:
-    arrays = kind_of(fields(scenes_store, tmp_path)).arrays
+    arrays = kind_of(fields(scenes_store, tmp_path)).data
     assert len(arrays.captions) == 6
     assert all(arrays.captions)
     other = dataclasses.replace(arrays, captions=(None, *arrays.captions[1:]))
@@ -135,7 +135,7 @@ def test_loss_is_one_where_nothing_is_predicted(scenes_store: Path, tmp_path: Pa
     for name in ("weight", "bias"):
         nn.init.zeros_(network.get_submodule("outc").get_parameter(name))
     with torch.inference_mode():
-        batches = [batch_of_step(kind.arrays, Order(0, 4, False), step, Share(), CPU) for step in range(5)]
+        batches = [batch_of_step(kind.data, Order(0, 4, False), step, Share(), CPU) for step in range(5)]
         losses = [float(kind.loss(network, batch)) for batch in batches]
     assert np.mean(losses) == pytest.approx(1, abs=0.02)
 
@@ -148,8 +148,8 @@ def test_loss_is_that_of_hand(scenes_store: Path, tmp_path: Path) -> None:
     alpha_hat = np.cumprod([1 - beta for beta in betas()])
     for step in range(4):
         with torch.inference_mode():
-            loss = kind.loss(network, batch_of_step(kind.arrays, order, step, Share(), CPU))
-        batch = batch_of_step(kind.arrays, order, step, Share(), CPU)
+            loss = kind.loss(network, batch_of_step(kind.data, order, step, Share(), CPU))
+        batch = batch_of_step(kind.data, order, step, Share(), CPU)
         without = float(torch.rand((), generator=batch.chance)) < 0.5
         dropped += without
         squares = []
@@ -175,7 +175,7 @@ def test_every_epoch_is_a_permutation(num_sources: int, batch_size: int, seed: i
 
 
 def test_shares_of_workers_make_up_the_batch(scenes_store: Path, tmp_path: Path) -> None:
-    arrays = kind_of(fields(scenes_store, tmp_path)).arrays
+    arrays = kind_of(fields(scenes_store, tmp_path)).data
     before = arrays.fingerprint()
     order = Order(seed=5, batch_size=8, flip=True)
     whole = batch_of_step(arrays, order, 3, Share(), CPU)

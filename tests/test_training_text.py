@@ -171,7 +171,7 @@ def test_lower_precision_takes_nearly_the_same_steps(kind: str, configure: Confi
 def test_the_captioner_is_trained_on_what_a_run_asks(squares: Path) -> None:
     kind = kind_of("captioner", squares, flip=False)
     network = build_network(kind, CPU)
-    batch = batch_of_step(kind.arrays, Order(0, 4, False), 0, Share(), CPU)
+    batch = batch_of_step(kind.data, Order(0, 4, False), 0, Share(), CPU)
     captioner = Captioner.of_model(CaptionerOptions(kind="blip2", weights="x"), network.model, kind._processor)
     asked = captioner._inputs(list(batch.images.numpy()), [captioner._options.asked] * 4)
     tokens, mask, labels = kind._padded([0, 1, 2, 3])
@@ -181,7 +181,7 @@ def test_the_captioner_is_trained_on_what_a_run_asks(squares: Path) -> None:
         assert torch.equal(given, asked["input_ids"][row])
         said = labels[row][labels[row] != NOT_LEARNED]
         assert torch.equal(tokens[row][-len(said) :], said)
-        assert tokenizer.decode(said[:-1]).strip() == kind.arrays.captions[row]
+        assert tokenizer.decode(said[:-1]).strip() == kind.data.captions[row]
         assert said[-1] == tokenizer.eos_token_id
         assert mask[row].tolist() == sorted(mask[row].tolist()), "padding stands at the left"
     with torch.inference_mode():
@@ -207,14 +207,14 @@ def _loss_alone(model: Any, asked: Any, row: int, said: torch.Tensor) -> torch.T
 def test_presence_is_asked_of_the_classes_that_the_caption_names(squares: Path) -> None:
     """By a layer that says the same of every image: each class is there with the probability of its bias alone."""
     plain, asked = kind_of("captioner", squares), kind_of("captioner", squares, presence_loss=0.5)
-    network, labels = build_network(plain, CPU), asked.arrays.label_set
+    network, labels = build_network(plain, CPU), asked.data.label_set
     shares = torch.tensor([0.9, 0.2, 0.3, 0.6])
     with torch.no_grad():
         network.presence.weight.zero_()
         network.presence.bias.copy_(torch.logit(shares))
-        batches = [batch_of_step(asked.arrays, Order(0, 4, False), 0, Share(), CPU) for _ in range(2)]
+        batches = [batch_of_step(asked.data, Order(0, 4, False), 0, Share(), CPU) for _ in range(2)]
         difference = float(asked.loss(network, batches[0]) - plain.loss(network, batches[1]))
-    captions = [asked.arrays.captions[source] for source in batches[0].sources]
+    captions = [asked.data.captions[source] for source in batches[0].sources]
     named = torch.tensor([[f"a {label.prompt}" in caption for label in labels.classes] for caption in captions])
     assert named.sum(dim=1).tolist() == [1] * 4
     assert difference == pytest.approx(-0.5 * float(torch.where(named, shares, 1 - shares).log().mean()), abs=1e-5)
@@ -223,11 +223,11 @@ def test_presence_is_asked_of_the_classes_that_the_caption_names(squares: Path) 
 def test_rarer_classes_are_drawn_more_often(squares: Path) -> None:
     """Red lies along the edge of all images, green in a third: where both are, green is drawn three times as often."""
     plain = kind_of("clip", squares, flip=False)
-    red, green = (plain.arrays.label_set.names.index(f"{colour}_square") for colour in ("red", "green"))
-    channels = plain.arrays.channels.copy()
+    red, green = (plain.data.label_set.names.index(f"{colour}_square") for colour in ("red", "green"))
+    channels = plain.data.channels.copy()
     channels[:, 26:] = red
-    kind = ClipTraining(plain.options, dataclasses.replace(plain.arrays, channels=channels))
-    image, mask = kind.arrays.images[1], channels[1]
+    kind = ClipTraining(plain.options, dataclasses.replace(plain.data, channels=channels))
+    image, mask = kind.data.images[1], channels[1]
     assert set(np.unique(mask)) == {0, red, green}
     drawn = [kind._channels[kind._draw(1, image, mask, _chance(number))[1]] for number in range(400)]
     assert set(drawn) == {red, green}
@@ -240,7 +240,7 @@ def _chance(number: int) -> torch.Generator:
 
 def test_clip_is_trained_on_crops_as_they_are_scored(squares: Path) -> None:
     kind = kind_of("clip", squares, flip=False)
-    images, channels = kind.arrays.images, kind.arrays.channels
+    images, channels = kind.data.images, kind.data.channels
     for source in range(6):
         chance = torch.Generator().manual_seed(source)
         crop, place = kind._draw(source, images[source], channels[source], chance)

@@ -104,8 +104,8 @@ def test_text_cache_holds_what_the_encoders_make(latent_store: Path, latent_base
     prompts = [kind.prompts.texts[4][2], "", kind.prompts.texts[0][0]]
     kept = kind.embedded(build_network(kind, CPU), prompts, CPU)
     made = load_base(str(latent_base), Numerics(), "cpu").text.encode(prompts)
-    live = ControlNetTraining(options.model_copy(update={"cache_prompts": False}), kind.arrays)
-    assert len(live.caches()) == 1
+    live = ControlNetTraining(options.model_copy(update={"cache_prompts": False}), kind.data)
+    assert len(live.caches()) == len(kind.caches()) - 1
     found_live = live.embedded(build_network(live, CPU), prompts, CPU)
     torch.testing.assert_close(found_live.hidden, made.hidden)
     assert not found_live.hidden.requires_grad
@@ -135,7 +135,8 @@ def test_no_prompt_is_what_a_run_makes_of_it(
     assert not none.hidden.any()
     for learned, drawn in ((found.hidden, [none.hidden, asked.hidden]), (found.pooled, [none.pooled, asked.pooled])):
         torch.testing.assert_close(learned, torch.cat(drawn))
-    assert kind.parts.models().text.zeros_for_no_prompt
+    with kind.parts.models() as models:
+        assert models.text.zeros_for_no_prompt
     kind.trained_parts(network).save_pretrained(tmp_path / "saved")
     assert load_base(str(tmp_path / "saved"), Numerics(), "cpu").text.zeros_for_no_prompt
     assert "none, embedded as zeros, in 10% of the rows" in kind.prompts_in_words()
@@ -146,7 +147,7 @@ def test_adapter_sees_the_blended_priors_of_the_row(latent_store: Path, latent_b
     options = AdapterTrainingOptions.model_validate(found | {"w1": [0.4, 0.4], "w2": [0.9, 0.9]})
     kind = AdapterTraining(options, TrainingArrays(*read_arrays(options.sources, options.geometry)))
     fill(kind.caches(), "cpu", here)
-    batch = batch_of_step(kind.arrays, Order(0, 4, True), 0, Share(), CPU)
+    batch = batch_of_step(kind.data, Order(0, 4, True), 0, Share(), CPU)
     assert 0 < batch.flipped.sum() < 4
     seen: list[Tensor] = []
 
@@ -156,10 +157,10 @@ def test_adapter_sees_the_blended_priors_of_the_row(latent_store: Path, latent_b
             return []
 
     kind.steering(Watching(), kind.noisy(build_network(kind, CPU), batch), batch)
-    prior, labels = Prior(options.prior, kind.arrays.label_set), kind.arrays.label_set
+    prior, labels = Prior(options.prior, kind.data.label_set), kind.data.label_set
     for row, (source, flipped) in enumerate(zip(batch.sources, batch.flipped, strict=True)):
-        of_image = prior.of_image(kind.arrays.images[source])
-        of_mask = prior.of_mask(labels.ids[kind.arrays.channels[source]].astype(np.uint8))
+        of_image = prior.of_image(kind.data.images[source])
+        of_mask = prior.of_mask(labels.ids[kind.data.channels[source]].astype(np.uint8))
         blended = np.clip(np.rint(0.4 * of_image.astype(float) + 0.9 * of_mask), 0, 255)
         wanted = blended[:, ::-1] if flipped else blended
         assert np.array_equal(np.rint(seen[0][row].permute(1, 2, 0).numpy() * 255), wanted)
@@ -189,12 +190,38 @@ def test_lora_begins_as_the_base_and_is_merged_into_it(latent_store: Path, laten
         place = f"average.layers.{name.removesuffix('.weight').replace('.', '/')}"
         a, b = (learned[f"{place}/lora_{letter}/default/weight"] for letter in "AB")
         torch.testing.assert_close(saved[name], unet[name] + 4 / 2 * b @ a, rtol=1e-4, atol=1e-6)
-    wrong = fields(
-        latent_store, tmp_path / "wrong", base=str(latent_base), lora={"rank": 2, "targets": ["to_q", "to_kk"]}
+
+
+@pytest.mark.parametrize(
+    ("targets", "sentence"),
+    [
+        (["to_q", "to_kk"], "this UNet has no layer called to_kk$"),
+        (["to_q", "attn1"], "to_q, attn1 are not all layers of this UNet"),
+    ],
+)
+def test_layers_that_lora_cannot_adapt_are_refused_before_anything_is_made(
+    latent_store: Path, latent_base: Path, tmp_path: Path, targets: list[str], sentence: str
+) -> None:
+    lora, cache = {"rank": 2, "targets": targets}, tmp_path / "cache"
+    wrong = fields(latent_store, tmp_path / "out", base=str(latent_base), lora=lora, cache=str(cache))
+    with pytest.raises(UsageError, match=f"lora.targets: {sentence}"):
+        train_here("text2mask", write(tmp_path, "wrong", wrong))
+    assert not cache.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_lora_of_a_base_changes_its_attention_and_nothing_else(
+    latent_store: Path, latent_base: Path, tmp_path: Path
+) -> None:
+    found = fields(latent_store, tmp_path / "out", init_weights=str(latent_base), lora={"rank": 2}, learning_rate=1e-2)
+    learned, before = (
+        tensors_of(train_here("base", write(tmp_path, "lora", found)).weights),
+        tensors_of(str(latent_base)),
     )
-    config = write(tmp_path, "wrong", wrong)
-    with pytest.raises(UsageError, match=r"lora.targets: this UNet has no layer called to_kk$"):
-        train_here("text2mask", config)
+    changed = {name for name, tensor in learned.items() if not torch.equal(tensor, before[name])}
+    assert learned.keys() == before.keys()
+    assert changed
+    assert all(name.startswith("unet.") and ".attn" in name and ".to_" in name for name in changed)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -246,7 +273,7 @@ def test_the_figures_of_text2mask_are_those_of_what_it_draws(
     found = fields(latent_store, tmp_path, base=str(latent_base), cache=str(tmp_path / "cache"))
     options = Text2MaskTrainingOptions.model_validate(found)
     kind = Text2MaskTraining(options, TrainingArrays(*read_arrays(options.sources, options.geometry)))
-    rows, labels = kind.chosen(), kind.arrays.label_set
+    rows, labels = kind.chosen(), kind.data.label_set
     maps = kind.learned(rows)
     road = labels.names.index("road")
     grey, plain = np.full_like(maps, 250), np.broadcast_to(labels.colours[road], maps.shape)
@@ -255,7 +282,7 @@ def test_the_figures_of_text2mask_are_those_of_what_it_draws(
         monkeypatch.setattr(kind, "drawn", lambda parts, rows: [list(images) for images in zip(*drawn, strict=True)])
         return kind.figures(kind.parts)
 
-    counts = [np.bincount(mask[mask >= 0], minlength=labels.num_classes) for mask in kind.arrays.channels[rows]]
+    counts = [np.bincount(mask[mask >= 0], minlength=labels.num_classes) for mask in kind.data.channels[rows]]
     present = [set(np.flatnonzero(found >= 16)) for found in counts]
     assert len(rows) == 2
     in_both = len(present[0] & present[1]) * 2 / sum(map(len, present))

@@ -64,7 +64,7 @@ def test_training_leaves_a_folder_that_diffusers_loads(scenes_store: Path, tmp_p
     assert record is not None
     assert record.figures.keys() == {"psnr", "colour_map_accuracy", "worst_class_accuracy"} == result.figures.keys()
     assert 0 <= record.figures["colour_map_accuracy"] <= 1
-    arrays = kind_of(scenes_store, tmp_path).arrays
+    arrays = kind_of(scenes_store, tmp_path).data
     pictures = np.concatenate([arrays.images, colour_masks(arrays.channels, arrays.label_set)])
     mean, logvar = moments(loaded, pictures)
     drawn = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
@@ -126,9 +126,9 @@ def test_loss_is_that_of_the_formulas(scenes_store: Path, tmp_path: Path, share:
     power = 2 if pixel_loss == "l2" else 1
     network = build_network(kind, CPU)
     order = Order(0, 2, True)
-    loss = kind.loss(network, batch_of_step(kind.arrays, order, 3, Share(), CPU))
-    batch = batch_of_step(kind.arrays, order, 3, Share(), CPU)
-    pictures = colour_masks(batch.channels.numpy(), kind.arrays.label_set) if share else batch.images.numpy()
+    loss = kind.loss(network, batch_of_step(kind.data, order, 3, Share(), CPU))
+    batch = batch_of_step(kind.data, order, 3, Share(), CPU)
+    pictures = colour_masks(batch.channels.numpy(), kind.data.label_set) if share else batch.images.numpy()
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     posterior: DiagonalGaussianDistribution = network.encode(pixels).latent_dist  # type: ignore[operator]
     for generator in batch.row_chance:
@@ -149,8 +149,8 @@ def test_the_scale_is_that_of_latents_in_the_share_of_the_options(
     """As of a data set of five pictures of each source, so many of which are colour maps."""
     kind = kind_of(scenes_store, tmp_path, colour_maps=fifths / 5)
     network = build_network(kind, CPU)
-    maps = colour_masks(kind.arrays.channels, kind.arrays.label_set)
-    found = [moments(network, kind.arrays.images)] * (5 - fifths) + [moments(network, maps)] * fifths
+    maps = colour_masks(kind.data.channels, kind.data.label_set)
+    found = [moments(network, kind.data.images)] * (5 - fifths) + [moments(network, maps)] * fifths
     mean, logvar = (torch.cat([pair[place] for pair in found]).double() for place in (0, 1))
     variance = mean.var(correction=0) + logvar.exp().mean()
     assert kind.scaling_factor(network) == pytest.approx(float(variance.rsqrt()), rel=1e-5)
@@ -175,7 +175,7 @@ def test_figures_are_those_of_brute_force(scenes_store: Path, tmp_path: Path, mo
     """Of pixels that are labelled, of classes that are there, over all chunks together."""
     monkeypatch.setattr(vae, "AT_ONCE", 4)
     kind, network = kind_of(scenes_store, tmp_path), Coarse()
-    images, channels, labels = kind.arrays.images, kind.arrays.channels, kind.arrays.label_set
+    images, channels, labels = kind.data.images, kind.data.channels, kind.data.label_set
     channels[0, :8] = -1
     channels[channels == 5] = 0
     errors = [(int(a) - int(b)) ** 2 for a, b in zip(images.flat, reconstruct(network, images).flat, strict=True)]

@@ -3,7 +3,7 @@
 They parse words and print results; the work is the library's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -68,7 +68,7 @@ def train(
             return ""
         found = last[0]
         pace = f"{found.steps_per_second:.2f} steps/s, {found.images_per_second:.0f} images/s"
-        return f"loss {found.loss:.4f}, {pace}{_restarts(found.restarts)}"
+        return f"loss {found.loss:.4f}, {pace}{_restarts(found.restarts)}{_passed_over(found.passed_over)}"
 
     shown = screen.Meter("train", as_json, describe)
 
@@ -83,7 +83,7 @@ def train(
     if as_json:
         screen.print_json(asdict(result))
         return
-    spent = screen.as_duration(result.seconds) + _restarts(result.restarts)
+    spent = screen.as_duration(result.seconds) + _restarts(result.restarts) + _passed_over(result.passed_over)
     screen.say(f"{result.out}: step {result.step} of {result.steps}, loss {result.loss:.4f}, {spent}")
     if result.weights is None:
         screen.say("max_hours are over: the same command goes on")
@@ -96,6 +96,10 @@ def _restarts(count: int) -> str:
     from segdatagen.cli import screen
 
     return f", {screen.as_count(count, 'restart')} after workers died" if count else ""
+
+
+def _passed_over(steps: Sequence[int]) -> str:
+    return f", without the checkpoint of step {steps[0]}, which cannot be read" if steps else ""
 
 
 def prefetch(

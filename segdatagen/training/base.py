@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from segdatagen.prompts import CLIP_TOKENS, TokenBudget, class_sentence
 from segdatagen.stages.prompt import budget_of, counter_of
 from segdatagen.training.clip_tokenizer import train_tokenizer
-from segdatagen.training.data import TrainingArrays
+from segdatagen.training.data import TrainingData
 from segdatagen.training.latent_parts import Parts, check_sdxl, load_parts, vae_of
 from segdatagen.training.latent_weights import load_vae
 from segdatagen.training.noise import SDXL_SCHEDULE
@@ -92,7 +92,7 @@ class BaseTraining(TextToImageTraining):
     title = "Text-to-image model"
     options_type = BaseTrainingOptions
 
-    def __init__(self, options: BaseTrainingOptions, arrays: TrainingArrays) -> None:
+    def __init__(self, options: BaseTrainingOptions, data: TrainingData) -> None:
         self._network, self._init = options.network, options.init_weights
         if options.init_weights is not None:
             check_sdxl("init_weights", options.init_weights)
@@ -100,7 +100,7 @@ class BaseTraining(TextToImageTraining):
         else:
             assert options.network is not None
             vae = options.network.vae
-        super().__init__(options, arrays, vae)
+        super().__init__(options, data, vae)
 
     @property
     def start(self) -> str | None:
@@ -132,15 +132,14 @@ class BaseTraining(TextToImageTraining):
 
     def learned(self, rows: np.ndarray) -> np.ndarray:
         """The images of sources."""
-        images: np.ndarray = self.arrays.images[rows]
-        return images
+        return self.data.images_of(rows)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
         """That of new text encoders, trained on the captions and the sentence of all classes."""
-        labels, network = self.arrays.label_set, self._network
+        labels, network = self.data.label_set, self._network
         assert network is not None
-        texts = [*filter(None, self.arrays.captions), class_sentence(labels.ids.tolist(), labels)]
+        texts = [*filter(None, self.data.captions), class_sentence(labels.ids.tolist(), labels)]
         return train_tokenizer(texts, network.vocabulary)
 
 

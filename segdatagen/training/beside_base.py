@@ -19,7 +19,7 @@ from segdatagen.images import Image
 from segdatagen.prompts import TokenBudget
 from segdatagen.stages.prompt import budget_of
 from segdatagen.storage import Folder
-from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.data import Batch, TrainingData
 from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latent_parts import Parts, check_sdxl, load_parts, vae_of
@@ -45,12 +45,12 @@ class BesideBaseTraining(LatentTraining):
     new: ClassVar[str] = "random weights"
     """What a network without `init_weights` starts from, in words."""
 
-    def __init__(self, options: BesideBaseOptions, arrays: TrainingArrays) -> None:
+    def __init__(self, options: BesideBaseOptions, data: TrainingData) -> None:
         """Raises UsageError where the captions, the sources or the base cannot be used."""
-        require_enough_captions(options, arrays)
+        require_enough_captions(options, data)
         self._options = options
         self.shape = check_sdxl("base", options.base)
-        super().__init__(options, arrays, vae_of(options.base))
+        super().__init__(options, data, vae_of(options.base))
 
     @property
     def options(self) -> BesideBaseOptions:
@@ -115,7 +115,7 @@ class BesideBaseTraining(LatentTraining):
 
         self.parts.unet.to(next(average.parameters()).device)
         drawn = self.drawn(self.parts, rows, change)
-        images = self.arrays.images[rows]
+        images = self.data.images_of(rows)
         return self.grid([[*cells[:2], *cells[2]] for cells in zip(self.shown(rows), images, drawn, strict=True)])
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:
@@ -124,14 +124,14 @@ class BesideBaseTraining(LatentTraining):
         rows = {
             "network": f"{type(average).__name__} for a base of blocks {self.shape.blocks}",
             **size_rows(average, options),
-            **training_rows(options, self.arrays, summary, self.new if options.init_weights is None else None),
+            **training_rows(options, self.data, summary, self.new if options.init_weights is None else None),
             "base": f"`{options.base}`, frozen, fingerprint `{self.frozen['base']}`",
             "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
             "prompts": self.prompts_in_words(),
             **self.card_rows(),
         }
-        card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows, options)
-        record = record_of(self.name, options, self.arrays, summary, {}).model_copy(update=self.record_fields())
+        card = model_card(f"{self.title} for {self.data.label_set.name}", rows, options)
+        record = record_of(self.name, options, self.data, summary, {}).model_copy(update=self.record_fields())
         folder = Folder(options.out).child(WEIGHTS_NAME)
         return Saved(put_model(folder, average, card, record, options.store_dtype))
 

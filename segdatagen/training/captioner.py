@@ -120,7 +120,7 @@ class CaptionerTraining:
 
     def __init__(self, options: CaptionerTrainingOptions, arrays: TrainingArrays) -> None:
         self.options = options
-        self.arrays = arrays
+        self.data = arrays
         captions = require_captions(arrays.captions, options.sources, self.name)
         self.validation = read_validation(options.validation, options, arrays).first(MOST_JUDGED)
         self._references = require_captions(self.validation.captions, options.validation, self.name)
@@ -145,7 +145,7 @@ class CaptionerTraining:
         else:
             model.vision_model.requires_grad_(not options.freeze_vision)
             model.language_model.requires_grad_(not options.freeze_language_model)
-        return CaptionerNetwork(model, self.arrays.label_set.num_classes).eval()
+        return CaptionerNetwork(model, self.data.label_set.num_classes).eval()
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the tokens of the captions, per token; of `presence_loss` and `patch_loss` besides."""
@@ -175,7 +175,7 @@ class CaptionerTraining:
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:
         """Put `weights/` as `from_pretrained` and the captioner of a run load it, with its figures in `README.md`."""
-        options, labels = self.options, self.arrays.label_set
+        options, labels = self.options, self.data.label_set
         model: Any = average.get_submodule("model")
         folder = Folder(options.out).child(WEIGHTS_NAME)
         with model_folder(model, options.store_dtype, self._processor) as scratch:
@@ -187,7 +187,7 @@ class CaptionerTraining:
                 "there_are_named": mentions.there_are_named,
                 "same_captions": float(np.mean([a == b for a, b in zip(said, self._references, strict=True)])),
             }
-            record = record_of(self.name, options, self.arrays, summary, figures)
+            record = record_of(self.name, options, self.data, summary, figures)
             put_saved(folder, scratch, self._model_card(model, summary, mentions, figures), record)
         return Saved(folder.uri, figures=figures)
 
@@ -225,12 +225,12 @@ class CaptionerTraining:
     def _model_card(
         self, model: nn.Module, summary: Summary, mentions: ClassMentions, figures: Mapping[str, float]
     ) -> str:
-        options, sizes, labels = self.options, self.options.network, self.arrays.label_set
+        options, sizes, labels = self.options, self.options.network, self.data.label_set
         layers = f"{sizes.vision_layers} + {sizes.qformer_layers} + {sizes.decoder_layers} layers"
         rows = {
             "network": f"BLIP-2, {layers if options.init_weights is None else 'of the weights it starts from'}",
             **size_rows(model, options),
-            **training_rows(options, self.arrays, summary),
+            **training_rows(options, self.data, summary),
             "question": options.question,
             "judged on": f"`{options.validation}`, {len(self._references):,} images",
             "classes named that are there": f"{figures['named_are_there']:.3f}",

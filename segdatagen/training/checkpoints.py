@@ -36,11 +36,15 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` steps: tensors by name, and facts that fit in JSON."""
+    """The state after `step` steps: tensors by name, and facts that fit in JSON.
+
+    `passed_over`: steps of newer ones that could not be read.
+    """
 
     step: int
     tensors: Mapping[str, Tensor]
     facts: dict[str, Any]
+    passed_over: tuple[int, ...] = ()
 
 
 def save_checkpoint(folder: Folder, checkpoint: Checkpoint, keep: int) -> None:
@@ -62,15 +66,18 @@ def open_newest(folder: Folder) -> Iterator[Checkpoint | None]:
     the storage raises it, is no sign of a damaged one.
     """
     names = _names(folder)
+    damaged: list[int] = []
     with contextlib.ExitStack() as stack:
         for name in reversed(names):
             path = stack.enter_context(folder.as_file(name))
             try:
                 opened = stack.enter_context(safe_open(path, framework="pt"))
                 metadata = opened.metadata()
-                checkpoint = Checkpoint(int(metadata["step"]), _Stored(opened), json.loads(metadata["facts"]))
+                facts = json.loads(metadata["facts"])
+                checkpoint = Checkpoint(int(metadata["step"]), _Stored(opened), facts, tuple(damaged))
             except (SafetensorError, ValueError, KeyError, TypeError):
                 stack.close()
+                damaged.append(_step_of(name))
                 continue
             yield checkpoint
             return
@@ -100,7 +107,7 @@ class _Stored(Mapping[str, Tensor]):
 def newest_step(folder: Folder) -> int | None:
     """The step of the newest checkpoint, whole or not; None where there is none."""
     names = _names(folder)
-    return int(names[-1].removeprefix(PREFIX).removesuffix(SUFFIX)) if names else None
+    return _step_of(names[-1]) if names else None
 
 
 def collect(model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -143,6 +150,10 @@ def restore(
         if stored is not None:
             place.copy_(stored[name].view_as(place))
         spread(place)
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix(PREFIX).removesuffix(SUFFIX))
 
 
 def _name(step: int) -> str:

@@ -111,7 +111,7 @@ class ClipTraining:
     options_type = ClipTrainingOptions
 
     def __init__(self, options: ClipTrainingOptions, arrays: TrainingArrays) -> None:
-        self.options, self.arrays = options, arrays
+        self.options, self.data = options, arrays
         self.reads_captions = options.captions
         scoring, labels = options.scoring(options.init_weights or "new"), arrays.label_set
         if len(arrays.images) < 2:  # nothing to tell a pair from
@@ -182,12 +182,12 @@ class ClipTraining:
         with torch.autocast(average.get_parameter("logit_scale").device.type, enabled=False):  # as in the loss
             similar = scorer.image_vectors(crops) @ scorer.text_vectors(self._class_texts).T
         shares = (similar * average.get_parameter("logit_scale").detach().exp()).softmax(dim=1).cpu().numpy()
-        names = [label.prompt for label in named_classes(self.arrays.label_set)]
+        names = [label.prompt for label in named_classes(self.data.label_set)]
         return score_table(crops, names, shares, [found for found, _ in first[:PICTURE_ROWS]])
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:
         """Put `weights/` as `from_pretrained` and the scores of a run load it, with its figures in `README.md`."""
-        options, labels = self.options, self.arrays.label_set
+        options, labels = self.options, self.data.label_set
         folder = Folder(options.out).child(WEIGHTS_NAME)
         with model_folder(average, options.store_dtype, self._images, self._tokenizer) as scratch:
             device = str(average.get_parameter("logit_scale").device)
@@ -195,13 +195,13 @@ class ClipTraining:
             rows = {
                 "network": "CLIP",
                 **size_rows(average, options),
-                **training_rows(options, self.arrays, summary),
+                **training_rows(options, self.data, summary),
                 "regions": f"of {options.min_pixels} pixels or more, the {options.max_regions} largest of a class",
                 "text of a class": options.template,
                 "judged on": f"`{options.validation}`, {len(self.validation.images):,} images",
                 **{name.replace("_", " "): f"{value:.3f}" for name, value in figures.items()},
             }
-            record = record_of(self.name, options, self.arrays, summary, figures)
+            record = record_of(self.name, options, self.data, summary, figures)
             put_saved(folder, scratch, model_card(f"CLIP for {labels.name}", rows, options), record)
         return Saved(folder.uri, figures=figures)
 
@@ -226,7 +226,7 @@ class ClipTraining:
         least = self.options.min_pixels
         shown = [
             [bool(regions_of(channels, channel, least, 1)) for channel in self._channels]
-            for channels in self.arrays.channels
+            for channels in self.data.channels
         ]
         return np.array(shown, dtype=np.bool_).reshape(len(shown), len(self._channels))
 
@@ -293,7 +293,7 @@ class ClipTraining:
 
     def _scorer(self, network: nn.Module) -> ClipScorer:
         loaded = (network, self._images, self._tokenizer)
-        return ClipScorer.of_model(self.options.scoring("memory"), self.arrays.label_set, loaded)
+        return ClipScorer.of_model(self.options.scoring("memory"), self.data.label_set, loaded)
 
 
 def contrastive_loss(logits: Tensor, which: Tensor) -> Tensor:

@@ -22,13 +22,11 @@ from segdatagen.latent_folders import check_controlnet
 from segdatagen.priors import PriorOptions
 from segdatagen.sources import has_any, open_store
 from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit
-from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.data import Batch, TrainingData
 from segdatagen.training.latent_training import Noisy
 from segdatagen.training.latent_weights import load_network
 from segdatagen.training.latents import Cache
-from segdatagen.training.pictures import colour_masks
-from segdatagen.training.prior_cache import PriorCache, prior_cache
-from segdatagen.training.vae import colour_maps_of
+from segdatagen.training.prior_cache import prior_cache
 from segdatagen.training_record import require_colours_of
 from segdatagen.weights import local_weights
 
@@ -52,19 +50,18 @@ class ControlNetTraining(BesideBaseTraining):
     new = "the way down of its base"
     options_type = ControlNetTrainingOptions
 
-    def __init__(self, options: ControlNetTrainingOptions, arrays: TrainingArrays) -> None:
-        super().__init__(options, arrays)
+    def __init__(self, options: ControlNetTrainingOptions, data: TrainingData) -> None:
+        super().__init__(options, data)
         if options.init_weights is not None:
             check_controlnet(options.init_weights, self.shape)
             with placed("init_weights"):
-                require_colours_of(options.init_weights, arrays.label_set)
-        self._outlined: PriorCache | None = None
-        if options.outlines and has_any(open_store(options.sources), "segments"):
-            self._outlined = prior_cache(options, PriorOptions(name="colour_map", of="mask"))
+                require_colours_of(options.init_weights, data.label_set)
+        self._outlined = options.outlines and has_any(open_store(options.sources), "segments")
+        self._maps = prior_cache(options, PriorOptions(name="colour_map", of="mask", outlines=self._outlined))
 
     def caches(self) -> list[Cache]:
-        """Those of the latents and prompts, and the colour maps where they have outlines."""
-        return [*super().caches(), *([self._outlined] if self._outlined else [])]
+        """Those of the latents and prompts, and the colour maps."""
+        return [*super().caches(), self._maps]
 
     def build(self) -> nn.Module:
         """A ControlNet of the base, or that of `init_weights`."""
@@ -83,10 +80,7 @@ class ControlNetTraining(BesideBaseTraining):
 
     def steering(self, network: nn.Module, noisy: Noisy, batch: Batch) -> dict[str, Any]:
         """Residuals of the way down and of the middle."""
-        pictures = colour_maps_of(batch.channels, self.arrays.label_set)
-        if self._outlined is not None:
-            drawn = self._outlined.at(batch.sources, batch.flipped)[:, 0]
-            pictures = torch.from_numpy(drawn).to(pictures.device)
+        pictures = torch.from_numpy(self._maps.at(batch.sources, batch.flipped)[:, 0]).to(noisy.latents.device)
         down, middle = network(
             noisy.latents,
             noisy.timesteps.to(noisy.latents.device),
@@ -105,14 +99,12 @@ class ControlNetTraining(BesideBaseTraining):
 
     def shown(self, rows: np.ndarray) -> Sequence[Image]:
         """The colour maps of masks."""
-        if self._outlined is not None:
-            return list(self._outlined.at(rows, rows < 0)[:, 0])
-        return list(colour_masks(self.arrays.channels[rows], self.arrays.label_set))
+        return list(self._maps.at(rows, rows < 0)[:, 0])
 
     def record_fields(self) -> dict[str, Any]:
         """Whether colour maps have outlines, which a job has to give them, too."""
-        return {"outlines": self._outlined is not None}
+        return {"outlines": self._outlined}
 
     def card_rows(self) -> dict[str, str]:
         """Whether colour maps have outlines."""
-        return {"colour maps": "plain" if self._outlined is None else "with outlined segments (SegGen, appendix A.2)"}
+        return {"colour maps": "with outlined segments (SegGen, appendix A.2)" if self._outlined else "plain"}

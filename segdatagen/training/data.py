@@ -1,4 +1,4 @@
-"""A data set in memory, and the batch of any step of a training.
+"""What a training reads, a data set in memory as one form of it, and the batch of any step.
 
 Order and randomness have no state: rows, flips and noise of a step follow from (seed, step, row) alone, so that a
 resumed training, and one on more workers, sees what an uninterrupted one sees. Knows nothing of networks.
@@ -7,7 +7,9 @@ resumed training, and one on more workers, sees what an uninterrupted one sees. 
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +18,42 @@ from torch import Tensor
 from segdatagen.errors import UsageError
 from segdatagen.labels import LabelSet
 from segdatagen.records import derive_seed
+
+
+class TrainingData(Protocol):
+    """N sources at the size of a training: all of them in memory, or read from their store where they are asked for."""
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The classes of the masks."""
+        ...
+
+    @property
+    def captions(self) -> tuple[str | None, ...]:
+        """N captions."""
+        ...
+
+    @property
+    def num_sources(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def class_pixels(self) -> np.ndarray:
+        """Pixels of every source by class: int64 `[N, C]`."""
+        ...
+
+    def images_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Images of some sources, a copy: uint8 `[n, H, W, 3]` RGB."""
+        ...
+
+    def channels_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Masks of some sources, a copy: int16 `[n, H, W]`, below 0: ignored."""
+        ...
+
+    def fingerprint(self, with_captions: bool = False) -> str:
+        """32 hex digits of images, masks, label set and, for who reads them, captions."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +76,28 @@ class TrainingArrays:
     def first(self, most: int) -> "TrainingArrays":
         """The first sources, `most` at most."""
         return TrainingArrays(self.images[:most], self.channels[:most], self.label_set, self.captions[:most])
+
+    @property
+    def num_sources(self) -> int:
+        """N."""
+        return len(self.images)
+
+    @functools.cached_property
+    def class_pixels(self) -> np.ndarray:
+        """Pixels of every source by class: int64 `[N, C]`."""
+        num_classes = self.label_set.num_classes
+        counts = [np.bincount(found[found >= 0], minlength=num_classes) for found in self.channels]
+        return np.asarray(counts, np.int64)
+
+    def images_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Images of some sources, a copy: uint8 `[n, H, W, 3]`."""
+        found: np.ndarray = self.images[np.asarray(rows)]
+        return found
+
+    def channels_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Masks of some sources, a copy: int16 `[n, H, W]`."""
+        found: np.ndarray = self.channels[np.asarray(rows)]
+        return found
 
     def fingerprint(self, with_captions: bool = False) -> str:
         """Hash of all pixels, the label set and, for who reads them, the captions: 32 hex digits."""
@@ -68,18 +128,32 @@ class Order:
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's rows of a step: images uint8 `[B, H, W, 3]`, channels int64 `[B, H, W]`, and sources of chance.
+    """One worker's rows of a step: which sources, whether they are mirrored, and sources of chance.
 
-    `chance` is the same on all workers of the step; `row_chance` holds one CPU generator per row. `sources` int64 `[B]`
-    and `flipped` bool `[B]` say what the rows are, for who keeps more of each source.
+    `sources` int64 `[B]`, `flipped` bool `[B]`. `chance` is the same on all workers of the step; `row_chance` holds one
+    CPU generator per row. Pixels are read for who asks for them, onto `device`: others keep more of each source.
     """
 
-    images: Tensor
-    channels: Tensor
+    data: TrainingData
+    device: torch.device
     chance: torch.Generator
     row_chance: list[torch.Generator]
     sources: np.ndarray
     flipped: np.ndarray
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """uint8 `[B, H, W, 3]`."""
+        return torch.from_numpy(self._mirrored(self.data.images_of(self.sources))).to(self.device)
+
+    @functools.cached_property
+    def channels(self) -> Tensor:
+        """int64 `[B, H, W]`, below 0: ignored."""
+        return torch.from_numpy(self._mirrored(self.data.channels_of(self.sources))).to(self.device, torch.int64)
+
+    def _mirrored(self, pixels: np.ndarray) -> np.ndarray:
+        pixels[self.flipped] = pixels[self.flipped, :, ::-1]
+        return pixels
 
 
 def sources_of_step(num_sources: int, seed: int, step: int, batch_size: int) -> np.ndarray:
@@ -93,29 +167,19 @@ def sources_of_step(num_sources: int, seed: int, step: int, batch_size: int) -> 
     return found
 
 
-def batch_of_step(arrays: TrainingArrays, order: Order, step: int, share: Share, device: torch.device) -> Batch:
+def batch_of_step(data: TrainingData, order: Order, step: int, share: Share, device: torch.device) -> Batch:
     """This worker's share of the batch of `step`, counted from 0. Raises `UsageError` unless the shares are equal."""
     seed, batch_size = order.seed, order.batch_size
     if batch_size % share.num_workers:
         raise UsageError(f"batch_size {batch_size} is not a multiple of num_workers {share.num_workers}")
     length = batch_size // share.num_workers
     rows = range(share.rank * length, (share.rank + 1) * length)
-    sources = sources_of_step(len(arrays.images), seed, step, batch_size)[rows.start : rows.stop]
+    sources = sources_of_step(data.num_sources, seed, step, batch_size)[rows.start : rows.stop]
     row_chance = [generator_for(seed, "row", step, row) for row in rows]
-    images, channels = arrays.images[sources], arrays.channels[sources]
     flipped = np.zeros(length, np.bool_)
     if order.flip:
         flipped[:] = [float(torch.rand((), generator=generator)) < 0.5 for generator in row_chance]
-        images[flipped] = images[flipped, :, ::-1]
-        channels[flipped] = channels[flipped, :, ::-1]
-    return Batch(
-        torch.from_numpy(images).to(device),
-        torch.from_numpy(channels).to(device, torch.int64),
-        generator_for(seed, "step", step),
-        row_chance,
-        sources,
-        flipped,
-    )
+    return Batch(data, device, generator_for(seed, "step", step), row_chance, sources, flipped)
 
 
 def generator_for(seed: int, *scope: int | str) -> torch.Generator:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.data import Batch, TrainingData
 from segdatagen.training.options import TrainingOptions
 
 
@@ -18,7 +18,8 @@ from segdatagen.training.options import TrainingOptions
 class TrainingProgress:
     """Where a training is: steps done and in all, the mean loss since the last report, and steps per second.
 
-    `restarts`: how often workers of Ray died in this command, and were started again.
+    `restarts`: how often workers of Ray died in this command, and were started again. `passed_over`: steps of newer
+    checkpoints than the one it went on from, which could not be read.
     """
 
     step: int
@@ -27,6 +28,7 @@ class TrainingProgress:
     steps_per_second: float
     images_per_second: float = 0.0
     restarts: int = 0
+    passed_over: tuple[int, ...] = ()
 
 
 Progress = Callable[[TrainingProgress], None]
@@ -51,7 +53,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How one command ended. `weights` is the URI of the finished weights, None where `max_hours` came first."""
+    """How one command ended. `weights` is the URI of the finished weights, None where `max_hours` came first.
+
+    `passed_over` as in `TrainingProgress`.
+    """
 
     out: str
     step: int
@@ -61,6 +66,7 @@ class TrainingResult:
     weights: str | None
     figures: Mapping[str, float] = field(default_factory=dict)
     restarts: int = 0
+    passed_over: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Kind(Protocol):
     """One kind of training, with its options and its data. See `mask_ddpm` for an example."""
 
     name: str
-    arrays: TrainingArrays
+    data: TrainingData
     reads_captions: bool
     """Whether other captions make it another training."""
     frozen: Mapping[str, str]

@@ -3,8 +3,9 @@
 Parts are those of diffusers and transformers, in SDXL's form. It does not know which of them a kind trains.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,14 @@ class Parts:
     zeros_for_no_prompt: bool = False
     """As `TextEncoder` has it; SDXL's own is true. A training learns what a run will do."""
 
-    def models(self) -> LatentModels:
-        """The parts as the denoising loop takes them, on the device of the UNet. VAE and frozen parts are moved."""
+    @contextlib.contextmanager
+    def models(self) -> Iterator[LatentModels]:
+        """The parts as the denoising loop takes them, on the device of the UNet while the block runs.
+
+        VAE and text encoders then go back to where they lay: while a training reads caches, not on its GPU.
+        """
         device, config = self.unet.device, self.unet.config
+        moved = [(part, part.device) for part in (self.vae, *self.encoders)]
         shape = Shape(
             family="sdxl",
             blocks=tuple(config.block_out_channels),
@@ -49,9 +55,13 @@ class Parts:
             text_channels=config.cross_attention_dim,
             vae_factor=2 ** (len(self.vae.config.block_out_channels) - 1),
         )
-        encoders = [encoder.to(device).eval() for encoder in self.encoders]
-        text = TextEncoder(self.tokenizers, encoders, self.zeros_for_no_prompt)
-        return LatentModels(LatentNetwork(self.unet, self.schedule), self.vae.to(device), text, shape)
+        try:
+            encoders = [encoder.to(device).eval() for encoder in self.encoders]
+            text = TextEncoder(self.tokenizers, encoders, self.zeros_for_no_prompt)
+            yield LatentModels(LatentNetwork(self.unet, self.schedule), self.vae.to(device), text, shape)
+        finally:
+            for part, before in moved:
+                part.to(before)
 
     def as_dtype(self, dtype: torch.dtype) -> "Parts":
         """A copy on the CPU in another type of number."""

@@ -22,7 +22,7 @@ from segdatagen.errors import SegdatagenError
 from segdatagen.images import Image
 from segdatagen.prompts import TokenBudget
 from segdatagen.records import derive_seed
-from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.data import Batch, TrainingData
 from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latent_parts import Parts, embed
@@ -52,9 +52,9 @@ class LatentTraining(ABC):
     kept: ClassVar[Kept] = "images"
     reads_captions = True
 
-    def __init__(self, options: LatentTrainingOptions, arrays: TrainingArrays, vae: str) -> None:
+    def __init__(self, options: LatentTrainingOptions, data: TrainingData, vae: str) -> None:
         """Raises UsageError for too few captions, and for a VAE that cannot be used."""
-        self.arrays = arrays
+        self.data = data
         self._latents = latent_cache(options, vae, self.kept)
 
     @property
@@ -101,7 +101,7 @@ class LatentTraining(ABC):
     @functools.cached_property
     def prompts(self) -> TrainingPrompts:
         """The prompts of all sources."""
-        return write_prompts(self.options, self.arrays, self.budget)
+        return write_prompts(self.options, self.data, self.budget)
 
     def caches(self) -> list[Cache]:
         """What has to be filled before the first step."""
@@ -117,7 +117,7 @@ class LatentTraining(ABC):
 
     def noisy(self, network: nn.Module, batch: Batch) -> Noisy:
         """The noisy latents of a batch: all its chance is drawn here, row by row."""
-        device = batch.images.device
+        device = batch.device
         shift, scale = self._shift_and_scale
         clean = (self._ready.draw(batch.sources, batch.flipped, batch.row_chance) - shift) * scale
         noise = draw_noise(batch.row_chance, clean.shape[1:], torch.device("cpu"))
@@ -156,9 +156,8 @@ class LatentTraining(ABC):
         `change` is given the models and the conditions of the text, and returns those with what a kind adds.
         """
         width, height = self.options.size
-        models = parts.models()
         prompts = self.prompts.first(rows.tolist())
-        with torch.inference_mode():
+        with torch.inference_mode(), parts.models() as models:
             conditions: Conditions = describe(models, prompts, [None] * len(prompts), (height, width))
             conditions = conditions if change is None else change(models, conditions)
             places = [place for place in range(len(rows)) for _ in range(IMAGES_PER_ROW)]
@@ -171,7 +170,7 @@ class LatentTraining(ABC):
 
     def prompts_in_words(self) -> str:
         """Which prompts there are, and how many sources have a caption to put into them, for the model card."""
-        options, captions = self.options, self.arrays.captions
+        options, captions = self.options, self.data.captions
         zeros = ", embedded as zeros," if self.parts.zeros_for_no_prompt else ""
         return (
             f"{', '.join(options.prompts)}; none{zeros} in {options.drop_prompt:.0%} of the rows; "
@@ -180,7 +179,7 @@ class LatentTraining(ABC):
 
     def chosen(self) -> np.ndarray:
         """The sources of a sample grid, int64."""
-        return spread_rows(len(self.arrays.images), self.options.sample_rows)
+        return spread_rows(self.data.num_sources, self.options.sample_rows)
 
     def grid(self, cells: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         """A sample grid, enlarged where it is small."""

@@ -20,7 +20,7 @@ from segdatagen.errors import SegdatagenError, UsageError
 from segdatagen.latent_folders import WITHOUT_TENSORS
 from segdatagen.network_tensors import tensor_files
 from segdatagen.storage import Folder
-from segdatagen.training.data import TrainingArrays
+from segdatagen.training.data import TrainingData
 from segdatagen.training.kind import Summary
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training_record import RECORD_NAME, TrainingRecord
@@ -33,14 +33,14 @@ SAVED_SUFFIXES = (".safetensors", ".json", ".txt")
 
 
 def record_of(
-    kind: str, options: TrainingOptions, arrays: TrainingArrays, summary: Summary, figures: Mapping[str, float]
+    kind: str, options: TrainingOptions, data: TrainingData, summary: Summary, figures: Mapping[str, float]
 ) -> TrainingRecord:
     """The record of a training that ends here."""
     return TrainingRecord(
         kind=kind,
-        label_set=arrays.label_set.name,
-        classes=arrays.label_set.names,
-        colours=tuple(label.colour for label in arrays.label_set.classes),
+        label_set=data.label_set.name,
+        classes=data.label_set.names,
+        colours=tuple(label.colour for label in data.label_set.classes),
         size=options.size,
         training={
             "steps": summary.steps,

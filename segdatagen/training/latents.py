@@ -165,9 +165,13 @@ class Cache(Protocol):
 
 
 def fill(caches: Sequence[Cache], device: str, spread: Spread) -> None:
-    """Make what is missing of each."""
-    for cache in caches:
-        cache.records.fill(functools.partial(cache.make, device), spread)
+    """Make what is missing of each. No network that did stays in the memory of this process, or of its device."""
+    try:
+        for cache in caches:
+            cache.records.fill(functools.partial(cache.make, device), spread)
+    finally:
+        _network.cache_clear()
+        _encoder.cache_clear()
 
 
 def here(numbers: Sequence[int], work: Callable[[int], int]) -> list[int]:

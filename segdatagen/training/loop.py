@@ -91,6 +91,7 @@ class Loop:
         self._speedometer = Speedometer(options.batch_size, device, share.num_workers)
         self._speed = "not measured"
         self._seconds_before = 0.0
+        self._passed_over: tuple[int, ...] = ()
         self._began = time.monotonic()
 
     def run(self) -> TrainingResult:
@@ -126,6 +127,7 @@ class Loop:
         for board in self._boards:
             board.close()
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)
+        result = replace(result, passed_over=self._passed_over)
         if step == options.steps and self._workers.is_first:
             saved = self._kind.save(self._average, self._summary(step))
             result = replace(result, seconds=self._seconds(), weights=saved.uri, figures=dict(saved.figures))
@@ -141,7 +143,7 @@ class Loop:
         losses = []
         for part in range(parts):
             share = Share(self._share.rank * parts + part, self._share.num_workers * parts)
-            batch = batch_of_step(self._kind.arrays, order, step, share, self._device)
+            batch = batch_of_step(self._kind.data, order, step, share, self._device)
             with self._gradients_stay_here(part + 1 < parts):
                 with self._lower_precision():
                     loss = self._loss(batch) / parts
@@ -180,7 +182,8 @@ class Loop:
         if self._workers.is_first:
             loss, pace = sum(losses) / len(losses), speed.images_per_second
             steps_per_second = pace / self._options.batch_size
-            self._progress(TrainingProgress(step, self._options.steps, loss, steps_per_second, pace))
+            found = TrainingProgress(step, self._options.steps, loss, steps_per_second, pace)
+            self._progress(replace(found, passed_over=self._passed_over))
         for board in self._boards:
             scalars = {"loss": losses[-1], "learning_rate": rates[-1], "images_per_second": speed.images_per_second}
             board.add(step, scalars)
@@ -216,7 +219,8 @@ class Loop:
             stored = None if checkpoint is None else checkpoint.tensors
             restore(places, stored, self._workers.take_from_first)
         self._seconds_before, self._speed = float(facts["seconds"]), str(facts["speed"])
-        if self._workers.is_first:
+        if checkpoint is not None:
+            self._passed_over = checkpoint.passed_over
             self._log.resume(step)
         return int(step)
 
@@ -251,7 +255,7 @@ class Loop:
         return Summary(
             command=self._command,
             data_fingerprint=self._facts["data"],
-            num_images=len(self._kind.arrays.images),
+            num_images=self._kind.data.num_sources,
             steps=step,
             seconds=self._seconds(),
             loss=self._log.loss,
@@ -315,7 +319,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 def facts_of(kind: Kind) -> dict[str, Any]:
     """What a resumed training must have in common with its checkpoint."""
     fixed = kind.options.model_dump(mode="json", include=set(kind.options.fixed))
-    data = kind.arrays.fingerprint(kind.reads_captions)
+    data = kind.data.fingerprint(kind.reads_captions)
     return {"kind": kind.name, "data": data, "fixed": fixed, "frozen": dict(kind.frozen)}
 
 

@@ -5,13 +5,16 @@ Hu et al. (2021), "LoRA". It does not know what the UNet is trained on.
 
 import copy
 
+import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from segdatagen.errors import UsageError
+from segdatagen.latent_folders import network_config
 from segdatagen.training.latent_options import LoraOptions
+from segdatagen.weights import local_weights
 
 
 class LowRank(nn.Module):
@@ -41,6 +44,14 @@ def add_low_rank(unet: UNet2DConditionModel, options: LoraOptions) -> LowRank:
         names = ", ".join(options.targets)
         raise UsageError(f"lora.targets: {names} are not all layers of this UNet ({error})") from error
     return LowRank(unet)
+
+
+def check_targets(uri: str, options: LoraOptions) -> None:
+    """Raise UsageError as `add_low_rank` does, by the configuration of a base alone: before any tensor is read."""
+    config = network_config(f"{local_weights(uri)}/unet", "UNet2DConditionModel")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+        add_low_rank(unet.requires_grad_(False), options)
 
 
 def merged(unet: UNet2DConditionModel, learned: LowRank) -> UNet2DConditionModel:

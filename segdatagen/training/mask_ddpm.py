@@ -59,7 +59,7 @@ class MaskDDPMTraining:
 
     def __init__(self, options: MaskDDPMTrainingOptions, arrays: TrainingArrays) -> None:
         self.options = options
-        self.arrays = arrays
+        self.data = arrays
         self.config = MaskUNetConfig(
             num_classes=arrays.label_set.num_classes,
             hidden=options.hidden,
@@ -101,14 +101,14 @@ class MaskDDPMTraining:
         """A row per mask: the mask, its image, and generated images of the same seeds every time."""
         if not isinstance(average, MaskUNet):
             raise TypeError(f"a mask-guided DDPM is a MaskUNet, not a {type(average).__name__}")
-        chosen = spread_rows(len(self.arrays.images), self.options.sample_masks)
-        masks = self.arrays.channels[chosen]
+        chosen = spread_rows(len(self.data.images), self.options.sample_masks)
+        masks = self.data.channels[chosen]
         columns = []
         for variant in range(IMAGES_PER_MASK):
             seeds = [derive_seed(self.options.seed, "picture", int(row), variant) for row in chosen]
             columns.append(generate_microbatched(average, masks, seeds, self.options.sampler, len(chosen)).images)
-        painted = colour_masks(masks, self.arrays.label_set)
-        rows = [[painted[i], self.arrays.images[chosen[i]], *(made[i] for made in columns)] for i in range(len(chosen))]
+        painted = colour_masks(masks, self.data.label_set)
+        rows = [[painted[i], self.data.images[chosen[i]], *(made[i] for made in columns)] for i in range(len(chosen))]
         return grid(rows, magnify=max(1, ENLARGED_SIDE // max(self.options.size)))
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:
@@ -117,8 +117,8 @@ class MaskDDPMTraining:
         options = self.options
         config = MaskDDPMWeights(
             network=self.config,
-            label_set=self.arrays.label_set.name,
-            classes=tuple(label.name for label in self.arrays.label_set.classes),
+            label_set=self.data.label_set.name,
+            classes=tuple(label.name for label in self.data.label_set.classes),
             size=options.size,
             training={
                 "steps": summary.steps,
@@ -135,8 +135,8 @@ class MaskDDPMTraining:
     def _model_card(self, average: nn.Module, summary: Summary) -> str:
         options = self.options
         network = f"mask-guided DDPM, hidden {options.hidden}, attention {'on' if options.attention else 'off'}"
-        rows = {"network": network, **size_rows(average, options), **training_rows(options, self.arrays, summary)}
-        return model_card(f"Mask-guided DDPM for {self.arrays.label_set.name}", rows, options)
+        rows = {"network": network, **size_rows(average, options), **training_rows(options, self.data, summary)}
+        return model_card(f"Mask-guided DDPM for {self.data.label_set.name}", rows, options)
 
     def _formatted(self, x: Tensor) -> Tensor:
         memory_format = torch.channels_last if self.options.channels_last else torch.contiguous_format

@@ -5,12 +5,13 @@ on more workers replace the same rows. It does not know networks, nor how sample
 """
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
 
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
@@ -39,6 +40,13 @@ class SyntheticOptions(BaseModel):
         return runs
 
 
+class Pixels(NamedTuple):
+    """Images uint8 `[B, H, W, 3]` and channels int64 `[B, H, W]` (below 0: ignored) that a step learns from."""
+
+    images: Tensor
+    channels: Tensor
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Samples of published runs, images uint8 `[N, H, W, 3]` and channels int16 `[N, H, W]` (below 0: ignored)."""
@@ -63,12 +71,12 @@ class Mixture:
         what = "samples" if self.options.images == "samples" else "sources of the samples"
         return f"p_aug {self.options.p_aug:g}: {len(self.images):,} {what} of {runs}, `{self.fingerprint()}`"
 
-    def mixed(self, batch: Batch) -> Batch:
-        """The batch with each row replaced with the probability `p_aug`, by any sample, mirrored where the row was."""
+    def mixed(self, batch: Batch) -> Pixels:
+        """The pixels of a batch, each row replaced with the probability `p_aug`, by any sample, mirrored as the row."""
         draws = [float(torch.rand((), generator=chance)) for chance in batch.row_chance]
         replaced = [row for row, draw in enumerate(draws) if draw < self.options.p_aug]
         if not replaced:
-            return batch
+            return Pixels(batch.images, batch.channels)
         samples = [int(torch.randint(len(self.images), (), generator=batch.row_chance[row])) for row in replaced]
         images, channels = self.images[samples], self.channels[samples]
         flipped = batch.flipped[replaced]
@@ -77,7 +85,7 @@ class Mixture:
         mixed_images, mixed_channels = batch.images.clone(), batch.channels.clone()
         mixed_images[replaced] = torch.from_numpy(images).to(mixed_images.device)
         mixed_channels[replaced] = torch.from_numpy(channels).to(mixed_channels)
-        return replace(batch, images=mixed_images, channels=mixed_channels)
+        return Pixels(mixed_images, mixed_channels)
 
 
 def read_mixture(options: SyntheticOptions, geometry: Geometry, label_set: LabelSet) -> Mixture:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import yaml
 from torch import nn
 
-from segdatagen.training.data import TrainingArrays
+from segdatagen.training.data import TrainingData
 from segdatagen.training.kind import Summary
 from segdatagen.training.options import TrainingOptions
 
@@ -20,13 +20,13 @@ def size_rows(network: nn.Module, options: TrainingOptions) -> dict[str, str]:
 
 
 def training_rows(
-    options: TrainingOptions, arrays: TrainingArrays, summary: Summary, start: str | None = None
+    options: TrainingOptions, data: TrainingData, summary: Summary, start: str | None = None
 ) -> dict[str, str]:
     """Data, size, steps, optimizer and time of a training.
 
     `start` is what it starts from, in words; None: from `init_weights`, or from random weights.
     """
-    labels = arrays.label_set
+    labels = data.label_set
     init = "random weights" if options.init_weights is None else f"`{options.init_weights}`"
     ema = f"{options.ema_decay:g} after {options.ema_start:,} steps"
     return {

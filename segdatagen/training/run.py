@@ -15,31 +15,32 @@ from segdatagen.cluster import connect, spread
 from segdatagen.config_files import read_config
 from segdatagen.errors import UsageError
 from segdatagen.lease import LEASE_NAME
-from segdatagen.sources import read_arrays
+from segdatagen.sources import open_store, read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.boards import FOLDER_NAME
 from segdatagen.training.checkpoints import CHECKPOINTS_NAME, newest_step
-from segdatagen.training.data import Share, TrainingArrays
+from segdatagen.training.data import Share, TrainingArrays, TrainingData
 from segdatagen.training.kind import Kind, Progress, TrainingResult
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.loop import SAMPLES_NAME, train_loop
 from segdatagen.training.loss_log import CSV_NAME, CURVE_NAME
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.ray_train import Worker, train_on_ray
+from segdatagen.training.stored import StoredSources
 
 BEFORE_CHECKPOINTS = {CHECKPOINTS_NAME, SAMPLES_NAME, FOLDER_NAME, LEASE_NAME, CSV_NAME, CURVE_NAME}
 """What a training leaves in `out` that ended before its first checkpoint."""
 
 
 class KindType(Protocol):
-    """A class of KINDS: made from options of its own type and a data set in memory."""
+    """A class of KINDS: made from options of its own type and data: in memory unless its batches come from caches."""
 
     @property
     def options_type(self) -> type[TrainingOptions]:
         """The YAML of this kind."""
         ...
 
-    def __call__(self, options: Any, arrays: TrainingArrays) -> Kind:
+    def __call__(self, options: Any, data: Any) -> Kind:
         """A training of this kind."""
         ...
 
@@ -87,9 +88,10 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     Folder(options.out).require_writable()
     if local:
         return worker_of(options)(Share(), local_device(options.use_gpu), progress)
+    latent = kind_type(kind)(options, read_data(options)) if isinstance(options, LatentTrainingOptions) else None
     with connect(address):
-        if isinstance(options, LatentTrainingOptions):
-            _fill_on_ray(kind_type(kind)(options, read_training_arrays(options)), options)
+        if latent is not None:
+            _fill_on_ray(latent, options)
         return train_on_ray(worker_of, options, address, progress)
 
 
@@ -121,8 +123,8 @@ def kind_type(name: str) -> KindType:
 
 
 def train_share(request: TrainingRequest, share: Share, device: torch.device, progress: Progress) -> TrainingResult:
-    """One worker of a training: reads the whole store, trains its share of every batch."""
-    kind = kind_type(request.kind)(request.options, read_training_arrays(request.options))
+    """One worker of a training: reads all data, trains its share of every batch."""
+    kind = kind_type(request.kind)(request.options, read_data(request.options))
     if isinstance(request.options, LatentTrainingOptions) and share.num_workers == 1:
         from segdatagen.training.latents import fill, here
 
@@ -130,15 +132,22 @@ def train_share(request: TrainingRequest, share: Share, device: torch.device, pr
     return train_loop(kind, share, device, progress, request.command)
 
 
-def read_training_arrays(options: TrainingOptions) -> TrainingArrays:
-    """The sources of a training, in memory. Raises UsageError where the store cannot be used, or holds too few."""
-    arrays = TrainingArrays(*read_arrays(options.sources, options.geometry))
-    if len(arrays.images) < options.batch_size:  # a batch would hold a source twice
+def read_data(options: TrainingOptions) -> TrainingData:
+    """The sources of a training: in memory, or in their store where batches come from caches.
+
+    Raises UsageError where the store cannot be used, or holds too few.
+    """
+    data: TrainingData
+    if isinstance(options, LatentTrainingOptions):
+        data = StoredSources(open_store(options.sources), options.geometry)
+    else:
+        data = TrainingArrays(*read_arrays(options.sources, options.geometry))
+    if data.num_sources < options.batch_size:  # a batch would hold a source twice
         raise UsageError(
-            f"{options.sources}: {len(arrays.images):,} sources are fewer than a batch of {options.batch_size:,}: "
+            f"{options.sources}: {data.num_sources:,} sources are fewer than a batch of {options.batch_size:,}: "
             "ingest more, or lower batch_size"
         )
-    return arrays
+    return data
 
 
 def caches_of(kind: Kind) -> list[Any]:

@@ -75,7 +75,7 @@ class SegmenterTraining:
 
     def __init__(self, options: SegmenterTrainingOptions, arrays: TrainingArrays) -> None:
         self.options = options
-        self.arrays = arrays
+        self.data = arrays
         self.validation = read_validation(options.validation, options, arrays)
         self._labelled_per_image = max(np.count_nonzero(arrays.channels >= 0) / len(arrays.channels), 1.0)
         self.mixture: Mixture | None = None
@@ -91,7 +91,7 @@ class SegmenterTraining:
         """A SegFormer of the options, for the classes of the data: new, or that of `init_weights`."""
         if self.options.init_weights is None:
             return build_segmenter(self.config)
-        return load_segmenter(self.options.init_weights, self.arrays.label_set.names).train()
+        return load_segmenter(self.options.init_weights, self.data.label_set.names).train()
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy per labelled pixel, of real images or of samples in their place.
@@ -99,9 +99,8 @@ class SegmenterTraining:
         Per pixel in the mean of the data, not of these rows: so each labelled pixel counts alike, and the mean over
         shares of a batch is that of the batch. Batch normalisation still sees the rows that are computed together.
         """
-        if self.mixture is not None:
-            batch = self.mixture.mixed(batch)
-        losses = pixel_losses(scores(network, batch.images), batch.channels)
+        images, channels = (batch.images, batch.channels) if self.mixture is None else self.mixture.mixed(batch)
+        losses = pixel_losses(scores(network, images), channels)
         return losses.sum() / (len(losses) * self._labelled_per_image)
 
     def picture(self, average: nn.Module) -> np.ndarray:
@@ -109,13 +108,13 @@ class SegmenterTraining:
         chosen = spread_rows(len(self.validation.images), PICTURE_ROWS)
         images, channels = self.validation.images[chosen], self.validation.channels[chosen]
         found, _ = self._judge(average, images, channels)
-        painted = [colour_masks(masks, self.arrays.label_set) for masks in (channels, found)]
+        painted = [colour_masks(masks, self.data.label_set) for masks in (channels, found)]
         rows = [[images[i], painted[0][i], painted[1][i]] for i in range(len(chosen))]
         return grid(rows, magnify=max(1, ENLARGED_SIDE // max(self.options.size)))
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:
         """Put `weights/` with `README.md`, `model.safetensors` and `config.json`."""
-        label_set, options = self.arrays.label_set, self.options
+        label_set, options = self.data.label_set, self.options
         matrix, class_losses = self._validate(average)
         mean = round(mean_iou(matrix), 5)
         iou = [None if np.isnan(value) else round(float(value), 5) for value in iou_of(matrix)]
@@ -170,7 +169,7 @@ class SegmenterTraining:
         rows = {
             "network": f"SegFormer, hidden {options.hidden}, depths {options.depths}, strides {options.strides}",
             **size_rows(average, options),
-            **training_rows(options, self.arrays, summary),
+            **training_rows(options, self.data, summary),
             "synthetic": "none" if self.mixture is None else self.mixture.in_words(),
             "mIoU": f"{config.mean_iou} on `{options.validation}`, {len(self.validation.images):,} images",
         }
@@ -178,5 +177,5 @@ class SegmenterTraining:
             f"| {name} | {iou} | {loss if loss is None else round(loss, 4)} |"
             for name, iou, loss in zip(config.classes, config.iou, config.class_losses, strict=True)
         )
-        card = model_card(f"Segmenter for {self.arrays.label_set.name}", rows, options)
+        card = model_card(f"Segmenter for {self.data.label_set.name}", rows, options)
         return f"{card}\n| class | IoU | mean loss |\n|---|---|---|\n{classes}\n"

@@ -21,7 +21,7 @@ from segdatagen.images import Image
 from segdatagen.latent_folders import check_adapter, network_config
 from segdatagen.priors import PRIORS, BlendWeights, PriorOptions, blend, check_prior
 from segdatagen.training.beside_base import BesideBaseOptions, BesideBaseTraining, in_unit
-from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.data import Batch, TrainingData
 from segdatagen.training.latent_training import Noisy
 from segdatagen.training.latent_weights import load_network
 from segdatagen.training.latents import Cache, require_multiples
@@ -57,8 +57,8 @@ class AdapterTraining(BesideBaseTraining):
     title = "T2I-Adapter on blended priors"
     options_type = AdapterTrainingOptions
 
-    def __init__(self, options: AdapterTrainingOptions, arrays: TrainingArrays) -> None:
-        super().__init__(options, arrays)
+    def __init__(self, options: AdapterTrainingOptions, data: TrainingData) -> None:
+        super().__init__(options, data)
         kind = PRIORS.get(options.prior.name)
         if kind is not None and not kind.draws_images:
             others = ", ".join(name for name, other in PRIORS.items() if other.draws_images)

@@ -10,7 +10,7 @@ import numpy as np
 
 from segdatagen.colours import ColourDecoder, quality_of
 from segdatagen.errors import UsageError, placed
-from segdatagen.training.data import TrainingArrays
+from segdatagen.training.data import TrainingData
 from segdatagen.training.latent_parts import Parts, check_sdxl, vae_of
 from segdatagen.training.latents import Kept
 from segdatagen.training.pictures import colour_masks
@@ -38,16 +38,16 @@ class Text2MaskTraining(TextToImageTraining):
     kept: ClassVar[Kept] = "colour_maps"
     options_type = Text2MaskTrainingOptions
 
-    def __init__(self, options: Text2MaskTrainingOptions, arrays: TrainingArrays) -> None:
+    def __init__(self, options: Text2MaskTrainingOptions, data: TrainingData) -> None:
         shape = check_sdxl("base", options.base)
         self._start = options.base
         if options.init_weights is not None:
             if check_sdxl("init_weights", options.init_weights) != shape:
                 raise UsageError(f"init_weights: {options.init_weights} is of another architecture than the base")
             with placed("init_weights"):
-                require_colours_of(options.init_weights, arrays.label_set)
+                require_colours_of(options.init_weights, data.label_set)
             self._start = options.init_weights
-        super().__init__(options, arrays, vae_of(self._start))
+        super().__init__(options, data, vae_of(self._start))
 
     @property
     def start(self) -> str:
@@ -56,7 +56,7 @@ class Text2MaskTraining(TextToImageTraining):
 
     def learned(self, rows: np.ndarray) -> np.ndarray:
         """The colour maps of masks."""
-        return colour_masks(self.arrays.channels[rows], self.arrays.label_set)
+        return colour_masks(self.data.channels_of(rows), self.data.label_set)
 
     def figures(self, parts: Parts) -> dict[str, float]:
         """Of the layouts of a sample grid: pixels within the palette; how well their classes are those of the mask.
@@ -64,9 +64,9 @@ class Text2MaskTraining(TextToImageTraining):
         `classes_present`: classes of the real mask that the layout shows. `classes_asked`: classes of the layout that
         the real mask has. By chance: of the layouts that were drawn for the next source.
         """
-        labels, rows = self.arrays.label_set, self.chosen()
+        labels, rows = self.data.label_set, self.chosen()
         decoder, near = ColourDecoder(labels), []
-        asked = [self._classes(self.arrays.channels[row]) for row in rows]
+        asked = [self._classes(channels) for channels in self.data.channels_of(rows)]
         drawn: list[list[set[int]]] = []
         for maps in self.drawn(parts, rows):
             found = [quality_of(colour_map, decoder, far_distance=PALETTE_DISTANCE) for colour_map in maps]
@@ -81,7 +81,7 @@ class Text2MaskTraining(TextToImageTraining):
     def _classes(self, channels: np.ndarray) -> set[int]:
         """Ids of the classes of a mask that count as there."""
         found, pixels = np.unique(channels[channels >= 0], return_counts=True)
-        return _large(self.arrays.label_set.ids[found].tolist(), pixels.tolist())
+        return _large(self.data.label_set.ids[found].tolist(), pixels.tolist())
 
 
 def _large(ids: Sequence[int], pixels: Sequence[int]) -> set[int]:

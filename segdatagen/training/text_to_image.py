@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from segdatagen.prompts import TokenBudget
 from segdatagen.stages.prompt import budget_of
 from segdatagen.storage import Folder
-from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.data import Batch, TrainingData
 from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.latent_options import LatentTrainingOptions, LoraOptions
 from segdatagen.training.latent_parts import Parts, load_parts
 from segdatagen.training.latent_training import LatentTraining, Noisy
 from segdatagen.training.latent_weights import put_model, record_of
 from segdatagen.training.latents import TextCache, text_cache
-from segdatagen.training.lora import LowRank, add_low_rank, merged
+from segdatagen.training.lora import LowRank, add_low_rank, check_targets, merged
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.training_prompts import require_enough_captions
 from segdatagen.weights import WEIGHTS_NAME, fingerprint_of
@@ -62,11 +62,13 @@ class TextToImageTraining(LatentTraining):
 
     title: ClassVar[str]
 
-    def __init__(self, options: TextToImageOptions, arrays: TrainingArrays, vae: str) -> None:
+    def __init__(self, options: TextToImageOptions, data: TrainingData, vae: str) -> None:
         """Raises UsageError where the captions, the sources or the weights it starts from cannot be used."""
-        require_enough_captions(options, arrays)
+        require_enough_captions(options, data)
         self._options = options
-        super().__init__(options, arrays, vae)
+        if options.lora is not None and self.start is not None:
+            check_targets(self.start, options.lora)
+        super().__init__(options, data, vae)
 
     @property
     def options(self) -> TextToImageOptions:
@@ -156,7 +158,7 @@ class TextToImageTraining(LatentTraining):
         rows = {
             "network": f"UNet in SDXL's form, blocks {tuple(blocks)}; text encoders {encoders}{lora}",
             **size_rows(nn.ModuleList([parts.unet, *parts.encoders]), options),
-            **training_rows(options, self.arrays, summary, f"`{self.start}`" if self.start else None),
+            **training_rows(options, self.data, summary, f"`{self.start}`" if self.start else None),
             "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
             "prompts": self.prompts_in_words(),
             **{
@@ -164,8 +166,8 @@ class TextToImageTraining(LatentTraining):
                 for name, value in figures.items()
             },
         }
-        card = model_card(f"{self.title} for {self.arrays.label_set.name}", rows, options)
-        record = record_of(self.name, options, self.arrays, summary, figures)
+        card = model_card(f"{self.title} for {self.data.label_set.name}", rows, options)
+        record = record_of(self.name, options, self.data, summary, figures)
         folder = Folder(options.out).child(WEIGHTS_NAME)
         return Saved(put_model(folder, parts, card, record, options.store_dtype), figures=figures)
 

@@ -6,12 +6,11 @@ They are written by what writes those of jobs, within the same budget of tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from segdatagen.errors import UsageError
 from segdatagen.prompts import PromptOptions, PromptWriter, TokenBudget
-from segdatagen.training.data import Batch, TrainingArrays
+from segdatagen.training.data import Batch, TrainingData
 from segdatagen.training.latent_options import LatentTrainingOptions
 
 NO_PROMPT = ""
@@ -45,26 +44,25 @@ class TrainingPrompts:
         return [self.texts[source][-1] for source in sources]
 
 
-def write_prompts(options: LatentTrainingOptions, arrays: TrainingArrays, budget: TokenBudget) -> TrainingPrompts:
+def write_prompts(options: LatentTrainingOptions, data: TrainingData, budget: TokenBudget) -> TrainingPrompts:
     """The prompts of all sources. What a prompt says of classes is what the mask holds at the training's size."""
-    require_enough_captions(options, arrays)
-    labels = arrays.label_set
+    require_enough_captions(options, data)
+    labels = data.label_set
     writers = [PromptWriter(PromptOptions(kind=form), labels, budget) for form in options.prompts]
     ids = labels.ids.tolist()
     texts = []
-    for caption, channels in zip(arrays.captions, arrays.channels, strict=True):
-        counts = np.bincount(channels[channels >= 0], minlength=labels.num_classes)
-        classes = {ids[channel]: int(count) for channel, count in enumerate(counts) if count}
+    for caption, counts in zip(data.captions, data.class_pixels.tolist(), strict=True):
+        classes = {ids[channel]: count for channel, count in enumerate(counts) if count}
         texts.append(tuple(writer.write(caption, classes, 0).text for writer in writers))
     return TrainingPrompts(tuple(texts), options.drop_prompt)
 
 
-def require_enough_captions(options: LatentTrainingOptions, arrays: TrainingArrays) -> None:
+def require_enough_captions(options: LatentTrainingOptions, data: TrainingData) -> None:
     """Raise UsageError where a form of the prompts needs captions that the sources do not have."""
     needing = [form for form in options.prompts if form != "simple"]
-    captioned = sum(bool(caption) for caption in arrays.captions)
-    if needing and captioned < FEWEST_CAPTIONS * len(arrays.captions):
+    captioned = sum(bool(caption) for caption in data.captions)
+    if needing and captioned < FEWEST_CAPTIONS * len(data.captions):
         raise UsageError(
-            f"{options.sources}: {captioned:,} of {len(arrays.captions):,} sources have a caption, and prompts of the "
+            f"{options.sources}: {captioned:,} of {len(data.captions):,} sources have a caption, and prompts of the "
             f"form {needing[0]} need one: ingest with --captions, or give prompts: [simple]"
         )

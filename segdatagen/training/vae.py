@@ -97,7 +97,7 @@ class VaeTraining:
 
     def __init__(self, options: VaeTrainingOptions, arrays: TrainingArrays) -> None:
         self.options = options
-        self.arrays = arrays
+        self.data = arrays
         self.judged = arrays
         if options.validation is not None:
             self.judged = read_validation(options.validation, options, arrays)
@@ -138,7 +138,7 @@ class VaeTraining:
         """
         options = self.options
         shares = torch.stack([torch.rand((), generator=g) for g in batch.row_chance]).to(batch.images.device)
-        maps = colour_maps_of(batch.channels, self.arrays.label_set)
+        maps = colour_maps_of(batch.channels, self.data.label_set)
         chosen = torch.where((shares < options.colour_maps)[:, None, None, None], maps, batch.images)
         pixels = from_pixels(chosen)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not options.freeze_encoder):
@@ -175,19 +175,19 @@ class VaeTraining:
         if not self.options.freeze_encoder:
             average.register_to_config(scaling_factor=self.scaling_factor(average))  # type: ignore[operator]
         figures = self.figures(average)
-        options, labels = self.options, self.arrays.label_set
+        options, labels = self.options, self.data.label_set
         judged = options.validation or f"{options.sources} (training data)"
         rows = {
             "network": f"AutoencoderKL, channels {options.block_channels}, {options.latent_channels} latent channels",
             **size_rows(average, options),
-            **training_rows(options, self.arrays, summary),
+            **training_rows(options, self.data, summary),
             "losses": f"{options.pixel_loss} + {options.edge_weight:g} edges"
             f"{' (decoder only)' if options.freeze_encoder else f' + {options.kl_weight:g} KL'}; "
             f"{options.colour_maps:.0%} of the rows are colour maps",
             "scaling factor": f"{average.config.scaling_factor:.5f}",  # type: ignore[union-attr]
             **{name: f"{value:.4f} on `{judged}`" for name, value in figures.items()},
         }
-        record = record_of(self.name, options, self.arrays, summary, figures)
+        record = record_of(self.name, options, self.data, summary, figures)
         folder = Folder(options.out).child(WEIGHTS_NAME)
         card = model_card(f"VAE for images and colour maps of {labels.name}", rows, self.options)
         return Saved(put_model(folder, average, card, record, options.store_dtype), figures=figures)
@@ -195,11 +195,11 @@ class VaeTraining:
     def scaling_factor(self, network: nn.Module) -> float:
         """1 / standard deviation of drawn latents over the data, images and colour maps in the share of the options."""
         sums = np.zeros(3)
-        rows = spread_rows(len(self.arrays.images), JUDGED)
+        rows = spread_rows(len(self.data.images), JUDGED)
         share = self.options.colour_maps
         pictures = (
-            (self.arrays.images[rows], 1 - share),
-            (colour_masks(self.arrays.channels[rows], self.arrays.label_set), share),
+            (self.data.images[rows], 1 - share),
+            (colour_masks(self.data.channels[rows], self.data.label_set), share),
         )
         for given, weight in pictures:
             for start in range(0, len(given), AT_ONCE):

@@ -1,0 +1,130 @@
+"""Sources that a training reads where it asks for them, and what it keeps neither in memory nor on a device."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from tiny_latent_training import TUNED, base_fields, fields, tensors_of, train_here, write
+from torch import nn
+
+from segdatagen import sources
+from segdatagen.datasets import Options, open_reader
+from segdatagen.errors import UsageError
+from segdatagen.geometry import Geometry
+from segdatagen.ingest import IngestRequest, ingest_shard, seal_store
+from segdatagen.sources import ROW_GROUP_SIZE, open_store, read_arrays
+from segdatagen.storage import Folder
+from segdatagen.tables import put_table, read_part
+from segdatagen.training import latents, run
+from segdatagen.training.data import TrainingArrays, TrainingData
+from segdatagen.training.latent_parts import load_parts
+from segdatagen.training.stored import StoredSources
+
+GEOMETRY = Geometry(size=(24, 16), fit="crop")
+
+
+@pytest.fixture
+def parts_of_three(tmp_path: Path) -> str:
+    """A store of ten scenes in four parts."""
+    reader = open_reader("scenes", "10@32x32", "train", Options())
+    request, items = IngestRequest("scenes", "10@32x32", "train", str(tmp_path / "store")), reader.list_items().items
+    made = [
+        ingest_shard(items[start : start + 3], f"part-{start // 3:05d}.parquet", reader, request, keep=True)
+        for start in range(0, 10, 3)
+    ]
+    seal_store(request, reader, [shard.part for shard in made if shard.part is not None], [])
+    return request.out
+
+
+def test_what_is_read_of_a_store_is_what_it_has_in_memory(parts_of_three: str) -> None:
+    kept, stored = (
+        TrainingArrays(*read_arrays(parts_of_three, GEOMETRY)),
+        StoredSources(open_store(parts_of_three), GEOMETRY),
+    )
+    assert stored.num_sources == kept.num_sources == 10
+    assert (stored.label_set, stored.captions) == (kept.label_set, kept.captions)
+    np.testing.assert_array_equal(stored.class_pixels, kept.class_pixels)
+    counted = [np.unique(channels[channels >= 0]).tolist() for channels in kept.channels]
+    assert [np.flatnonzero(row).tolist() for row in stored.class_pixels] == counted
+    for rows in ([9, 0, 4, 3, 4], np.arange(10), [2]):
+        np.testing.assert_array_equal(stored.images_of(rows), kept.images[rows])
+        np.testing.assert_array_equal(stored.channels_of(rows), kept.channels[rows])
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_source_without_pixels_is_named(parts_of_three: str, column: str) -> None:
+    folder, store = Folder(parts_of_three), open_store(parts_of_three)
+    named = read_part(folder, "part-00002.parquet", ["source_id"])["source_id"][1].as_py()
+    StoredSources(store, GEOMETRY)
+    table = read_part(folder, "part-00002.parquet")
+    values = table[column].to_pylist()
+    place = table.column_names.index(column)
+    emptied = pa.array([values[0], None, values[2]], table.schema.field(column).type)
+    put_table(
+        folder, "part-00002.parquet", table.set_column(place, table.schema.field(column), emptied), ROW_GROUP_SIZE
+    )
+    with pytest.raises(UsageError, match=f"store: source {named} has no {column}: images and masks are needed"):
+        StoredSources(store, GEOMETRY)
+
+
+@pytest.mark.parametrize("kind", ["base", *TUNED])
+def test_trainings_on_caches_decode_a_few_pictures_and_learn_the_same(
+    latent_store: Path,
+    latent_vae: Path,
+    latent_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Against data in memory, with the caches of before: no image of a batch is decoded, and two of the picture are."""
+    found = fields(latent_store, tmp_path / "out", base=str(latent_base), steps=3, **TUNED.get(kind, {}))
+    if kind == "base":
+        found = base_fields(latent_store, tmp_path / "out", latent_vae, steps=3)
+    found["cache"] = str(tmp_path / "cache")
+
+    def in_memory(options: Any) -> TrainingData:
+        return TrainingArrays(*read_arrays(options.sources, options.geometry))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "read_data", in_memory)
+        kept = tensors_of(
+            train_here(kind, write(tmp_path, "memory", found | {"out": str(tmp_path / "memory")})).weights
+        )
+    decoded: list[int] = []
+    decode_image = sources.decode_image
+    monkeypatch.setattr(sources, "decode_image", lambda data: decoded.append(1) or decode_image(data))
+    learned = tensors_of(train_here(kind, write(tmp_path, "stored", found)).weights)
+    assert [name for name, tensor in learned.items() if not torch.equal(tensor, kept[name])] == []
+    assert learned.keys() == kept.keys()
+    assert len(decoded) <= 6  # those of two rows of the picture, and of the figures of Text2Mask: three calls at most
+
+
+def test_networks_that_filled_a_cache_are_let_go(latent_store: Path, latent_base: Path, tmp_path: Path) -> None:
+    found = fields(latent_store, tmp_path / "out", base=str(latent_base), cache=str(tmp_path / "cache"), steps=1)
+    train_here("controlnet", write(tmp_path, "filled", found))
+    assert any((tmp_path / "cache").rglob("cache.json"))
+    assert latents._network.cache_info().currsize == latents._encoder.cache_info().currsize == 0
+
+
+def test_frozen_parts_are_on_the_device_of_the_unet_while_pictures_are_drawn(
+    latent_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is one that holds no numbers, so that moves are written down in place of done."""
+    parts = load_parts(str(latent_base))
+    parts.unet.to("meta")
+    moves: list[tuple[str, str]] = []
+
+    def to(module: nn.Module, device: Any) -> nn.Module:
+        moves.append((type(module).__name__, str(device)))
+        return module
+
+    for part in {type(one) for one in (parts.vae, *parts.encoders)}:
+        monkeypatch.setattr(part, "to", to)
+    names = sorted(type(part).__name__ for part in (parts.vae, *parts.encoders))
+    with parts.models():
+        assert sorted(moves) == [(name, "meta") for name in names]
+        moves.clear()
+    assert sorted(moves) == [(name, "cpu") for name in names]
