@@ -109,6 +109,8 @@ Changes = dict[str, Any]
         ),
         ("`train t2i_adapter` with `w1: [1, 0]`", "t2i_adapter", {"w1": [1, 0]}),
         ("`train vae` with a validation store of other labels", "vae", {"validation": "other"}),
+        ("`train controlnet` with a validation store of other labels", "controlnet", {"validation": "other"}),
+        ("`train text2mask` with its sources as validation", "text2mask", {"validation": "captionless"}),
         ("`train t2i_adapter` of a size that it does not divide", "t2i_adapter", COARSE | {"size": [48, 32]}),
         (
             "`train controlnet` of a size that a latent does not divide",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import visible
+from conftest import make_scenes_store, visible
 from safetensors.torch import load_file
 from tiny_latent_training import CPU, TUNED, base_fields, fields, tensors_of, train_here, write
 from tiny_training import newest_of
@@ -233,13 +233,16 @@ def test_ray_fills_the_caches_and_trains_the_weights_of_the_local_loop(
         tmp_path / "here",
         base=str(latent_base),
         cache=str(tmp_path / "cache_here"),
+        validation=str(make_scenes_store(tmp_path / "val", 2, split="val")),
         **TUNED["t2i_adapter"],
     )
-    here_weights = tensors_of(train_here("t2i_adapter", write(tmp_path, "here", found)).weights)
+    in_process = train_here("t2i_adapter", write(tmp_path, "here", found))
+    here_weights = tensors_of(in_process.weights)
     found |= {"out": str(tmp_path / "ray"), "cache": str(tmp_path / "cache_ray")}
     on_ray = train("t2i_adapter", write(tmp_path, "ray", found), False, None, lambda _: None)
     assert visible(tmp_path / "cache_ray") == visible(tmp_path / "cache_here")
     there = tensors_of(on_ray.weights)
+    assert on_ray.figures == in_process.figures != {}
     assert [name for name, tensor in here_weights.items() if not torch.equal(tensor, there[name])] == []
 
 

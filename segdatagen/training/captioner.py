@@ -122,7 +122,7 @@ class CaptionerTraining:
         self.options = options
         self.data = arrays
         captions = require_captions(arrays.captions, options.sources, self.name)
-        self.validation = read_validation(options.validation, options, arrays).first(MOST_JUDGED)
+        self.validation = read_validation(options.validation, options, arrays.label_set).first(MOST_JUDGED)
         self._references = require_captions(self.validation.captions, options.validation, self.name)
         if options.init_weights is None:
             self._start, self._processor = None, new_processor(options, captions)

@@ -116,7 +116,7 @@ class ClipTraining:
         scoring, labels = options.scoring(options.init_weights or "new"), arrays.label_set
         if len(arrays.images) < 2:  # nothing to tell a pair from
             raise UsageError(f"{options.sources}: {len(arrays.images)} sources are too few, 2 are needed: ingest more")
-        self.validation = read_validation(options.validation, options, arrays).first(MOST_JUDGED)
+        self.validation = read_validation(options.validation, options, arrays.label_set).first(MOST_JUDGED)
         self._captions = self._captions_of(arrays, options.sources)
         self._references = self._captions_of(self.validation, options.validation)
         self._class_texts = [scoring.text_of(label.prompt) for label in named_classes(labels)]

@@ -5,7 +5,7 @@ A kind knows its network and its loss; it does not know steps, checkpoints, devi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -49,6 +49,13 @@ class Summary:
     """Of the last steps: images per second, share of the device's peak where that is known, memory."""
     num_workers: int = 1
     precision: str = "fp32"
+    validation_loss: float | None = None
+    """At the last step, of a kind that measures it."""
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """The validation loss by its name, where there is one."""
+        return {} if self.validation_loss is None else {"validation_loss": self.validation_loss}
 
 
 @dataclass(frozen=True)
@@ -106,4 +113,13 @@ class Kind(Protocol):
 
     def save(self, average: nn.Module, summary: Summary) -> Saved:
         """Put the weights of a finished training, with their model card."""
+        ...
+
+
+@runtime_checkable
+class Validated(Protocol):
+    """A kind whose loss can be measured on sources that it does not learn from."""
+
+    def validation_loss(self, average: nn.Module) -> float | None:
+        """The loss on the store `validation` of the options, with the same chance every time; None without one."""
         ...

@@ -48,5 +48,8 @@ class LatentTrainingOptions(TrainingOptions):
         default=True, description="keep embeddings of frozen text encoders, too: small ones are faster than the disk"
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
+    validation: str | None = Field(
+        default=None, min_length=1, description="URI of a source store to measure the loss on, not that of the training"
+    )
     sampler: LatentSamplerOptions = Field(default=LatentSamplerOptions(steps=20), description="of the sample grids")
     sample_rows: int = Field(default=6, ge=1, description="sources in a sample grid")

@@ -8,7 +8,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from segdatagen.diffusion.conditions import Conditions, TextCondition
 from segdatagen.diffusion.microbatch import draw_noise
 from segdatagen.diffusion.render import Wanted, describe, render
 from segdatagen.diffusion.vae import shift_and_scale
-from segdatagen.errors import SegdatagenError
+from segdatagen.errors import SegdatagenError, placed
 from segdatagen.images import Image
 from segdatagen.prompts import TokenBudget
 from segdatagen.records import derive_seed
@@ -29,7 +29,9 @@ from segdatagen.training.latent_parts import Parts, embed
 from segdatagen.training.latents import Cache, Kept, LatentCache, TextCache, latent_cache
 from segdatagen.training.noise import Noise
 from segdatagen.training.pictures import ENLARGED_SIDE, grid, spread_rows
+from segdatagen.training.stored import StoredSources
 from segdatagen.training.training_prompts import NO_PROMPT, TrainingPrompts, write_prompts
+from segdatagen.training.validation import mean_loss, open_validation
 
 IMAGES_PER_ROW = 2
 PICTURES_AT_ONCE = 8
@@ -105,7 +107,7 @@ class LatentTraining(ABC):
 
     def caches(self) -> list[Cache]:
         """What has to be filled before the first step."""
-        return [self._latents, *filter(None, [self.text_cache])]
+        return [self._latents, *filter(None, [self.text_cache]), *(self.held_out.caches() if self.held_out else [])]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error of the predicted noise, rows weighted by `min_snr_gamma`."""
@@ -114,6 +116,30 @@ class LatentTraining(ABC):
         errors = ((predicted - noisy.noise) ** 2).mean(dim=(1, 2, 3))
         weights = self._noise.weights(noisy.timesteps, self.options.min_snr_gamma)
         return (weights.to(errors.device) * errors).mean()
+
+    @functools.cached_property
+    def held_out(self) -> "LatentTraining | None":
+        """This kind on the sources that it is only measured on, always with their prompts. Raises UsageError."""
+        options, kind = self.options, cast(Any, type(self))
+        if options.validation is None:
+            return None
+        store = open_validation(options.validation, options, self.data.label_set)
+        changes = {"sources": options.validation, "validation": None, "drop_prompt": 0.0}
+        with placed("validation"):
+            found: LatentTraining = kind(options.model_copy(update=changes), StoredSources(store, options.geometry))
+        vars(found)["budget"] = self.budget  # a tokenizer of its own would be another one
+        return found
+
+    def validation_loss(self, average: nn.Module) -> float | None:
+        """The loss on other sources, beside what this training has of parts."""
+        if self.held_out is None:
+            return None
+        vars(self.held_out)["parts"] = self.parts
+        return mean_loss(self.held_out, self.whole(average))
+
+    def whole(self, average: nn.Module) -> nn.Module:
+        """The average as `loss` takes a network."""
+        return average
 
     def noisy(self, network: nn.Module, batch: Batch) -> Noisy:
         """The noisy latents of a batch: all its chance is drawn here, row by row."""
@@ -157,7 +183,7 @@ class LatentTraining(ABC):
         """
         width, height = self.options.size
         prompts = self.prompts.first(rows.tolist())
-        with torch.inference_mode(), parts.models() as models:
+        with parts.models() as models, torch.inference_mode():
             conditions: Conditions = describe(models, prompts, [None] * len(prompts), (height, width))
             conditions = conditions if change is None else change(models, conditions)
             places = [place for place in range(len(rows)) for _ in range(IMAGES_PER_ROW)]

@@ -49,7 +49,7 @@ def record_of(
             "data": summary.data_fingerprint,
             "loss": round(summary.loss, 5),
         },
-        figures={name: round(value, 5) for name, value in figures.items()},
+        figures={name: round(value, 5) for name, value in {**figures, **summary.validation}.items()},
     )
 
 

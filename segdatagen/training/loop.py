@@ -37,7 +37,7 @@ from segdatagen.training.checkpoints import (
     save_checkpoint,
 )
 from segdatagen.training.data import Batch, Order, Share, batch_of_step
-from segdatagen.training.kind import Kind, Progress, Summary, TrainingProgress, TrainingResult
+from segdatagen.training.kind import Kind, Progress, Summary, TrainingProgress, TrainingResult, Validated
 from segdatagen.training.loss_log import LossLog
 from segdatagen.training.options import TrainingOptions
 from segdatagen.training.speed import Speedometer
@@ -123,14 +123,19 @@ class Loop:
                     self._write(step)
                 if drawn:
                     self._put_picture(step)
+                    self._validate(step)
                 self._speedometer.begin()
-        for board in self._boards:
-            board.close()
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)
         result = replace(result, passed_over=self._passed_over)
         if step == options.steps and self._workers.is_first:
-            saved = self._kind.save(self._average, self._summary(step))
-            result = replace(result, seconds=self._seconds(), weights=saved.uri, figures=dict(saved.figures))
+            if step not in self._log.validation:  # an attempt ended over it
+                self._validate(step)
+            summary = self._summary(step)
+            saved = self._kind.save(self._average, summary)
+            figures = {**saved.figures, **summary.validation}
+            result = replace(result, seconds=self._seconds(), weights=saved.uri, figures=figures)
+        for board in self._boards:
+            board.close()
         return result
 
     def _train_step(self, step: int) -> None:
@@ -248,6 +253,19 @@ class Loop:
         samples.put(name, encode_image(picture, "png"))
         samples.delete([name + BEGUN])
 
+    def _validate(self, step: int) -> None:
+        """Measure and log the loss on other sources, where the kind can and the options name some."""
+        if not isinstance(self._kind, Validated):
+            return
+        with self._lower_precision():
+            loss = self._kind.validation_loss(self._average)
+        if loss is None:
+            return
+        self._log.validation[step] = loss
+        self._log.put()
+        for board in self._boards:
+            board.add(step, {"validation_loss": loss})
+
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began
 
@@ -262,6 +280,7 @@ class Loop:
             speed=self._speed,
             num_workers=self._share.num_workers,
             precision="bf16" if self._autocast else "fp32",
+            validation_loss=self._log.validation.get(step),
         )
 
 

@@ -16,16 +16,20 @@ from segdatagen.training.speed import Speed
 
 CSV_NAME = "loss.csv"
 CURVE_NAME = "loss.png"
-COLUMNS = ("step", "loss", "learning_rate", "seconds", "images_per_second", "peak_gib")
+COLUMNS = ("step", "loss", "learning_rate", "seconds", "images_per_second", "peak_gib", "validation_loss")
 Row = tuple[int, float, float, float, float, float]
 
 
 class LossLog:
-    """Loss, learning rate, time in training, speed and memory of every step, in memory and in a folder."""
+    """Loss, learning rate, time in training, speed and memory of every step, in memory and in a folder.
+
+    `validation`: the loss on other sources after the steps at which it was measured, by step.
+    """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._rows: list[Row] = []
+        self.validation: dict[int, float] = {}
 
     def resume(self, step: int) -> None:
         """Take over the rows of the first `step` steps; a log that is lost starts anew."""
@@ -35,8 +39,10 @@ class LossLog:
             return
         for row in csv.DictReader(io.StringIO(text)):
             if int(row["step"]) <= step:
-                loss, rate, seconds, speed, peak = (float(row[name]) for name in COLUMNS[1:])
+                loss, rate, seconds, speed, peak = (float(row[name]) for name in COLUMNS[1:-1])
                 self._rows.append((int(row["step"]), loss, rate, seconds, speed, peak))
+                if row.get("validation_loss"):
+                    self.validation[int(row["step"])] = float(row["validation_loss"])
 
     def add(
         self, first_step: int, losses: Sequence[float], learning_rates: Sequence[float], seconds: float, speed: Speed
@@ -58,7 +64,7 @@ class LossLog:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(self._rows)
+        writer.writerows((*row, self.validation.get(row[0], "")) for row in self._rows)
         self._folder.put(CSV_NAME, text.getvalue().encode())
-        curve = loss_curve([row[0] for row in self._rows], [row[1] for row in self._rows])
+        curve = loss_curve([row[0] for row in self._rows], [row[1] for row in self._rows], self.validation)
         self._folder.put(CURVE_NAME, encode_image(curve, "png"))

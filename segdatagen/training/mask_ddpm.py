@@ -29,6 +29,7 @@ from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.options import TrainingOptions, require_same_network
 from segdatagen.training.pictures import ENLARGED_SIDE, colour_masks, grid, spread_rows
+from segdatagen.training.validation import mean_loss, read_validation
 from segdatagen.weights import WEIGHTS_NAME, MaskDDPMWeights, check_mask_ddpm, load_mask_ddpm, save_mask_ddpm
 
 IMAGES_PER_MASK = 3
@@ -45,6 +46,9 @@ class MaskDDPMTrainingOptions(TrainingOptions):
     time_embedding: int = Field(default=256, ge=2, multiple_of=2)
     attention: bool = True
     drop_probability: float = Field(default=0.1, ge=0, le=1, description="share of steps without masks, for guidance")
+    validation: str | None = Field(
+        default=None, min_length=1, description="URI of a source store to measure the loss on, not that of the training"
+    )
     sampler: SamplerOptions = Field(default=SamplerOptions(), description="of the sample grids")
     sample_masks: int = Field(default=8, ge=1, description="masks in a sample grid")
 
@@ -70,6 +74,11 @@ class MaskDDPMTraining:
         if options.init_weights is not None:
             found = check_mask_ddpm(options.init_weights, self.config.num_classes)
             require_same_network(options.init_weights, (found.network, self.config), (found.classes, arrays.label_set))
+        self._held_out: MaskDDPMTraining | None = None
+        if options.validation is not None:
+            others = read_validation(options.validation, options, arrays.label_set)
+            always = options.model_copy(update={"validation": None, "drop_probability": 0.0})
+            self._held_out = MaskDDPMTraining(always, others)
         self._bars = alpha_bars(cosine_betas(self.config.diffusion_steps)).float()
 
     def build(self) -> MaskUNet:
@@ -96,6 +105,10 @@ class MaskDDPMTraining:
             features = mask_conv(self._formatted(one_hot(batch.channels, self.config.num_classes)))
         predicted = network(noisy, steps.to(clean.device), features)
         return nn.functional.mse_loss(predicted.float(), noise)
+
+    def validation_loss(self, average: nn.Module) -> float | None:
+        """The loss on other sources, always with their masks."""
+        return None if self._held_out is None else mean_loss(self._held_out, average)
 
     def picture(self, average: nn.Module) -> np.ndarray:
         """A row per mask: the mask, its image, and generated images of the same seeds every time."""
@@ -126,6 +139,7 @@ class MaskDDPMTraining:
                 "images": summary.num_images,
                 "data": summary.data_fingerprint,
                 "loss": round(summary.loss, 5),
+                **{name: round(value, 5) for name, value in summary.validation.items()},
             },
         )
         folder.put("README.md", self._model_card(average, summary).encode())

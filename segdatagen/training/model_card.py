@@ -45,6 +45,7 @@ def training_rows(
         "time": f"{summary.seconds / 60:.0f} minutes",
         "speed": summary.speed,
         "last loss (smoothed)": f"{summary.loss:.4f}",
+        **({} if summary.validation_loss is None else {"validation loss": f"{summary.validation_loss:.4f}"}),
         "licence": "that of the data, and of the weights it starts from; segdatagen adds no terms",
         "command": f"`{summary.command}`",
     }

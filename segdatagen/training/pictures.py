@@ -3,7 +3,7 @@
 Drawn with Pillow, since a plotting library would be a dependency for one chart. Arrays in, uint8 H x W x 3 out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 900, 480
 LEFT, RIGHT, TOP, BOTTOM = 80, 20, 20, 60
 SMOOTHING = 0.98
 FAINT, STRONG, GRID, INK = (190, 205, 230), (30, 80, 170), (228, 228, 228), (40, 40, 40)
+OTHER = (200, 90, 20)
 GAP = 4
 ENLARGED_SIDE = 128
 """Pixels that a small picture is enlarged to, by whole factors, so that a grid can be looked at."""
@@ -25,8 +26,13 @@ def spread_rows(available: int, most: int) -> np.ndarray:
     return np.linspace(0, available - 1, min(most, available)).round().astype(np.int64)
 
 
-def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> np.ndarray:
-    """Loss over steps on a logarithmic axis: the values faint, their exponential average (0.98) strong."""
+def loss_curve(
+    steps: Sequence[int], losses: Sequence[float], validation: Mapping[int, float] | None = None
+) -> np.ndarray:
+    """Loss over steps on a logarithmic axis: the values faint, their exponential average (0.98) strong.
+
+    `validation`: losses on other sources by step, dots.
+    """
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(14)
@@ -51,6 +57,11 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> np.ndarray:
     thinned = range(0, len(values), max(1, len(values) // (2 * WIDTH)))
     draw.line([place(steps[i], values[i]) for i in thinned], fill=FAINT)
     draw.line([place(steps[i], smooth[i]) for i in thinned], fill=STRONG, width=2)
+    for step, loss in (validation or {}).items():
+        across, up = place(step, max(loss, 1e-12))
+        draw.ellipse((across - 4, up - 4, across + 4, up + 4), fill=OTHER)
+    if validation:
+        draw.text((LEFT + 6, TOP + 22), "validation loss", fill=OTHER, font=font)
     draw.text((LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 14), "step", fill=INK, font=font, anchor="mm")
     draw.text((LEFT + 6, TOP + 4), "training loss (log scale)", fill=INK, font=font)
     return np.asarray(picture)

@@ -88,10 +88,10 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     Folder(options.out).require_writable()
     if local:
         return worker_of(options)(Share(), local_device(options.use_gpu), progress)
-    latent = kind_type(kind)(options, read_data(options)) if isinstance(options, LatentTrainingOptions) else None
+    latent = isinstance(options, LatentTrainingOptions)
+    caches = caches_of(kind_type(kind)(options, read_data(options))) if latent else []
     with connect(address):
-        if latent is not None:
-            _fill_on_ray(latent, options)
+        _fill_on_ray(caches, options)
         return train_on_ray(worker_of, options, address, progress)
 
 
@@ -157,8 +157,10 @@ def caches_of(kind: Kind) -> list[Any]:
     return kind.caches() if isinstance(kind, LatentTraining) else []
 
 
-def _fill_on_ray(kind: Kind, options: TrainingOptions) -> None:
+def _fill_on_ray(caches: list[Any], options: TrainingOptions) -> None:
     """Fill the caches of a kind by tasks of Ray Data, one per part of the store."""
+    if not caches:
+        return
     from segdatagen.training.latents import fill
 
     def spread_numbers(numbers: Sequence[int], work: Callable[[int], int]) -> Iterator[int]:
@@ -166,7 +168,7 @@ def _fill_on_ray(kind: Kind, options: TrainingOptions) -> None:
         gpus = 1.0 if options.use_gpu else 0.0
         return (number for _, number in spread(failed, numbers, work, num_gpus=gpus))
 
-    fill(caches_of(kind), "cuda" if options.use_gpu else "cpu", spread_numbers)
+    fill(caches, "cuda" if options.use_gpu else "cpu", spread_numbers)
 
 
 def local_device(use_gpu: bool) -> torch.device:

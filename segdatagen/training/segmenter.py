@@ -76,7 +76,7 @@ class SegmenterTraining:
     def __init__(self, options: SegmenterTrainingOptions, arrays: TrainingArrays) -> None:
         self.options = options
         self.data = arrays
-        self.validation = read_validation(options.validation, options, arrays)
+        self.validation = read_validation(options.validation, options, arrays.label_set)
         self._labelled_per_image = max(np.count_nonzero(arrays.channels >= 0) / len(arrays.channels), 1.0)
         self.mixture: Mixture | None = None
         if options.synthetic is not None:

@@ -136,6 +136,10 @@ class TextToImageTraining(LatentTraining):
             return list(network.get_submodule("encoders").children())
         return self.parts.encoders
 
+    def whole(self, average: nn.Module) -> nn.Module:
+        """The average, its layers merged where they are those of LoRA: those in the UNet are what learns."""
+        return TextToImage(merged(self.parts.unet, average), []) if isinstance(average, LowRank) else average
+
     def trained_parts(self, average: nn.Module) -> Parts:
         """The model with what was learned in its place."""
         start = self.parts

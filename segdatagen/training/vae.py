@@ -100,7 +100,7 @@ class VaeTraining:
         self.data = arrays
         self.judged = arrays
         if options.validation is not None:
-            self.judged = read_validation(options.validation, options, arrays)
+            self.judged = read_validation(options.validation, options, arrays.label_set)
         if options.init_weights is not None:
             found = network_config(options.init_weights, "AutoencoderKL")
             wrong = [n for n in NETWORK_FIELDS if _plain(found.get(n)) != _plain(options.network[n])]
