@@ -6,7 +6,7 @@ groups that hold the rows. This module does not know formats of data sets, plans
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -133,7 +133,7 @@ def has_any(store: SourceStore, column: str) -> bool:
 
 
 def first_without(store: SourceStore, column: str) -> str | None:
-    """The id of the first source without a value in this column, None where all have one. Raises UnreadablePart.
+    """The id of the first source without a value in this plain column, None where all have one. Raises UnreadablePart.
 
     By the statistics of the parts, so that no pixels are read where nothing is missing.
     """
@@ -144,9 +144,10 @@ def first_without(store: SourceStore, column: str) -> str | None:
                 metadata = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
             raise UnreadablePart(f"{store.folder.uri_of(name)}: not readable ({error})") from error
-        place = metadata.schema.to_arrow_schema().get_field_index(column)
-        groups = [metadata.row_group(group).column(place) for group in range(metadata.num_row_groups)]
-        return sum(group.statistics.null_count if group.is_stats_set else group.num_values for group in groups)
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        chunks = [group.column(leaf) for group in groups for leaf in range(group.num_columns)]
+        found = [chunk for chunk in chunks if chunk.path_in_schema == column]
+        return sum(chunk.statistics.null_count if chunk.is_stats_set else chunk.num_values for chunk in found)
 
     names = [part.name for part in store.info.parts]
     with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -282,18 +283,40 @@ def read_part_arrays(
 def decoded_rows(store: SourceStore, rows: pa.Table, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a store with the columns DECODED as `read_arrays` has them: images [n, H, W, 3], channels [n, H, W].
 
-    Raises UsageError where one has no image or no mask.
+    Raises UsageError where one has no image or no mask, and DecodeError where one is damaged.
     """
-    table, ignored, (width, height) = store.label_set.channel_table(), ignore_id_of(store.label_set), geometry.size
+    channels = decoded_channels(store, rows, geometry)
+    return decoded_images(store, rows, geometry), channels
+
+
+def decoded_images(store: SourceStore, rows: pa.Table, geometry: Geometry) -> np.ndarray:
+    """Images alone of rows with the columns `source_id` and `image`. See `decoded_rows`."""
+    width, height = geometry.size
     images = np.empty((rows.num_rows, height, width, 3), np.uint8)
+    for place, image in enumerate(_decoded(store, rows, "image", decode_image)):
+        images[place] = geometry.apply_image(image)
+    return images
+
+
+def decoded_channels(store: SourceStore, rows: pa.Table, geometry: Geometry) -> np.ndarray:
+    """Channels alone of rows with the columns `source_id` and `mask`. See `decoded_rows`."""
+    table, ignored, (width, height) = store.label_set.channel_table(), ignore_id_of(store.label_set), geometry.size
     channels = np.empty((rows.num_rows, height, width), np.int16)
-    for place, row in enumerate(rows.to_pylist()):
-        for name in ("mask", "image"):
-            if row[name] is None:
-                raise lacking(store, row["source_id"], name)
-        images[place] = geometry.apply_image(decode_image(row["image"]))
-        channels[place] = table[geometry.apply_mask(decode_mask(row["mask"]), ignored)]
-    return images, channels
+    for place, mask in enumerate(_decoded(store, rows, "mask", decode_mask)):
+        channels[place] = table[geometry.apply_mask(mask, ignored)]
+    return channels
+
+
+def _decoded(
+    store: SourceStore, rows: pa.Table, column: str, decode: Callable[[bytes], np.ndarray]
+) -> Iterator[np.ndarray]:
+    for source_id, data in zip(rows["source_id"].to_pylist(), rows[column].to_pylist(), strict=True):
+        if data is None:
+            raise lacking(store, source_id, column)
+        try:
+            yield decode(data)
+        except DecodeError as error:
+            raise DecodeError(f"{store.folder.uri}: source {source_id}: its {column} is damaged: {error}") from error
 
 
 def ignore_id_of(label_set: LabelSet) -> int:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_scenes_store
+from conftest import make_scenes_store, visible
 from tiny_latent import make_vae
-from tiny_latent_training import fields
+from tiny_latent_training import fields, write
 from tiny_training import configurer, train_here
 
 from segdatagen.errors import UsageError
@@ -26,6 +26,7 @@ from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latents import fill, here, latent_cache
 from segdatagen.training.prior_cache import prior_cache
 from segdatagen.training.record_cache import CacheInfo, RecordCache
+from segdatagen.training.run import train
 
 CANNY = PriorOptions(name="canny")
 
@@ -134,6 +135,26 @@ def test_a_training_does_not_go_on_when_one_pixel_has_changed(scenes_store: Path
     change_a_pixel(store, column)
     with pytest.raises(UsageError, match=r"another training is here \(its images, masks or captions are others\)"):
         train_here(configure("out", steps=3))
+
+
+def test_another_training_is_refused_before_its_caches_are_made(
+    scenes_store: Path, other_store: Path, latent_base: Path, tmp_path: Path
+) -> None:
+    """Also beside a newer checkpoint that is torn: its header may be gone, and that of the one before is there."""
+    cache, torn = tmp_path / "cache", tmp_path / "out" / "checkpoints" / "step-00000009.safetensors"
+    found = fields(scenes_store, tmp_path / "out", base=str(latent_base), cache=str(cache), steps=1)
+    train("controlnet", write(tmp_path, "first", found), True, None, lambda _: None)
+    before = visible(cache)
+    assert before
+    others = write(tmp_path, "others", found | {"sources": str(other_store)})
+    for damage in (None, b"", b"\xff" * 40, (2).to_bytes(8, "little") + b"{}"):
+        if damage is not None:
+            torn.write_bytes(damage)
+        with pytest.raises(UsageError, match=r"another training is here .its images, masks or captions are others."):
+            train("controlnet", others, True, None, lambda _: None)
+        assert visible(cache) == before
+    again = train("controlnet", str(tmp_path / "first.yaml"), True, None, lambda _: None)
+    assert (again.step, again.passed_over) == (1, (9,))
 
 
 def test_a_cache_of_many_shards_holds_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,7 @@ Changes = dict[str, Any]
         ("`train text2mask` with a VAE as the base", "text2mask", {"base": "other_vae"}),
         ("`train text2mask` on from one of other classes", "text2mask", {"init_weights": "painter"}),
         ("`train text2mask` on from one of other colours", "text2mask", {"init_weights": "rotated"}),
+        ("`train text2mask` on from what is no Text2Mask", "text2mask", {"init_weights": "base"}),
         (
             "`train text2mask` with LoRA and text encoders",
             "text2mask",
@@ -144,6 +145,15 @@ def test_wrong_training(
 
     config = write(tmp_path, "train", found | placed(changes))
     refused_here("train", kind, config, "--local", row=row)
+
+
+def test_gpus_that_the_cluster_has_not_are_not_waited_for(
+    refused_on_ray: Refused, latent_store: Path, latent_base: Path, tmp_path: Path
+) -> None:
+    """Before the caches, whose tasks would wait for ever."""
+    found = fields(latent_store, tmp_path / "out", base=str(latent_base), cache=str(tmp_path / "cache"), use_gpu=True)
+    row = "`train controlnet` with `use_gpu: true` on a cluster without a GPU"
+    refused_on_ray("train", "controlnet", write(tmp_path, "train", found), row=row)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "jobs").glob("*/*.yaml")), ids=str)

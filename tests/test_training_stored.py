@@ -14,8 +14,9 @@ from segdatagen import sources
 from segdatagen.datasets import Options, open_reader
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
+from segdatagen.images import DecodeError
 from segdatagen.ingest import IngestRequest, ingest_shard, seal_store
-from segdatagen.sources import ROW_GROUP_SIZE, open_store, read_arrays
+from segdatagen.sources import ROW_GROUP_SIZE, first_without, open_store, read_arrays
 from segdatagen.storage import Folder
 from segdatagen.tables import put_table, read_part
 from segdatagen.training import latents, run
@@ -58,7 +59,7 @@ def test_what_is_read_of_a_store_is_what_it_has_in_memory(parts_of_three: str) -
 def test_a_source_without_pixels_is_named(parts_of_three: str, column: str) -> None:
     folder, store = Folder(parts_of_three), open_store(parts_of_three)
     named = read_part(folder, "part-00002.parquet", ["source_id"])["source_id"][1].as_py()
-    StoredSources(store, GEOMETRY)
+    assert first_without(store, column) is None
     table = read_part(folder, "part-00002.parquet")
     values = table[column].to_pylist()
     place = table.column_names.index(column)
@@ -70,6 +71,43 @@ def test_a_source_without_pixels_is_named(parts_of_three: str, column: str) -> N
         StoredSources(store, GEOMETRY)
 
 
+def test_the_first_without_a_value_is_found_without_reading_the_values(
+    parts_of_three: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a column behind those that are lists of records, and only in the part that lacks one."""
+    folder, store = Folder(parts_of_three), open_store(parts_of_three)
+    table = read_part(folder, "part-00001.parquet")
+    field = table.schema.field("caption")
+    emptied = pa.array([*table["caption"].to_pylist()[:2], None], field.type)
+    named = table["source_id"][2].as_py()
+    put_table(folder, "part-00001.parquet", table.set_column(table.column_names.index("caption"), field, emptied), 2)
+    read: list[str] = []
+
+    def counting(folder: Folder, name: str, columns: list[str]) -> pa.Table:
+        read.append(name)
+        return read_part(folder, name, columns)
+
+    monkeypatch.setattr(sources, "read_part", counting)
+    assert first_without(store, "image") is None
+    assert read == []
+    assert first_without(store, "caption") == named
+    assert read == ["part-00001.parquet"]
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_source_that_is_damaged_is_named(parts_of_three: str, tmp_path: Path, column: str) -> None:
+    folder, store = Folder(parts_of_three), open_store(parts_of_three)
+    table = read_part(folder, "part-00003.parquet")
+    field, named = table.schema.field(column), table["source_id"][0].as_py()
+    torn = pa.array([table[column][0].as_py()[:40]], field.type)
+    put_table(folder, "part-00003.parquet", table.set_column(table.column_names.index(column), field, torn), 8)
+    stored = StoredSources(store, GEOMETRY)
+    reads = {"image": stored.images_of, "mask": stored.channels_of}
+    with pytest.raises(DecodeError, match=f"store: source {named}: its {column} is damaged: "):
+        reads.pop(column)([9])
+    assert len(next(iter(reads.values()))([9, 8])) == 2  # the other column is whole, and is all that is read
+
+
 @pytest.mark.parametrize("kind", ["base", *TUNED])
 def test_trainings_on_caches_decode_a_few_pictures_and_learn_the_same(
     latent_store: Path,
@@ -79,7 +117,7 @@ def test_trainings_on_caches_decode_a_few_pictures_and_learn_the_same(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    """Against data in memory, with the caches of before: no image of a batch is decoded, and two of the picture are."""
+    """Against data in memory, with the caches of before: no image of a batch is decoded, and two of the grid are."""
     found = fields(latent_store, tmp_path / "out", base=str(latent_base), steps=3, **TUNED.get(kind, {}))
     if kind == "base":
         found = base_fields(latent_store, tmp_path / "out", latent_vae, steps=3)
@@ -93,13 +131,15 @@ def test_trainings_on_caches_decode_a_few_pictures_and_learn_the_same(
         kept = tensors_of(
             train_here(kind, write(tmp_path, "memory", found | {"out": str(tmp_path / "memory")})).weights
         )
-    decoded: list[int] = []
-    decode_image = sources.decode_image
-    monkeypatch.setattr(sources, "decode_image", lambda data: decoded.append(1) or decode_image(data))
+    decoded: list[str] = []
+    for name in ("decode_image", "decode_mask"):
+        decode = getattr(sources, name)
+        monkeypatch.setattr(sources, name, lambda data, n=name, d=decode: decoded.append(n) or d(data))
     learned = tensors_of(train_here(kind, write(tmp_path, "stored", found)).weights)
     assert [name for name, tensor in learned.items() if not torch.equal(tensor, kept[name])] == []
     assert learned.keys() == kept.keys()
-    assert len(decoded) <= 6  # those of two rows of the picture, and of the figures of Text2Mask: three calls at most
+    images, masks = {"base": (2, 0), "text2mask": (0, 4)}.get(kind, (2, 0))  # two sources of the grid, and of figures
+    assert (decoded.count("decode_image"), decoded.count("decode_mask")) == (images, masks)
 
 
 def test_networks_that_filled_a_cache_are_let_go(latent_store: Path, latent_base: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from segdatagen.training.latents import fill, here
 from segdatagen.training.loop import build_network
 from segdatagen.training.mask_ddpm import MaskDDPMTraining
 from segdatagen.training.pictures import OTHER, loss_curve
-from segdatagen.training.run import caches_of, kind_type, read_data, read_options
+from segdatagen.training.run import caches_to_fill, kind_type, read_data, read_options
 from segdatagen.training.text_to_image import TextToImage
 from segdatagen.training.validation import mean_loss
 from segdatagen.training_record import read_record
@@ -145,11 +145,11 @@ def test_of_latent_diffusion_it_is_that_of_the_weights_that_are_put(
     again = {name: part for name, part in found.items() if name != "lora"} | {"init_weights": result.weights}
     options: Any = read_options(kind, write(tmp_path, "again", again))
     started: Any = kind_type(kind)(options, read_data(options))
-    fill(caches_of(started), "cpu", here)
+    fill(caches_to_fill(started), "cpu", here)
     network = build_network(started, CPU).eval()
     assert started.validation_loss(network) == pytest.approx(value, rel=1e-4)
     before: Any = kind_type(kind)(options.model_copy(update={"init_weights": found.get("init_weights")}), started.data)
-    fill(caches_of(before), "cpu", here)
+    fill(caches_to_fill(before), "cpu", here)
     if kind != "t2i_adapter":  # a new one is random, and neither better nor worse
         assert abs(before.validation_loss(build_network(before, CPU).eval()) - value) > 1e-4
 
@@ -160,7 +160,7 @@ def test_a_new_base_measures_others_with_its_own_tokenizer(
     found = base_fields(latent_store, tmp_path / "out", latent_vae, validation=str(val_store), steps=2)
     options: Any = read_options("base", write(tmp_path, "base", found))
     kind: Any = kind_type("base")(options, read_data(options))
-    fill(caches_of(kind), "cpu", here)
+    fill(caches_to_fill(kind), "cpu", here)
     network = build_network(kind, CPU).eval()
     assert isinstance(network, TextToImage)
     assert np.isfinite(kind.validation_loss(network))

@@ -99,7 +99,8 @@ def _restarts(count: int) -> str:
 
 
 def _passed_over(steps: Sequence[int]) -> str:
-    return f", without the checkpoint of step {steps[0]}, which cannot be read" if steps else ""
+    named = " and ".join(map(str, steps))
+    return f", without the checkpoint of step {named}, which cannot be read" if steps else ""
 
 
 def prefetch(

@@ -20,6 +20,8 @@ from segdatagen.storage import Folder
 
 CHECKPOINTS_NAME = "checkpoints"
 """Their folder in `out`."""
+MOST_HEADER = 2**27
+"""Bytes of a header; the length of a damaged one may be anything."""
 PREFIX, SUFFIX = "step-", ".safetensors"
 DTYPES = {
     torch.float64: "F64",
@@ -102,6 +104,17 @@ class _Stored(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def newest_facts(folder: Folder) -> dict[str, Any] | None:
+    """The facts of the newest checkpoint whose header can be read; None where there is none. No tensor is read."""
+    for name in reversed(_names(folder)):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            length = int.from_bytes(folder.read_range(name, 0, 8), "little")
+            header = json.loads(folder.read_range(name, 8, min(length, MOST_HEADER)))
+            facts: dict[str, Any] = json.loads(header["__metadata__"]["facts"])
+            return facts
+    return None
 
 
 def newest_step(folder: Folder) -> int | None:

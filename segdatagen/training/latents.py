@@ -22,8 +22,9 @@ from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.latent_folders import WITHOUT_TENSORS, network_config
 from segdatagen.model_configs import read_json
-from segdatagen.sources import open_store, read_part_arrays
+from segdatagen.sources import decoded_channels, decoded_images, open_store
 from segdatagen.storage import Folder
+from segdatagen.tables import read_part
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latent_weights import load_text_encoders, load_tokenizers, load_vae
 from segdatagen.training.pictures import colour_masks
@@ -46,13 +47,17 @@ class LatentCache:
     vae: str
     """URI of the folder of the AutoencoderKL."""
     records: RecordCache
+    needs_device: bool = True
 
     def make(self, device: str, number: int) -> np.ndarray:
         """Shard `number`, of part `number` of the store: `[n, 2 orientations, mean and log-variance, C, h, w]`."""
         store = open_store(self.sources)
-        images, channels, _ = read_part_arrays(store, number, self.geometry)
-        maps = self.records.info.facts["of"] == "colour_maps"
-        pictures = colour_masks(channels, store.label_set) if maps else images
+        column = "mask" if self.records.info.facts["of"] == "colour_maps" else "image"
+        rows = read_part(store.folder, store.info.parts[number].name, ["source_id", column])
+        if column == "mask":
+            pictures = colour_masks(decoded_channels(store, rows, self.geometry), store.label_set)
+        else:
+            pictures = decoded_images(store, rows, self.geometry)
         network = _network(self.vae, self.records.info.facts["vae"], device)
         made = np.empty((len(pictures), *self.records.info.shape), np.dtype(self.records.info.dtype))
         for place, seen in enumerate((pictures, pictures[:, :, ::-1])):
@@ -78,6 +83,7 @@ class TextCache:
     base: str
     prompts: tuple[str, ...]
     records: RecordCache
+    needs_device: bool = True
 
     def make(self, device: str, number: int) -> np.ndarray:
         """Shard `number`: hidden states of every token and the pooled embedding of each prompt, flat."""
@@ -153,6 +159,11 @@ def cache_root(options: LatentTrainingOptions) -> Folder:
 
 class Cache(Protocol):
     """Records, and how each shard of them is made on a device."""
+
+    @property
+    def needs_device(self) -> bool:
+        """Whether a network makes them, for which a GPU is worth waiting for."""
+        ...
 
     @property
     def records(self) -> RecordCache:

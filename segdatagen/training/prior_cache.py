@@ -11,7 +11,7 @@ from segdatagen.geometry import Geometry
 from segdatagen.images import decode_mask
 from segdatagen.priors import Prior, PriorOptions
 from segdatagen.segments import NO_SEGMENT
-from segdatagen.sources import DECODED, decoded_rows, ignore_id_of, open_store
+from segdatagen.sources import decoded_channels, decoded_images, ignore_id_of, open_store
 from segdatagen.tables import read_part
 from segdatagen.training.latent_options import LatentTrainingOptions
 from segdatagen.training.latents import cache_root
@@ -28,14 +28,21 @@ class PriorCache:
     prior: PriorOptions
     records: RecordCache
 
+    @property
+    def needs_device(self) -> bool:
+        """Where a network draws."""
+        return self.prior.weights is not None
+
     def make(self, device: str, number: int) -> np.ndarray:
         """Shard `number`, of part `number` of the store: uint8 `[n, D, H, W, 3]`, D drawings of each source."""
         store, of = open_store(self.sources), self.prior.of
         labels, ids = store.label_set, np.append(store.label_set.ids, ignore_id_of(store.label_set))
         prior = Prior(self.prior, labels, device)
-        rows = read_part(store.folder, store.info.parts[number].name, [*DECODED, *["segment_map"] * prior.outlines])
-        images, channels = decoded_rows(store, rows, self.geometry)
+        columns = ["source_id", "mask", *["image"] * (of != "mask"), *["segment_map"] * prior.outlines]
+        rows = read_part(store.folder, store.info.parts[number].name, columns)
+        channels = decoded_channels(store, rows, self.geometry)
         masks = ids[channels].astype(np.uint16)  # a channel of -1, ignored, is the last
+        images = masks if of == "mask" else decoded_images(store, rows, self.geometry)
         segments = rows["segment_map"].to_pylist() if prior.outlines else [None] * len(masks)
         drawn = []
         for image, mask, data in zip(images, masks, segments, strict=True):

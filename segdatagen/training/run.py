@@ -18,14 +18,14 @@ from segdatagen.lease import LEASE_NAME
 from segdatagen.sources import open_store, read_arrays
 from segdatagen.storage import Folder
 from segdatagen.training.boards import FOLDER_NAME
-from segdatagen.training.checkpoints import CHECKPOINTS_NAME, newest_step
+from segdatagen.training.checkpoints import CHECKPOINTS_NAME, newest_facts, newest_step
 from segdatagen.training.data import Share, TrainingArrays, TrainingData
 from segdatagen.training.kind import Kind, Progress, TrainingResult
 from segdatagen.training.latent_options import LatentTrainingOptions
-from segdatagen.training.loop import SAMPLES_NAME, train_loop
+from segdatagen.training.loop import SAMPLES_NAME, facts_of, require_same_training, train_loop
 from segdatagen.training.loss_log import CSV_NAME, CURVE_NAME
 from segdatagen.training.options import TrainingOptions
-from segdatagen.training.ray_train import Worker, train_on_ray
+from segdatagen.training.ray_train import Worker, require_workers, train_on_ray
 from segdatagen.training.stored import StoredSources
 
 BEFORE_CHECKPOINTS = {CHECKPOINTS_NAME, SAMPLES_NAME, FOLDER_NAME, LEASE_NAME, CSV_NAME, CURVE_NAME}
@@ -88,9 +88,10 @@ def train(kind: str, config_uri: str, local: bool, address: str | None, progress
     Folder(options.out).require_writable()
     if local:
         return worker_of(options)(Share(), local_device(options.use_gpu), progress)
-    latent = isinstance(options, LatentTrainingOptions)
-    caches = caches_of(kind_type(kind)(options, read_data(options))) if latent else []
+    latent = isinstance(options, LatentTrainingOptions)  # of others the workers alone read the data
+    caches = caches_to_fill(kind_type(kind)(options, read_data(options))) if latent else []
     with connect(address):
+        require_workers(options)
         _fill_on_ray(caches, options)
         return train_on_ray(worker_of, options, address, progress)
 
@@ -125,10 +126,10 @@ def kind_type(name: str) -> KindType:
 def train_share(request: TrainingRequest, share: Share, device: torch.device, progress: Progress) -> TrainingResult:
     """One worker of a training: reads all data, trains its share of every batch."""
     kind = kind_type(request.kind)(request.options, read_data(request.options))
-    if isinstance(request.options, LatentTrainingOptions) and share.num_workers == 1:
+    if share.num_workers == 1 and (caches := caches_to_fill(kind)):
         from segdatagen.training.latents import fill, here
 
-        fill(caches_of(kind), device.type, here)  # they are whole already where Ray filled them
+        fill(caches, device.type, here)  # they are whole already where Ray filled them
     return train_loop(kind, share, device, progress, request.command)
 
 
@@ -150,11 +151,17 @@ def read_data(options: TrainingOptions) -> TrainingData:
     return data
 
 
-def caches_of(kind: Kind) -> list[Any]:
-    """The caches of a kind of latent diffusion; its modules import diffusers, which others do without."""
-    from segdatagen.training.latent_training import LatentTraining
+def caches_to_fill(kind: Kind) -> list[Any]:
+    """The caches of a kind of latent diffusion, whole or not. Raises UsageError where `out` holds another training."""
+    if not isinstance(kind.options, LatentTrainingOptions):
+        return []
+    from segdatagen.training.latent_training import LatentTraining  # imports diffusers, which others do without
 
-    return kind.caches() if isinstance(kind, LatentTraining) else []
+    assert isinstance(kind, LatentTraining)
+    found = newest_facts(Folder(kind.options.out).child(CHECKPOINTS_NAME))
+    if found is not None:
+        require_same_training(found, facts_of(kind), kind.options.out)
+    return kind.caches()
 
 
 def _fill_on_ray(caches: list[Any], options: TrainingOptions) -> None:
@@ -163,12 +170,13 @@ def _fill_on_ray(caches: list[Any], options: TrainingOptions) -> None:
         return
     from segdatagen.training.latents import fill
 
-    def spread_numbers(numbers: Sequence[int], work: Callable[[int], int]) -> Iterator[int]:
+    def spread_numbers(gpus: float, numbers: Sequence[int], work: Callable[[int], int]) -> Iterator[int]:
         failed = f"the cache of {options.sources} cannot be made"
-        gpus = 1.0 if options.use_gpu else 0.0
         return (number for _, number in spread(failed, numbers, work, num_gpus=gpus))
 
-    fill(caches, "cuda" if options.use_gpu else "cpu", spread_numbers)
+    for cache in caches:
+        gpu = options.use_gpu and cache.needs_device
+        fill([cache], "cuda" if gpu else "cpu", functools.partial(spread_numbers, float(gpu)))
 
 
 def local_device(use_gpu: bool) -> torch.device:

@@ -4,14 +4,22 @@ For trainings whose batches come from caches. It does not know what is cached.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from segdatagen.errors import UsageError
 from segdatagen.geometry import Geometry
 from segdatagen.labels import LabelSet
-from segdatagen.sources import DECODED, SourceStore, decoded_rows, first_without, lacking, transformed_counts
+from segdatagen.sources import (
+    SourceStore,
+    decoded_channels,
+    decoded_images,
+    first_without,
+    lacking,
+    transformed_counts,
+)
 from segdatagen.tables import UnreadablePart, read_parts
 
 
@@ -53,27 +61,32 @@ class StoredSources:
 
     def images_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Images of some sources, read: uint8 `[n, H, W, 3]`."""
-        return self._read(rows)[0]
+        width, height = self._geometry.size
+        return self._read(rows, "image", decoded_images, np.empty((len(rows), height, width, 3), np.uint8))
 
     def channels_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Masks of some sources, read: int16 `[n, H, W]`."""
-        return self._read(rows)[1]
+        width, height = self._geometry.size
+        return self._read(rows, "mask", decoded_channels, np.empty((len(rows), height, width), np.int16))
 
     def fingerprint(self, with_captions: bool = False) -> str:
         """That of the store: of image files, masks, ids, label set and, in any case, captions."""
         return self._store.info.fingerprint
 
-    def _read(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        counts = [part.num_rows for part in self._store.info.parts]
-        starts = np.concatenate([[0], np.cumsum(counts)])
+    def _read(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        column: str,
+        decoded: Callable[[SourceStore, pa.Table, Geometry], np.ndarray],
+        found: np.ndarray,
+    ) -> np.ndarray:
+        """Fill `found` with the rows of one column, read part by part."""
+        starts = np.concatenate([[0], np.cumsum([part.num_rows for part in self._store.info.parts])])
         wanted = np.asarray(rows, np.int64)
         parts = np.searchsorted(starts, wanted, side="right") - 1
-        width, height = self._geometry.size
-        images = np.empty((len(wanted), height, width, 3), np.uint8)
-        channels = np.empty((len(wanted), height, width), np.int16)
         for part in np.unique(parts).tolist():
             chosen = parts == part
             places = (wanted[chosen] - starts[part]).tolist()
-            table = self._store.read_rows(self._store.info.parts[part].name, places, DECODED)
-            images[chosen], channels[chosen] = decoded_rows(self._store, table, self._geometry)
-        return images, channels
+            table = self._store.read_rows(self._store.info.parts[part].name, places, ["source_id", column])
+            found[chosen] = decoded(self._store, table, self._geometry)
+        return found

@@ -45,7 +45,12 @@ class Text2MaskTraining(TextToImageTraining):
             if check_sdxl("init_weights", options.init_weights) != shape:
                 raise UsageError(f"init_weights: {options.init_weights} is of another architecture than the base")
             with placed("init_weights"):
-                require_colours_of(options.init_weights, data.label_set)
+                record = require_colours_of(options.init_weights, data.label_set)
+            if record is not None and record.kind != self.name:
+                raise UsageError(
+                    f"init_weights: {options.init_weights} was trained as {record.kind}, not as {self.name}: "
+                    "to begin with it, give it as base alone"
+                )
             self._start = options.init_weights
         super().__init__(options, data, vae_of(self._start))
 
