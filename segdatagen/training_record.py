@@ -41,6 +41,13 @@ def read_record(uri: str) -> TrainingRecord | None:
     return read_stored(folder, RECORD_NAME, TrainingRecord, UsageError)
 
 
+def require_kind(uri: str, kind: str) -> None:
+    """Raise UsageError where weights were trained here as another kind. Of others nothing is known."""
+    record = read_record(uri)
+    if record is not None and record.kind != kind:
+        raise UsageError(f"{uri} was trained as {record.kind}, and a {kind} is needed")
+
+
 def require_colours_of(uri: str, label_set: LabelSet) -> TrainingRecord | None:
     """The record of weights. Raises UsageError where they learned the colours of other classes than a label set's."""
     record = read_record(uri)

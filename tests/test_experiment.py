@@ -199,7 +199,7 @@ def test_a_training_that_fails_on_ray_ends_in_one_line(
 ) -> None:
     """Nor is anything begun on a cluster that has no place for it."""
     path = configure(training={"use_gpu": True})
-    assert "need 1 GPU but the cluster has 0" in refused_on_ray("experiment", path)
+    assert "1 worker needs 1 GPU but the cluster has 0: set use_gpu to false" in refused_on_ray("experiment", path)
     path = configure(seeds=[1], training={"learning_rate": 1e30})
     assert main(["experiment", str(path)]) == 1
     *meter, line = capfd.readouterr().err.splitlines()

@@ -161,7 +161,7 @@ def test_training_goes_on_from_weights_of_the_same_network(configure: Configure)
     card = (Path(str(first.weights)).parents[1] / "second" / "weights" / "README.md").read_text()
     assert f"| starts from | `{first.weights}` |" in card
     assert train_here(configure("third", init_weights=first.weights, seed=3)).loss < loss_of_first
-    with pytest.raises(UsageError, match=r"of another network .*hidden=4.* not of .*hidden=6"):
+    with pytest.raises(UsageError, match=r"of another network: its hidden is 4, not 6"):
         train_here(configure("other", init_weights=first.weights, hidden=6))
     with pytest.raises(UsageError, match="there are no weights builtin:nothing"):
         train_here(configure("missing", init_weights="builtin:nothing"))

@@ -125,7 +125,9 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over_and_said(
     assert whole.passed_over == ()
     newest.write_bytes(newest.read_bytes()[:-100])
     assert main(["train", "mask_ddpm", str(config), "--local"]) == 0
-    assert "without the checkpoint of step 24, which cannot be read" in capsys.readouterr().out
+    assert "step 24 of 24, from step 16 (the checkpoint of step 24 cannot be read), loss" in capsys.readouterr().out
+    assert main(["train", "mask_ddpm", str(config), "--local"]) == 0
+    assert "step 24 of 24, as it was, loss" in capsys.readouterr().out
     again = weights_of(whole)
     assert all(torch.equal(tensor, again[name]) for name, tensor in before.items())
     newest.write_bytes(b"torn")
@@ -150,7 +152,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_next_that_is_put(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == kept[-keep:]
 
 
-def test_a_picture_that_ends_a_training_is_passed_over_by_the_next(
+def test_a_picture_that_ends_a_training_twice_is_passed_over(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that takes more memory than there is, each time alike: at steps with and without a checkpoint."""
@@ -162,7 +164,7 @@ def test_a_picture_that_ends_a_training_is_passed_over_by_the_next(
         return picture(self, average)
 
     monkeypatch.setattr(MaskDDPMTraining, "picture", draw)
-    for newest in (8, 16):
+    for newest in (8, 8, 16, 16):
         with pytest.raises(MemoryError):
             train("mask_ddpm", str(configure("out", sample_every=2)), True, None, reports.append)
         assert newest_of(tmp_path / "out" / "checkpoints").step == newest
@@ -170,6 +172,35 @@ def test_a_picture_that_ends_a_training_is_passed_over_by_the_next(
     drawn = {int(path.name[len("step-") : -len(".png")]) for path in (tmp_path / "out" / "samples").glob("*.png")}
     assert drawn == {*range(2, STEPS + 1, 2)} - {10, 16}
     assert_same_weights(again, train_here(configure("whole")))
+
+
+@pytest.mark.parametrize("step", [10, 16, STEPS])
+def test_a_picture_over_which_a_training_was_killed_is_drawn_by_the_next(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """At a step without a checkpoint, at one with, and at the last."""
+    config, reports = str(configure("out", sample_every=2)), [TrainingProgress(0, STEPS, 0.0, 0.0)]
+    picture = MaskDDPMTraining.picture
+
+    def killed(self: MaskDDPMTraining, average: torch.nn.Module) -> Any:
+        if reports[-1].step == step:
+            raise KeyboardInterrupt
+        return picture(self, average)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MaskDDPMTraining, "picture", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("mask_ddpm", config, True, None, reports.append)
+    again = train_here(Path(config))
+    assert again.first_step == step // 8 * 8
+    names = sorted(path.name for path in (tmp_path / "out" / "samples").iterdir())
+    assert names == [f"step-{drawn:08d}.png" for drawn in range(2, STEPS + 1, 2)]
+    whole = train_here(configure("whole", sample_every=2))
+    for name in names:
+        assert (tmp_path / "out" / "samples" / name).read_bytes() == (
+            tmp_path / "whole" / "samples" / name
+        ).read_bytes()
+    assert_same_weights(again, whole)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

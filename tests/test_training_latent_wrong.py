@@ -49,11 +49,12 @@ def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Pat
         "noise_alone",
         "other_vae",
         "coarse",
+        "text2mask",
     )
     made = {name: tmp_path / name for name in names}
     for name in ("captionless", "other"):
         shutil.copytree(latent_store, made[name])
-    for name in ("inpainter", "attentive", "painter", "rotated", "velocity", "noise_alone"):
+    for name in ("inpainter", "attentive", "painter", "rotated", "velocity", "noise_alone", "text2mask"):
         shutil.copytree(latent_base, made[name])
     shutil.copytree(latent_vae, made["other_vae"])
     save_coarse(made["coarse"])
@@ -67,7 +68,9 @@ def wrong(tmp_path: Path, latent_store: Path, latent_base: Path, latent_vae: Pat
     edit_json(made["painter"] / "training.json", classes=["sea", "sky"], label_set="coast")
     colours = [label.colour for label in load_label_set("scenes").classes]
     edit_json(made["rotated"] / "training.json", colours=[*colours[1:], colours[0]])
+    edit_json(made["text2mask"] / "training.json", kind="text2mask")
     edit_json(made["other_vae"] / "config.json", _class_name="VQModel")
+    made["coarse/vae"] = made["coarse"] / "vae"
     return {name: str(path) for name, path in made.items()} | {"base": str(latent_base), "store": str(latent_store)}
 
 
@@ -93,6 +96,11 @@ Changes = dict[str, Any]
         ("`train text2mask` on from one of other classes", "text2mask", {"init_weights": "painter"}),
         ("`train text2mask` on from one of other colours", "text2mask", {"init_weights": "rotated"}),
         ("`train text2mask` on from what is no Text2Mask", "text2mask", {"init_weights": "base"}),
+        ("`train base` on from a Text2Mask", "base", {"init_weights": "text2mask", "network": None}),
+        ("`train controlnet` beside a Text2Mask", "controlnet", {"base": "text2mask"}),
+        ("`train vae` on from one of other sizes", "vae", {"init_weights": "coarse/vae"}),
+        ("`train vae` on from a base", "vae", {"init_weights": "base"}),
+        ("`train text2mask` with LoRA of a rank beyond its layers", "text2mask", {"lora": {"rank": 100000}}),
         (
             "`train text2mask` with LoRA and text encoders",
             "text2mask",

@@ -1,5 +1,6 @@
 """Sources that a training reads where it asks for them, and what it keeps neither in memory nor on a device."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,10 @@ def test_a_source_without_pixels_is_named(parts_of_three: str, column: str) -> N
     put_table(
         folder, "part-00002.parquet", table.set_column(place, table.schema.field(column), emptied), ROW_GROUP_SIZE
     )
+    stored, other = StoredSources(store, GEOMETRY), {"image": "mask", "mask": "image"}[column]
+    stored.require([other])
     with pytest.raises(UsageError, match=f"store: source {named} has no {column}: images and masks are needed"):
-        StoredSources(store, GEOMETRY)
+        stored.require([other, column])
 
 
 def test_the_first_without_a_value_is_found_without_reading_the_values(
@@ -140,6 +143,23 @@ def test_trainings_on_caches_decode_a_few_pictures_and_learn_the_same(
     assert learned.keys() == kept.keys()
     images, masks = {"base": (2, 0), "text2mask": (0, 4)}.get(kind, (2, 0))  # two sources of the grid, and of figures
     assert (decoded.count("decode_image"), decoded.count("decode_mask")) == (images, masks)
+
+
+def test_text2mask_learns_from_masks_without_images(latent_store: Path, latent_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(latent_store, tmp_path / "store")
+    folder = Folder(str(tmp_path / "store"))
+    for part in open_store(folder.uri).info.parts:
+        table = read_part(folder, part.name)
+        field, place = table.schema.field("image"), table.column_names.index("image")
+        nothing = pa.nulls(table.num_rows, field.type)
+        put_table(folder, part.name, table.set_column(place, field, nothing), ROW_GROUP_SIZE)
+    more = {"base": str(latent_base), "cache": str(tmp_path / "cache"), "steps": 2}
+    without = train_here("text2mask", write(tmp_path, "without", fields(tmp_path / "store", tmp_path / "out", **more)))
+    whole = train_here("text2mask", write(tmp_path, "whole", fields(latent_store, tmp_path / "whole", **more)))
+    kept = tensors_of(whole.weights)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in tensors_of(without.weights).items())
+    with pytest.raises(UsageError, match="has no image: images and masks are needed"):
+        train_here("controlnet", write(tmp_path, "control", fields(tmp_path / "store", tmp_path / "other", **more)))
 
 
 def test_networks_that_filled_a_cache_are_let_go(latent_store: Path, latent_base: Path, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_lora_begins_as_the_base_and_is_merged_into_it(latent_store: Path, laten
     ("targets", "sentence"),
     [
         (["to_q", "to_kk"], "this UNet has no layer called to_kk$"),
-        (["to_q", "attn1"], "to_q, attn1 are not all layers of this UNet"),
+        (["to_q", "attn1"], "to_q, attn1 are not all layers of weights: linear and convolutional ones are adapted$"),
     ],
 )
 def test_layers_that_lora_cannot_adapt_are_refused_before_anything_is_made(

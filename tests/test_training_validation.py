@@ -143,6 +143,7 @@ def test_of_latent_diffusion_it_is_that_of_the_weights_that_are_put(
     assert record is not None
     assert record.figures["validation_loss"] == pytest.approx(value, abs=1e-5)
     again = {name: part for name, part in found.items() if name != "lora"} | {"init_weights": result.weights}
+    again["out"] = str(tmp_path / "again")
     options: Any = read_options(kind, write(tmp_path, "again", again))
     started: Any = kind_type(kind)(options, read_data(options))
     fill(caches_to_fill(started), "cpu", here)

@@ -83,8 +83,12 @@ def train(
     if as_json:
         screen.print_json(asdict(result))
         return
-    spent = screen.as_duration(result.seconds) + _restarts(result.restarts) + _passed_over(result.passed_over)
-    screen.say(f"{result.out}: step {result.step} of {result.steps}, loss {result.loss:.4f}, {spent}")
+    spent = screen.as_duration(result.seconds) + _restarts(result.restarts)
+    began = f", from step {result.first_step}" if result.first_step else ""
+    if result.first_step == result.step:
+        began = ", as it was"
+    began += _passed_over(result.passed_over)
+    screen.say(f"{result.out}: step {result.step} of {result.steps}{began}, loss {result.loss:.4f}, {spent}")
     if result.weights is None:
         screen.say("max_hours are over: the same command goes on")
     else:
@@ -99,8 +103,7 @@ def _restarts(count: int) -> str:
 
 
 def _passed_over(steps: Sequence[int]) -> str:
-    named = " and ".join(map(str, steps))
-    return f", without the checkpoint of step {named}, which cannot be read" if steps else ""
+    return f" (the checkpoint of step {' and '.join(map(str, steps))} cannot be read)" if steps else ""
 
 
 def prefetch(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from segdatagen.diffusion.conditions import Conditions
 from segdatagen.diffusion.latent_models import LatentModels
+from segdatagen.errors import placed
 from segdatagen.images import Image
 from segdatagen.prompts import TokenBudget
 from segdatagen.stages.prompt import budget_of
@@ -28,6 +29,7 @@ from segdatagen.training.latent_weights import put_model, record_of
 from segdatagen.training.latents import TextCache, text_cache
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.training_prompts import require_enough_captions
+from segdatagen.training_record import require_kind
 from segdatagen.weights import WEIGHTS_NAME, WeightsUri, fingerprint_of
 
 
@@ -49,6 +51,8 @@ class BesideBaseTraining(LatentTraining):
         """Raises UsageError where the captions, the sources or the base cannot be used."""
         require_enough_captions(options, data)
         self._options = options
+        with placed("base"):
+            require_kind(options.base, "base")
         self.shape = check_sdxl("base", options.base)
         super().__init__(options, data, vae_of(options.base))
 
@@ -126,7 +130,7 @@ class BesideBaseTraining(LatentTraining):
             **size_rows(average, options),
             **training_rows(options, self.data, summary, self.new if options.init_weights is None else None),
             "base": f"`{options.base}`, frozen, fingerprint `{self.frozen['base']}`",
-            "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
+            "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma or 'none'}",
             "prompts": self.prompts_in_words(),
             **self.card_rows(),
         }

@@ -62,7 +62,7 @@ class Summary:
 class TrainingResult:
     """How one command ended. `weights` is the URI of the finished weights, None where `max_hours` came first.
 
-    `passed_over` as in `TrainingProgress`.
+    `passed_over` as in `TrainingProgress`. `first_step`: that of the checkpoint it went on from, else 0.
     """
 
     out: str
@@ -74,6 +74,7 @@ class TrainingResult:
     figures: Mapping[str, float] = field(default_factory=dict)
     restarts: int = 0
     passed_over: tuple[int, ...] = ()
+    first_step: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class LoraOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(ge=1)
+    rank: int = Field(ge=1, le=1024)
     alpha: float | None = Field(default=None, gt=0, description="unset: as the rank")
     targets: tuple[str, ...] = Field(
         default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="names of the layers of the UNet"

@@ -52,10 +52,14 @@ class LatentTraining(ABC):
 
     name: str
     kept: ClassVar[Kept] = "images"
+    reads: ClassVar[tuple[str, ...]] = ("mask", "image")
+    """What every source must have."""
     reads_captions = True
 
     def __init__(self, options: LatentTrainingOptions, data: TrainingData, vae: str) -> None:
         """Raises UsageError for too few captions, and for a VAE that cannot be used."""
+        if isinstance(data, StoredSources):
+            data.require(self.reads)
         self.data = data
         self._latents = latent_cache(options, vae, self.kept)
 

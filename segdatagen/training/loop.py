@@ -48,6 +48,9 @@ REPORT_EVERY = 10
 SAMPLES_NAME = "samples"
 BEGUN = ".begun"
 """Behind the name of a picture that is being drawn, or over which a training ended."""
+BEGUN_LINE = b"begun, and not finished\n"
+PICTURE_TRIES = 2
+"""What was killed for another reason is drawn by the next attempt; what takes more memory than there is dies again."""
 
 
 def train_loop(kind: Kind, share: Share, device: torch.device, progress: Progress, command: str) -> TrainingResult:
@@ -104,8 +107,10 @@ class Loop:
 
     def _run(self) -> TrainingResult:
         options = self._options
-        step = self._resume()
+        step = first_step = self._resume()
         self._boards = [Boards(self._folder, step)] if self._workers.is_first else []
+        if self._lease is not None and step and self._is_drawn(step):
+            self._make_up_for(step)
         stop = False
         reset_peak()
         self._speedometer.begin()
@@ -113,7 +118,7 @@ class Loop:
             self._speedometer.step(functools.partial(self._train_step, step))
             step += 1
             last = step == options.steps
-            due, drawn = step % options.checkpoint_every == 0 or last, step % options.sample_every == 0 or last
+            due, drawn = step % options.checkpoint_every == 0 or last, self._is_drawn(step)
             if due or drawn or step % REPORT_EVERY == 0:
                 stop = self._report(step)
             if self._lease is not None and (due or drawn or stop):
@@ -126,10 +131,8 @@ class Loop:
                     self._validate(step)
                 self._speedometer.begin()
         result = TrainingResult(options.out, step, options.steps, self._log.loss, self._seconds(), None)
-        result = replace(result, passed_over=self._passed_over)
+        result = replace(result, passed_over=self._passed_over, first_step=first_step)
         if step == options.steps and self._workers.is_first:
-            if step not in self._log.validation:  # an attempt ended over it
-                self._validate(step)
             summary = self._summary(step)
             saved = self._kind.save(self._average, summary)
             figures = {**saved.figures, **summary.validation}
@@ -137,6 +140,16 @@ class Loop:
         for board in self._boards:
             board.close()
         return result
+
+    def _is_drawn(self, step: int) -> bool:
+        return step % self._options.sample_every == 0 or step == self._options.steps
+
+    def _make_up_for(self, step: int) -> None:
+        """Draw and measure what an attempt that ended behind its checkpoint has left."""
+        if not self._folder.child(SAMPLES_NAME).exists(_picture_name(step)):
+            self._put_picture(step)
+        if step not in self._log.validation:
+            self._validate(step)
 
     def _train_step(self, step: int) -> None:
         options = self._options
@@ -243,11 +256,12 @@ class Loop:
                 raise self._no_number(f"after step {step} the weights {name} are no numbers")
 
     def _put_picture(self, step: int) -> None:
-        """Draw and put a grid, while the others wait. One over which an attempt died would be the end of each."""
-        samples, name = self._folder.child(SAMPLES_NAME), f"step-{step:08d}.png"
-        if samples.exists(name + BEGUN):
+        """Draw and put a grid, while the others wait. One over which two attempts died would be the end of each."""
+        samples, name = self._folder.child(SAMPLES_NAME), _picture_name(step)
+        tries = samples.read(name + BEGUN).count(b"\n") if samples.exists(name + BEGUN) else 0
+        if tries == PICTURE_TRIES:
             return
-        samples.put(name + BEGUN, b"not finished: whoever comes here again goes on without it\n")
+        samples.put(name + BEGUN, BEGUN_LINE * (tries + 1))
         with self._lower_precision():
             picture = self._kind.picture(self._average)
         samples.put(name, encode_image(picture, "png"))
@@ -282,6 +296,10 @@ class Loop:
             precision="bf16" if self._autocast else "fp32",
             validation_loss=self._log.validation.get(step),
         )
+
+
+def _picture_name(step: int) -> str:
+    return f"step-{step:08d}.png"
 
 
 def _wait_quietly(holder: Holder) -> None:

@@ -42,7 +42,9 @@ def add_low_rank(unet: UNet2DConditionModel, options: LoraOptions) -> LowRank:
         unet.add_adapter(config)
     except ValueError as error:
         names = ", ".join(options.targets)
-        raise UsageError(f"lora.targets: {names} are not all layers of this UNet ({error})") from error
+        raise UsageError(
+            f"lora.targets: {names} are not all layers of weights: linear and convolutional ones are adapted"
+        ) from error
     return LowRank(unet)
 
 

@@ -42,7 +42,7 @@ def training_rows(
         "optimizer": f"AdamW, {options.learning_rate:g}, {options.learning_rate_schedule}, "
         f"warm-up {options.warmup_steps} steps" + _clipped(options),
         "average of the weights": ema,
-        "time": f"{summary.seconds / 60:.0f} minutes",
+        "time": f"{summary.seconds / 60:.0f} minutes" if summary.seconds >= 90 else "less than 90 seconds",
         "speed": summary.speed,
         "last loss (smoothed)": f"{summary.loss:.4f}",
         **({} if summary.validation_loss is None else {"validation loss": f"{summary.validation_loss:.4f}"}),

@@ -90,7 +90,9 @@ def require_same_network(
     uri: str, networks: tuple[BaseModel, BaseModel], classes: tuple[tuple[str, ...], LabelSet]
 ) -> None:
     """Raise UsageError unless the weights at `uri` are of the wanted network and classes; pairs are (found, wanted)."""
-    if networks[0] != networks[1]:
-        raise UsageError(f"init_weights: {uri} are weights of another network ({networks[0]}), not of ({networks[1]})")
+    for name, wanted in networks[1].model_dump().items():
+        found = getattr(networks[0], name)
+        if found != wanted:
+            raise UsageError(f"init_weights: {uri} are weights of another network: its {name} is {found}, not {wanted}")
     if classes[0] != classes[1].names:
         raise UsageError(f"init_weights: {uri} were trained on the classes {', '.join(classes[0])}, in that order")

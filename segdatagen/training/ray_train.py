@@ -59,7 +59,7 @@ def train_on_ray(
                 try:
                     trainer = _trainer(worker_of(attempts.options()), reports, options, scratch)
                     result: TrainingResult = trainer.fit().return_value
-                    return replace(result, restarts=attempts.restarts)
+                    return attempts.ended(result)
                 except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                     attempts.failed(error)
 
@@ -77,7 +77,7 @@ class Attempts:
         self._began = time.monotonic()
         self._in_a_row = 0
         self._checkpoints = Folder(options.out).child(CHECKPOINTS_NAME)
-        self._newest = newest_step(self._checkpoints)
+        self._newest = self._first = newest_step(self._checkpoints)
         self._last: TrainingProgress | None = None
 
     def options(self) -> TrainingOptions:
@@ -91,6 +91,12 @@ class Attempts:
         """Hand on what a worker says."""
         self._last = replace(found, restarts=self.restarts)
         self._progress(self._last)
+
+    def ended(self, result: TrainingResult) -> TrainingResult:
+        """The result of the last attempt as that of the command."""
+        if not self.restarts:
+            return result
+        return replace(result, restarts=self.restarts, first_step=self._first or 0)
 
     def failed(self, error: Exception) -> None:
         """Count a failed attempt, and say that another one follows; raise one line where none does.
@@ -124,7 +130,7 @@ class Attempts:
     def _has_new_checkpoint(self) -> bool:
         before = self._newest
         with contextlib.suppress(StorageError, OSError):
-            self._newest = newest_step(self._checkpoints)
+            self._newest = self._first = newest_step(self._checkpoints)
         return self._newest != before
 
 
@@ -183,9 +189,14 @@ def require_workers(options: TrainingOptions) -> None:
     needs = {"CPU": options.num_workers * options.cpus_per_worker, "GPU": options.num_workers * options.use_gpu}
     for resource, needed in needs.items():
         if needed > have.get(resource, 0.0):
+            several = options.num_workers > 1
+            need = f"{options.num_workers} workers need" if several else "1 worker needs"
+            ways = ["lower num_workers"] * several + {
+                "CPU": ["lower torch_threads"] * (options.cpus_per_worker > 1),
+                "GPU": ["set use_gpu to false"],
+            }[resource]
             raise UsageError(
-                f"{options.num_workers} workers need {needed:g} {resource} but the cluster has "
-                f"{have.get(resource, 0.0):g}: lower num_workers{' or torch_threads' if resource == 'CPU' else ''}"
+                f"{need} {needed:g} {resource} but the cluster has {have.get(resource, 0.0):g}: {' or '.join(ways)}"
             )
 
 

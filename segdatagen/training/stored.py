@@ -27,13 +27,16 @@ class StoredSources:
     """See `TrainingData`. Labels, captions and pixels by class are in memory."""
 
     def __init__(self, store: SourceStore, geometry: Geometry) -> None:
-        """Raises UsageError where there is no source, or one without image or mask."""
+        """Raises UsageError where there is no source."""
         if not store.info.num_sources:
             raise UsageError(f"{store.folder.uri}: the source store holds no images: there is nothing to train on")
-        for column in ("mask", "image"):
-            if (source_id := first_without(store, column)) is not None:
-                raise lacking(store, source_id, column)
         self._store, self._geometry = store, geometry
+
+    def require(self, columns: Sequence[str]) -> None:
+        """Raise UsageError where a source has no mask, or no image."""
+        for column in columns:
+            if (source_id := first_without(self._store, column)) is not None:
+                raise lacking(self._store, source_id, column)
 
     @property
     def label_set(self) -> LabelSet:

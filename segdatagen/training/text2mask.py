@@ -15,7 +15,7 @@ from segdatagen.training.latent_parts import Parts, check_sdxl, vae_of
 from segdatagen.training.latents import Kept
 from segdatagen.training.pictures import colour_masks
 from segdatagen.training.text_to_image import TextToImageOptions, TextToImageTraining
-from segdatagen.training_record import require_colours_of
+from segdatagen.training_record import require_colours_of, require_kind
 from segdatagen.weights import WeightsUri
 
 PALETTE_DISTANCE = 16.0
@@ -36,21 +36,20 @@ class Text2MaskTraining(TextToImageTraining):
     name = "text2mask"
     title = "Text2Mask"
     kept: ClassVar[Kept] = "colour_maps"
+    reads: ClassVar[tuple[str, ...]] = ("mask",)
     options_type = Text2MaskTrainingOptions
 
     def __init__(self, options: Text2MaskTrainingOptions, data: TrainingData) -> None:
+        with placed("base"):
+            require_kind(options.base, "base")
         shape = check_sdxl("base", options.base)
         self._start = options.base
         if options.init_weights is not None:
             if check_sdxl("init_weights", options.init_weights) != shape:
                 raise UsageError(f"init_weights: {options.init_weights} is of another architecture than the base")
             with placed("init_weights"):
-                record = require_colours_of(options.init_weights, data.label_set)
-            if record is not None and record.kind != self.name:
-                raise UsageError(
-                    f"init_weights: {options.init_weights} was trained as {record.kind}, not as {self.name}: "
-                    "to begin with it, give it as base alone"
-                )
+                require_colours_of(options.init_weights, data.label_set)
+                require_kind(options.init_weights, self.name)
             self._start = options.init_weights
         super().__init__(options, data, vae_of(self._start))
 

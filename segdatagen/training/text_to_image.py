@@ -163,7 +163,7 @@ class TextToImageTraining(LatentTraining):
             "network": f"UNet in SDXL's form, blocks {tuple(blocks)}; text encoders {encoders}{lora}",
             **size_rows(nn.ModuleList([parts.unet, *parts.encoders]), options),
             **training_rows(options, self.data, summary, f"`{self.start}`" if self.start else None),
-            "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma}",
+            "noise": f"timesteps {options.timesteps}, min-SNR gamma {options.min_snr_gamma or 'none'}",
             "prompts": self.prompts_in_words(),
             **{
                 name: f"{value:.4f} on layouts for {len(self.chosen())} of its sources"

@@ -17,7 +17,7 @@ from segdatagen.colours import ColourDecoder
 from segdatagen.diffusion.mask_ddpm import from_pixels
 from segdatagen.diffusion.microbatch import draw_noise
 from segdatagen.diffusion.pixels import to_levels
-from segdatagen.errors import UsageError
+from segdatagen.errors import UsageError, placed
 from segdatagen.labels import LabelSet
 from segdatagen.latent_folders import network_config
 from segdatagen.storage import Folder
@@ -34,7 +34,13 @@ PICTURE_ROWS = 6
 JUDGED = 512
 """Images that figures are measured on, at most; as many that the scale of the latents is measured on."""
 AT_ONCE = 16
-NETWORK_FIELDS = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
+NETWORK_FIELDS = {
+    "block_channels": "block_out_channels",
+    "layers_per_block": "layers_per_block",
+    "latent_channels": "latent_channels",
+    "norm_groups": "norm_num_groups",
+}
+"""Options that decide the network, by the names that diffusers has for them."""
 
 
 class VaeTrainingOptions(TrainingOptions):
@@ -79,12 +85,7 @@ class VaeTrainingOptions(TrainingOptions):
     @property
     def network(self) -> dict[str, object]:
         """Arguments of AutoencoderKL, those of NETWORK_FIELDS."""
-        return {
-            "block_out_channels": self.block_channels,
-            "layers_per_block": self.layers_per_block,
-            "latent_channels": self.latent_channels,
-            "norm_num_groups": self.norm_groups,
-        }
+        return {theirs: getattr(self, ours) for ours, theirs in NETWORK_FIELDS.items()}
 
 
 class VaeTraining:
@@ -102,12 +103,15 @@ class VaeTraining:
         if options.validation is not None:
             self.judged = read_validation(options.validation, options, arrays.label_set)
         if options.init_weights is not None:
-            found = network_config(options.init_weights, "AutoencoderKL")
-            wrong = [n for n in NETWORK_FIELDS if _plain(found.get(n)) != _plain(options.network[n])]
-            if wrong:
-                raise UsageError(
-                    f"init_weights: {options.init_weights} is another network: its {wrong[0]} is {found.get(wrong[0])}"
-                )
+            with placed("init_weights"):
+                found = network_config(options.init_weights, "AutoencoderKL")
+            for ours, theirs in NETWORK_FIELDS.items():
+                wanted = _plain(getattr(options, ours))
+                if _plain(found.get(theirs)) != wanted:
+                    raise UsageError(
+                        f"init_weights: {options.init_weights} is another network: its {ours} is {found.get(theirs)}, "
+                        f"not {wanted}: give the sizes of the network that goes on"
+                    )
 
     def build(self) -> nn.Module:
         """An AutoencoderKL of the options: new, or that of `init_weights`."""

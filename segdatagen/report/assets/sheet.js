@@ -96,7 +96,9 @@ function captionOf(index, source) {
   const name = sheet.words.get("sort");
   const values = name === "seconds" ? report.columns.seconds : report.scores.find(([score]) => score === name)?.[1];
   if (name === "id") return report.columns.id[index];
-  if (!values) return `${source} · ${report.columns.variant[index]}`;
+  const { columns, methods } = report;
+  const method = methods.length > 1 ? ` · ${methods[columns.method[index]]}` : "";
+  if (!values) return `${source}${method} · ${columns.variant[index]}`;
   return values[index] === null ? "no value" : `${number(values[index])}${name === "seconds" ? " s" : ""}`;
 }
 
