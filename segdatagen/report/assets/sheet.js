@@ -97,8 +97,9 @@ function captionOf(index, source) {
   const values = name === "seconds" ? report.columns.seconds : report.scores.find(([score]) => score === name)?.[1];
   if (name === "id") return report.columns.id[index];
   const { columns, methods } = report;
-  const method = methods.length > 1 ? ` · ${methods[columns.method[index]]}` : "";
-  if (!values) return `${source}${method} · ${columns.variant[index]}`;
+  const variant = columns.variant[index];
+  if (!values && methods.length > 1) return `${methods[columns.method[index]]} ${variant} · ${source}`;
+  if (!values) return `${source} · ${variant}`;
   return values[index] === null ? "no value" : `${number(values[index])}${name === "seconds" ? " s" : ""}`;
 }
 
