@@ -40,9 +40,11 @@ def made(job: Path) -> np.ndarray:
 
 
 def test_a_run_stops_when_its_hours_are_over_and_the_same_command_goes_on(
-    ray_session: None, make_job: JobFactory, capfd: pytest.CaptureFixture[str]
+    ray_session: None, make_job: JobFactory, scenes_weights: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job = make_job(plan=PLAN, execution=EXECUTION | {"max_hours": 1e-6})
+    """Of blocks that take long: a driver that is kept waiting must not find all of them made."""
+    slow = {"mask_ddpm": {"weights": str(scenes_weights), "sampler": "ddim", "steps": 60, "guidance": 3.0}}
+    job = make_job(plan=PLAN, methods=slow, execution=EXECUTION | {"max_hours": 1e-6})
     folder = Folder(load_job(str(job)).uri)
     before = np.empty(0, np.int64)
     for _ in range(2):
@@ -57,7 +59,7 @@ def test_a_run_stops_when_its_hours_are_over_and_the_same_command_goes_on(
     assert all(attempt.seconds["wall"] > 0 for attempt in read_attempts(folder))
     assert not folder.exists(SUCCESS_NAME)
 
-    job = make_job(plan=PLAN, execution=EXECUTION)
+    job = make_job(plan=PLAN, methods=slow, execution=EXECUTION)
     assert json.loads(run(job, capfd, "--json"))["ended"] == "complete"
 
     ledger = read_ledger(folder)
