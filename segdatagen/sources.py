@@ -264,20 +264,12 @@ def arrays_of(store: SourceStore, geometry: Geometry) -> Arrays:
     images = np.empty((store.info.num_sources, height, width, 3), np.uint8)
     channels = np.empty((store.info.num_sources, height, width), np.int16)
     captions: list[str | None] = []
-    for number in range(len(store.info.parts)):
+    for part in store.info.parts:
         place = len(captions)
-        part_images, part_channels, part_captions = read_part_arrays(store, number, geometry)
-        captions += part_captions
-        images[place : len(captions)], channels[place : len(captions)] = part_images, part_channels
+        rows = read_part(store.folder, part.name, [*DECODED, "caption"])
+        captions += rows["caption"].to_pylist()
+        images[place : len(captions)], channels[place : len(captions)] = decoded_rows(store, rows, geometry)
     return images, channels, store.label_set, tuple(captions)
-
-
-def read_part_arrays(
-    store: SourceStore, number: int, geometry: Geometry
-) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
-    """One part of a store, of n sources, as `read_arrays` has it: images [n, H, W, 3], channels [n, H, W], captions."""
-    rows = read_part(store.folder, store.info.parts[number].name, [*DECODED, "caption"])
-    return *decoded_rows(store, rows, geometry), rows["caption"].to_pylist()
 
 
 def decoded_rows(store: SourceStore, rows: pa.Table, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:

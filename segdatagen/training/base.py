@@ -12,16 +12,14 @@ from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from segdatagen.errors import placed
 from segdatagen.prompts import CLIP_TOKENS, TokenBudget, class_sentence
 from segdatagen.stages.prompt import budget_of, counter_of
 from segdatagen.training.clip_tokenizer import train_tokenizer
 from segdatagen.training.data import TrainingData
-from segdatagen.training.latent_parts import Parts, check_sdxl, load_parts, vae_of
+from segdatagen.training.latent_parts import Parts, check_text_to_image, load_parts, vae_of
 from segdatagen.training.latent_weights import load_vae
 from segdatagen.training.noise import SDXL_SCHEDULE
 from segdatagen.training.text_to_image import TextToImageOptions, TextToImageTraining
-from segdatagen.training_record import require_kind
 from segdatagen.weights import WeightsUri
 
 
@@ -97,9 +95,7 @@ class BaseTraining(TextToImageTraining):
     def __init__(self, options: BaseTrainingOptions, data: TrainingData) -> None:
         self._network, self._init = options.network, options.init_weights
         if options.init_weights is not None:
-            with placed("init_weights"):
-                require_kind(options.init_weights, self.name)
-            check_sdxl("init_weights", options.init_weights)
+            check_text_to_image("init_weights", options.init_weights)
             vae = vae_of(options.init_weights)
         else:
             assert options.network is not None

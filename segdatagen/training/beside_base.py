@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from segdatagen.diffusion.conditions import Conditions
 from segdatagen.diffusion.latent_models import LatentModels
-from segdatagen.errors import placed
 from segdatagen.images import Image
 from segdatagen.prompts import TokenBudget
 from segdatagen.stages.prompt import budget_of
@@ -23,13 +22,12 @@ from segdatagen.storage import Folder
 from segdatagen.training.data import Batch, TrainingData
 from segdatagen.training.kind import Saved, Summary
 from segdatagen.training.latent_options import LatentTrainingOptions
-from segdatagen.training.latent_parts import Parts, check_sdxl, load_parts, vae_of
+from segdatagen.training.latent_parts import Parts, check_text_to_image, load_parts, vae_of
 from segdatagen.training.latent_training import LatentTraining, Noisy
 from segdatagen.training.latent_weights import put_model, record_of
 from segdatagen.training.latents import TextCache, text_cache
 from segdatagen.training.model_card import model_card, size_rows, training_rows
 from segdatagen.training.training_prompts import require_enough_captions
-from segdatagen.training_record import require_kind
 from segdatagen.weights import WEIGHTS_NAME, WeightsUri, fingerprint_of
 
 
@@ -51,9 +49,7 @@ class BesideBaseTraining(LatentTraining):
         """Raises UsageError where the captions, the sources or the base cannot be used."""
         require_enough_captions(options, data)
         self._options = options
-        with placed("base"):
-            require_kind(options.base, "base")
-        self.shape = check_sdxl("base", options.base)
+        self.shape = check_text_to_image("base", options.base)
         super().__init__(options, data, vae_of(options.base))
 
     @property

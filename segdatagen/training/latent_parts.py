@@ -19,11 +19,12 @@ from segdatagen.diffusion.conditions import TextCondition
 from segdatagen.diffusion.denoise import LatentNetwork
 from segdatagen.diffusion.latent_models import LatentModels, wants_zeros
 from segdatagen.diffusion.text import TextEncoder, token_ids
-from segdatagen.errors import UsageError
+from segdatagen.errors import UsageError, placed
 from segdatagen.latent_folders import Shape, check_base
 from segdatagen.model_configs import read_json
 from segdatagen.training.latent_weights import cast_copy, load_network, load_text_encoders, load_tokenizers, load_vae
 from segdatagen.training.noise import require_trainable
+from segdatagen.training_record import require_kind
 from segdatagen.weights import local_weights
 
 
@@ -99,6 +100,13 @@ class Parts:
 
 def _library(part: Any) -> str:
     return type(part).__module__.partition(".")[0]
+
+
+def check_text_to_image(option: str, uri: str) -> Shape:
+    """As `check_sdxl`; raises UsageError also for weights that were trained here as something else than a base."""
+    with placed(option):
+        require_kind(uri, "base")
+    return check_sdxl(option, uri)
 
 
 def check_sdxl(option: str, uri: str) -> Shape:

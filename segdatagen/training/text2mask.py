@@ -11,7 +11,7 @@ import numpy as np
 from segdatagen.colours import ColourDecoder, quality_of
 from segdatagen.errors import UsageError, placed
 from segdatagen.training.data import TrainingData
-from segdatagen.training.latent_parts import Parts, check_sdxl, vae_of
+from segdatagen.training.latent_parts import Parts, check_sdxl, check_text_to_image, vae_of
 from segdatagen.training.latents import Kept
 from segdatagen.training.pictures import colour_masks
 from segdatagen.training.text_to_image import TextToImageOptions, TextToImageTraining
@@ -40,9 +40,7 @@ class Text2MaskTraining(TextToImageTraining):
     options_type = Text2MaskTrainingOptions
 
     def __init__(self, options: Text2MaskTrainingOptions, data: TrainingData) -> None:
-        with placed("base"):
-            require_kind(options.base, "base")
-        shape = check_sdxl("base", options.base)
+        shape = check_text_to_image("base", options.base)
         self._start = options.base
         if options.init_weights is not None:
             if check_sdxl("init_weights", options.init_weights) != shape:
